@@ -1,0 +1,271 @@
+//! How much noise the forward process adds at each training timestep.
+//!
+//! "Denoising Diffusion Probabilistic Models" (<https://arxiv.org/abs/2006.11239>), equation 4: with `α_t = 1 - β_t`
+//! and `ᾱ_t = α_0 α_1 … α_t`,
+//!
+//! ```text
+//! x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε
+//! ```
+//!
+//! The tables are f32, computed with the roundings of torch, because samplers amplify them: a straight line is drawn
+//! from both ends with one rounding a point, and the running product is kept in f64 and rounded where it is stored.
+
+use std::f64::consts::PI;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{PredictionType, SchedulerError};
+
+/// The shape of `β_t` between `beta_start` and `beta_end` (the key `beta_schedule`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BetaSchedule {
+    /// `β` grows linearly (DDPM).
+    Linear,
+    /// `√β` grows linearly (latent diffusion, Stable Diffusion).
+    ScaledLinear,
+    /// `ᾱ` falls as a squared cosine, `β` stays below 0.999 (<https://arxiv.org/abs/2102.09672>, equation 17).
+    #[serde(rename = "squaredcos_cap_v2")]
+    SquaredcosCapV2,
+    /// `β` grows as a sigmoid over `-6..=6` (GeoDiff).
+    Sigmoid,
+    /// The signal-to-noise ratio follows a Laplace distribution (<https://arxiv.org/abs/2407.03297>).
+    Laplace,
+    /// `ᾱ` falls as `exp(-12 t)`.
+    Exp,
+}
+
+/// What a noise schedule is made from: the options of the same names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NoiseOptions<'a> {
+    pub class: &'static str,
+    pub num_train_timesteps: usize,
+    pub beta_start: f64,
+    pub beta_end: f64,
+    pub beta_schedule: BetaSchedule,
+    pub trained_betas: Option<&'a [f64]>,
+    pub rescale_betas_zero_snr: bool,
+}
+
+/// `β_t` and `ᾱ_t` for every training timestep `t`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NoiseSchedule {
+    betas: Vec<f32>,
+    alphas_cumprod: Vec<f32>,
+}
+
+/// More training timesteps than any published model by a factor of a thousand; a file that asks for more is broken.
+const MAX_TRAIN_TIMESTEPS: usize = 1_000_000;
+
+impl NoiseSchedule {
+    pub(crate) fn new(options: NoiseOptions<'_>) -> Result<Self, SchedulerError> {
+        let invalid = |key, value: String, expected: &str| {
+            Err(SchedulerError::Value {
+                class: options.class,
+                key,
+                value,
+                expected: expected.to_string(),
+            })
+        };
+        let count = options.num_train_timesteps;
+        if !(1..=MAX_TRAIN_TIMESTEPS).contains(&count) {
+            return invalid(
+                "num_train_timesteps",
+                count.to_string(),
+                "expected 1 to 1000000",
+            );
+        }
+        for (key, beta) in [
+            ("beta_start", options.beta_start),
+            ("beta_end", options.beta_end),
+        ] {
+            if !(0.0..=1.0).contains(&beta) {
+                return invalid(key, beta.to_string(), "expected a number between 0 and 1");
+            }
+        }
+        let mut betas = match options.trained_betas {
+            Some(betas) if betas.len() < count => {
+                let length = format!("a list of {}", betas.len());
+                return invalid(
+                    "trained_betas",
+                    length,
+                    "expected one entry for each of `num_train_timesteps`",
+                );
+            }
+            Some(betas) => betas.iter().map(|&beta| beta as f32).collect(),
+            None => draw(
+                options.beta_schedule,
+                options.beta_start,
+                options.beta_end,
+                count,
+            ),
+        };
+        if options.rescale_betas_zero_snr {
+            betas = rescale_zero_terminal_snr(&betas);
+        }
+        if betas.iter().any(|beta| !(0.0..=1.0).contains(beta))
+            || 1.0 - betas[0] >= 1.0
+            || 1.0 - betas[0] <= 0.0
+        {
+            let key = if options.trained_betas.is_some() {
+                "trained_betas"
+            } else {
+                "beta_start"
+            };
+            let first = betas[0].to_string();
+            return invalid(
+                key,
+                first,
+                "expected betas between 0 and 1, the first greater than 0 and less than 1",
+            );
+        }
+        let alphas_cumprod = running_product(&betas);
+        Ok(Self {
+            betas,
+            alphas_cumprod,
+        })
+    }
+
+    /// `β_t` for each training timestep.
+    pub fn betas(&self) -> &[f32] {
+        &self.betas
+    }
+
+    /// `ᾱ_t` for each training timestep.
+    pub fn alphas_cumprod(&self) -> &[f32] {
+        &self.alphas_cumprod
+    }
+
+    /// `ᾱ_t`, for a timestep that must be a whole number of the table.
+    pub(crate) fn alpha_bar(&self, timestep: f64) -> Result<f32, SchedulerError> {
+        let known =
+            timestep.fract() == 0.0 && (0.0..self.alphas_cumprod.len() as f64).contains(&timestep);
+        match known {
+            true => Ok(self.alphas_cumprod[timestep as usize]),
+            false => Err(SchedulerError::TimestepRange {
+                timestep,
+                num_train_timesteps: self.alphas_cumprod.len(),
+            }),
+        }
+    }
+
+    /// Refuses a schedule that would read an image out of a sample that is nothing but noise (`ᾱ_t = 0`).
+    pub(crate) fn check_signal(
+        &self,
+        class: &'static str,
+        prediction_type: PredictionType,
+        timesteps: &[f64],
+    ) -> Result<(), SchedulerError> {
+        let mut alpha_bars = timesteps.iter().map(|&timestep| self.alpha_bar(timestep));
+        let silent =
+            alpha_bars.try_fold(false, |silent, alpha_bar| Ok(silent || alpha_bar? == 0.0))?;
+        if silent && prediction_type == PredictionType::Epsilon {
+            return Err(SchedulerError::Clash {
+                class,
+                keys: "`rescale_betas_zero_snr` and `prediction_type` `epsilon`".into(),
+                advice: "the noisiest timestep holds no image to recover, choose `prediction_type` `v_prediction` or a \
+                         `timestep_spacing` that does not visit it (`leading`)"
+                    .into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// The noise to signal ratio `σ_t = √((1 - ᾱ_t) / ᾱ_t)` for each training timestep.
+    pub(crate) fn sigmas(&self) -> Vec<f32> {
+        self.alphas_cumprod
+            .iter()
+            .map(|alpha_bar| ((1.0 - alpha_bar) / alpha_bar).sqrt())
+            .collect()
+    }
+
+    /// Replaces a last `ᾱ` of zero by the smallest half-precision number, so that its sigma (4096) is finite.
+    pub(crate) fn with_finite_last_sigma(mut self) -> Self {
+        *self
+            .alphas_cumprod
+            .last_mut()
+            .expect("a schedule has at least one timestep") = 2f32.powi(-24);
+        self
+    }
+}
+
+/// `β_t` of each kind, for `t` in `0..count`.
+fn draw(kind: BetaSchedule, start: f64, end: f64, count: usize) -> Vec<f32> {
+    match kind {
+        BetaSchedule::Linear => linspace(start, end, count),
+        BetaSchedule::ScaledLinear => linspace(start.sqrt(), end.sqrt(), count)
+            .into_iter()
+            .map(|root| root * root)
+            .collect(),
+        BetaSchedule::Sigmoid => {
+            let (start, range) = (start as f32, (end - start) as f32);
+            let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+            linspace(-6.0, 6.0, count)
+                .into_iter()
+                .map(|x| sigmoid(x) * range + start)
+                .collect()
+        }
+        BetaSchedule::SquaredcosCapV2 => {
+            from_alpha_bar(count, |t| ((t + 0.008) / 1.008 * PI / 2.0).cos().powi(2))
+        }
+        BetaSchedule::Laplace => from_alpha_bar(count, |t| {
+            let side = if t <= 0.5 { 1.0 } else { -1.0 };
+            let snr = (-0.5 * side * (1.0 - 2.0 * (0.5 - t).abs() + 1e-6).ln()).exp();
+            (snr / (1.0 + snr)).sqrt()
+        }),
+        BetaSchedule::Exp => from_alpha_bar(count, |t| (-12.0 * t).exp()),
+    }
+}
+
+/// `β_i = 1 - ᾱ((i + 1) / n) / ᾱ(i / n)`, at most 0.999, for a function `ᾱ` of time in `0..=1`.
+fn from_alpha_bar(count: usize, alpha_bar: impl Fn(f64) -> f64) -> Vec<f32> {
+    let at = |i: usize| alpha_bar(i as f64 / count as f64);
+    (0..count)
+        .map(|i| (1.0 - at(i + 1) / at(i)).min(0.999) as f32)
+        .collect()
+}
+
+/// A straight line of f32 points: from the near end with one rounding each (a fused multiply-add).
+pub(crate) fn linspace(start: f64, end: f64, count: usize) -> Vec<f32> {
+    let (start, end) = (start as f32, end as f32);
+    let step = if count > 1 {
+        (end - start) / (count - 1) as f32
+    } else {
+        0.0
+    };
+    let point = |i: usize| match i < count / 2 {
+        true => step.mul_add(i as f32, start),
+        false => (-step).mul_add((count - 1 - i) as f32, end),
+    };
+    if count == 1 {
+        vec![start]
+    } else {
+        (0..count).map(point).collect()
+    }
+}
+
+/// `ᾱ_t`: each `1 - β` is rounded to f32, their product is not until it is stored.
+fn running_product(betas: &[f32]) -> Vec<f32> {
+    let product = |product: &mut f64, beta: &f32| {
+        *product *= f64::from(1.0 - beta);
+        Some(*product as f32)
+    };
+    betas.iter().scan(1.0, product).collect()
+}
+
+/// Algorithm 1 of "Common Diffusion Noise Schedules and Sample Steps are Flawed" (<https://arxiv.org/abs/2305.08891>):
+/// shifts and scales `√ᾱ` so that the last one is 0 and the first one stays.
+fn rescale_zero_terminal_snr(betas: &[f32]) -> Vec<f32> {
+    let roots: Vec<f32> = running_product(betas).into_iter().map(f32::sqrt).collect();
+    let (first, last) = (roots[0], roots[roots.len() - 1]);
+    let scale = first / (first - last);
+    let alpha_bars: Vec<f32> = roots
+        .into_iter()
+        .map(|root| ((root - last) * scale).powi(2))
+        .collect();
+    let alphas = alpha_bars.windows(2).map(|pair| pair[1] / pair[0]);
+    std::iter::once(alpha_bars[0])
+        .chain(alphas)
+        .map(|alpha| 1.0 - alpha)
+        .collect()
+}

@@ -1,0 +1,262 @@
+//! What every sampler can do.
+//!
+//! A denoising loop knows only this:
+//!
+//! ```text
+//! scheduler.set_timesteps(&50.into())?;
+//! let mut sample = noise * scheduler.init_noise_sigma();
+//! for timestep in scheduler.timesteps().to_vec() {
+//!     let input = scheduler.scale_model_input(sample.clone(), timestep)?;
+//!     let output = model(input, timestep);
+//!     sample = scheduler.step(output, timestep, sample, &options, &mut generator)?.prev_sample;
+//! }
+//! ```
+
+use burn::prelude::*;
+use burn::tensor::DType;
+
+use crate::tensor::{cast, widen};
+use crate::{NoiseSource, SchedulerConfig, SchedulerError, randn_tensor};
+
+/// Which timesteps to visit.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TimestepRequest {
+    /// That many, placed by the sampler.
+    Steps(usize),
+    /// These, largest first ([`Capabilities::custom_timesteps`]).
+    Timesteps(Vec<f64>),
+    /// Those at these noise levels, largest first, with the level of the result at the end
+    /// ([`Capabilities::custom_sigmas`]).
+    Sigmas(Vec<f64>),
+}
+
+impl From<usize> for TimestepRequest {
+    fn from(steps: usize) -> Self {
+        Self::Steps(steps)
+    }
+}
+
+/// What a sampler takes beyond what all take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// `set_timesteps` takes [`TimestepRequest::Timesteps`].
+    pub custom_timesteps: bool,
+    /// `set_timesteps` takes [`TimestepRequest::Sigmas`].
+    pub custom_sigmas: bool,
+    /// `step` heeds [`StepOptions::eta`].
+    pub eta: bool,
+    /// `step` may draw noise.
+    pub noise: bool,
+    /// The place in the schedule is counted, and [`Scheduler::set_begin_index`] sets where it begins.
+    pub begin_index: bool,
+}
+
+/// Options of a single step; samplers that have no use for one do not look at it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepOptions {
+    /// The share of noise in a step, from 0 (none) to 1 (as in DDPM); `None` is the sampler's default (DDIM: 0).
+    pub eta: Option<f64>,
+    /// DDIM: whether the predicted noise is computed again from the bounded image.
+    pub use_clipped_model_output: bool,
+    /// Euler: how much noise is added before a step.
+    pub s_churn: f64,
+    /// Euler: the smallest sigma at which noise is added.
+    pub s_tmin: f64,
+    /// Euler: the largest sigma at which noise is added.
+    pub s_tmax: f64,
+    /// Euler: the scale of the added noise.
+    pub s_noise: f64,
+}
+
+impl Default for StepOptions {
+    fn default() -> Self {
+        Self {
+            eta: None,
+            use_clipped_model_output: false,
+            s_churn: 0.0,
+            s_tmin: 0.0,
+            s_tmax: f64::INFINITY,
+            s_noise: 1.0,
+        }
+    }
+}
+
+impl StepOptions {
+    fn check(&self) -> Result<(), SchedulerError> {
+        let eta = self.eta.unwrap_or(0.0);
+        let finite = [
+            ("eta", eta),
+            ("s_churn", self.s_churn),
+            ("s_noise", self.s_noise),
+        ];
+        let numbers = [("s_tmin", self.s_tmin), ("s_tmax", self.s_tmax)];
+        for (name, value) in finite.into_iter().filter(|(_, value)| !value.is_finite()) {
+            return Err(SchedulerError::StepOption {
+                name,
+                value,
+                expected: "a finite number",
+            });
+        }
+        for (name, value) in numbers.into_iter().filter(|(_, value)| value.is_nan()) {
+            return Err(SchedulerError::StepOption {
+                name,
+                value,
+                expected: "a number",
+            });
+        }
+        Ok(())
+    }
+}
+
+/// What a step gives.
+#[derive(Clone, Debug)]
+pub struct StepOutput<B: Backend> {
+    /// The sample at the next timestep, `[batch, channels, height, width]`.
+    pub prev_sample: Tensor<B, 4>,
+    /// The image that the model sees in the sample, where the sampler computes it:
+    /// `[batch, channels, height, width]`, in `[-1, 1]` for models of pixels.
+    pub pred_original_sample: Option<Tensor<B, 4>>,
+}
+
+/// What a sampler makes a step from; the tensors have at least single precision.
+pub struct Step<'a, B: Backend> {
+    /// What the model gave: `[batch, channels, height, width]`, with twice the channels if it predicts a variance too.
+    pub model_output: Tensor<B, 4>,
+    /// Where the sample is.
+    pub timestep: f64,
+    /// `[batch, channels, height, width]`
+    pub sample: Tensor<B, 4>,
+    /// What the caller chose.
+    pub options: &'a StepOptions,
+    /// Where noise comes from.
+    pub noise: StepNoise<'a>,
+}
+
+/// Noise for a step, drawn in the precision of the caller's sample.
+pub struct StepNoise<'a> {
+    source: &'a mut dyn NoiseSource,
+    dtype: DType,
+}
+
+impl StepNoise<'_> {
+    /// Draws noise of the shape, precision and device of a tensor `[batch, channels, height, width]`.
+    pub fn like<B: Backend>(&mut self, x: &Tensor<B, 4>) -> Result<Tensor<B, 4>, SchedulerError> {
+        let noise = randn_tensor(self.source, x.dims(), self.dtype, &x.device())?;
+        Ok(cast(noise, x.dtype()))
+    }
+}
+
+/// A sampler: it decides where a model is asked, and makes the next sample from each answer.
+pub trait Scheduler<B: Backend>: Send {
+    /// The options in effect, with the keys kept for other samplers.
+    fn config(&self) -> &SchedulerConfig;
+
+    /// What this sampler takes beyond what all take.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Chooses the timesteps of a run and forgets the run before.
+    fn set_timesteps(&mut self, request: &TimestepRequest) -> Result<(), SchedulerError>;
+
+    /// The timesteps of the run in the order of the model calls, in `0..num_train_timesteps`; empty before
+    /// [`set_timesteps`](Self::set_timesteps).
+    fn timesteps(&self) -> &[f64];
+
+    /// The noise level at each timestep and after the last, for samplers that count in noise levels.
+    fn sigmas(&self) -> Option<&[f32]> {
+        None
+    }
+
+    /// The standard deviation of the noise that the run starts from. It depends on the timesteps of the run.
+    fn init_noise_sigma(&self) -> f64 {
+        1.0
+    }
+
+    /// The number of entries in [`timesteps`](Self::timesteps) for one step of the image.
+    fn order(&self) -> usize {
+        1
+    }
+
+    /// Starts a run inside the schedule, at this entry of [`timesteps`](Self::timesteps). Samplers that find their
+    /// place by the timestep alone have no use for it.
+    fn set_begin_index(&mut self, begin_index: usize) {
+        let _ = begin_index;
+    }
+
+    /// The sample as the model wants to see it, `[batch, channels, height, width]`.
+    fn scale_model_input(
+        &mut self,
+        sample: Tensor<B, 4>,
+        timestep: f64,
+    ) -> Result<Tensor<B, 4>, SchedulerError> {
+        let _ = timestep;
+        Ok(sample)
+    }
+
+    /// The formula of the sampler. Call [`step`](Self::step), which checks the arguments and the precision first.
+    fn advance(&mut self, step: Step<'_, B>) -> Result<StepOutput<B>, SchedulerError>;
+
+    /// Goes from the sample at `timestep` to the sample at the next one.
+    ///
+    /// `model_output` and `sample` are `[batch, channels, height, width]`; the output has twice the channels for models
+    /// that predict a variance. Half precision is widened for the computation; the results have the sample's type.
+    ///
+    /// # Panics
+    /// If the shapes of the two do not fit.
+    fn step(
+        &mut self,
+        model_output: Tensor<B, 4>,
+        timestep: f64,
+        sample: Tensor<B, 4>,
+        options: &StepOptions,
+        noise: &mut dyn NoiseSource,
+    ) -> Result<StepOutput<B>, SchedulerError> {
+        options.check()?;
+        if self.timesteps().is_empty() {
+            return Err(SchedulerError::NoTimesteps);
+        }
+        if !self.timesteps().contains(&timestep) {
+            return Err(SchedulerError::NotInSchedule { timestep });
+        }
+        let dtype = sample.dtype();
+        let noise = StepNoise {
+            source: noise,
+            dtype,
+        };
+        let (model_output, sample) = (widen(model_output), widen(sample));
+        let output = self.advance(Step {
+            model_output,
+            timestep,
+            sample,
+            options,
+            noise,
+        })?;
+        Ok(StepOutput {
+            prev_sample: cast(output.prev_sample, dtype),
+            pred_original_sample: output.pred_original_sample.map(|image| cast(image, dtype)),
+        })
+    }
+
+    /// Noises images to given timesteps, one for each row of the batch or one for all.
+    ///
+    /// `original` and `noise` are `[batch, channels, height, width]`.
+    ///
+    /// # Panics
+    /// If the shapes of the two differ.
+    fn add_noise(
+        &self,
+        original: Tensor<B, 4>,
+        noise: Tensor<B, 4>,
+        timesteps: &[f64],
+    ) -> Result<Tensor<B, 4>, SchedulerError>;
+
+    /// The velocity that a model should predict for a sample and its noise, both `[batch, channels, height, width]`.
+    ///
+    /// # Panics
+    /// If the shapes of the two differ.
+    fn get_velocity(
+        &self,
+        sample: Tensor<B, 4>,
+        noise: Tensor<B, 4>,
+        timesteps: &[f64],
+    ) -> Result<Tensor<B, 4>, SchedulerError>;
+}

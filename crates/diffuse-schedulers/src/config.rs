@@ -46,7 +46,7 @@ impl SchedulerConfig {
     /// Reads the text of a `scheduler_config.json`, Python's bare `NaN`, `Infinity` and `-Infinity` included.
     pub fn from_json_str(text: &str) -> Result<Self, SchedulerError> {
         let value = json::parse(text).map_err(|source| SchedulerError::Json { source })?;
-        let Value::Object(mut values) = value else {
+        let Value::Object(values) = value else {
             let found = match value {
                 Value::Array(_) => "a list",
                 Value::String(_) => "a string",
@@ -55,15 +55,20 @@ impl SchedulerConfig {
             };
             return Err(SchedulerError::NotAnObject { found });
         };
+        Ok(Self::from_values(values))
+    }
+
+    /// A configuration with these keys; `_class_name` among them names the sampler.
+    pub fn from_values(mut values: Map<String, Value>) -> Self {
         let class_name = match values.shift_remove("_class_name") {
             Some(Value::String(name)) => Some(name),
             _ => None,
         };
-        Ok(Self {
+        Self {
             class_name,
             values,
             ..Self::default()
-        })
+        }
     }
 
     /// Reads a `scheduler_config.json`, or the one in a folder.
@@ -148,16 +153,6 @@ pub(crate) trait ClassConfig: Clone + Default {
     fn from_values(values: &Map<String, Value>) -> Result<Self, SchedulerError>;
     /// Writes all options.
     fn to_values(&self) -> Map<String, Value>;
-
-    /// The error of a class that places its own timesteps.
-    fn no_custom(what: &'static str) -> SchedulerError {
-        let reason = "its `set_timesteps` takes a number of steps".to_string();
-        SchedulerError::Schedule {
-            class: Self::CLASS,
-            what,
-            reason,
-        }
-    }
 }
 
 /// The options of a sampler, typed and as the configuration they came from.

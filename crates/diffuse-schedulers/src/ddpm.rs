@@ -130,15 +130,16 @@ impl<B: Backend> Scheduler<B> for DDPMScheduler<B> {
     fn set_timesteps(&mut self, request: &TimestepRequest) -> Result<(), SchedulerError> {
         let options = &self.resolved.options;
         let timesteps = match request {
-            TimestepRequest::Steps(steps) => options.spacing().visited(*steps)?,
             TimestepRequest::Timesteps(timesteps) => {
                 self.check_timesteps(timesteps)?;
                 timesteps.clone()
             }
-            TimestepRequest::Sigmas(_) => return Err(DDPMConfig::no_custom("sigmas")),
+            other => options.spacing().visited(other.steps(DDPMConfig::CLASS)?)?,
         };
-        self.noise_schedule
-            .check_signal(DDPMConfig::CLASS, options.prediction_type, &timesteps)?;
+        if options.prediction_type == PredictionType::Epsilon && !self.bound.cuts_infinity() {
+            self.noise_schedule
+                .require_signal(DDPMConfig::CLASS, &timesteps)?;
+        }
         if options.variance_type == VarianceType::FixedLargeLog && timesteps[0] > 0.0 {
             return Err(SchedulerError::Clash {
                 class: DDPMConfig::CLASS,

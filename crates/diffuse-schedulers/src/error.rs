@@ -176,7 +176,7 @@ pub enum SchedulerError {
     #[error("`{class}` has no {operation}")]
     Unsupported {
         /// The sampler.
-        class: &'static str,
+        class: String,
         /// The operation.
         operation: &'static str,
     },

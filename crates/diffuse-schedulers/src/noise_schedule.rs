@@ -14,7 +14,7 @@ use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{PredictionType, SchedulerError};
+use crate::SchedulerError;
 
 /// The shape of `β_t` between `beta_start` and `beta_end` (the key `beta_schedule`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,11 @@ pub enum BetaSchedule {
     Laplace,
     /// `ᾱ` falls as `exp(-12 t)`.
     Exp,
+}
+
+impl BetaSchedule {
+    /// The kinds that every sampler knows.
+    pub(crate) const COMMON: &[Self] = &[Self::Linear, Self::ScaledLinear, Self::SquaredcosCapV2];
 }
 
 /// What a noise schedule is made from: the options of the same names.
@@ -149,24 +154,36 @@ impl NoiseSchedule {
         }
     }
 
-    /// Refuses a schedule that would read an image out of a sample that is nothing but noise (`ᾱ_t = 0`).
-    pub(crate) fn check_signal(
+    /// `ᾱ_t`, or below the first timestep the end of the process: 1, or `ᾱ_0`.
+    pub(crate) fn alpha_bar_or_end(
+        &self,
+        timestep: f64,
+        end_at_one: bool,
+    ) -> Result<f32, SchedulerError> {
+        match (timestep < 0.0, end_at_one) {
+            (false, _) => self.alpha_bar(timestep),
+            (true, true) => Ok(1.0),
+            (true, false) => Ok(self.alphas_cumprod[0]),
+        }
+    }
+
+    /// Refuses timesteps at which an image would be read out of a sample that is nothing but noise (`ᾱ_t = 0`).
+    pub(crate) fn require_signal(
         &self,
         class: &'static str,
-        prediction_type: PredictionType,
         timesteps: &[f64],
     ) -> Result<(), SchedulerError> {
-        let mut alpha_bars = timesteps.iter().map(|&timestep| self.alpha_bar(timestep));
-        let silent =
-            alpha_bars.try_fold(false, |silent, alpha_bar| Ok(silent || alpha_bar? == 0.0))?;
-        if silent && prediction_type == PredictionType::Epsilon {
-            return Err(SchedulerError::Clash {
-                class,
-                keys: "`rescale_betas_zero_snr` and `prediction_type` `epsilon`".into(),
-                advice: "the noisiest timestep holds no image to recover, choose `prediction_type` `v_prediction` or a \
-                         `timestep_spacing` that does not visit it (`leading`)"
-                    .into(),
-            });
+        for &timestep in timesteps {
+            if self.alpha_bar(timestep)? == 0.0 {
+                return Err(SchedulerError::Clash {
+                    class,
+                    keys: "`rescale_betas_zero_snr` and `prediction_type` `epsilon`".into(),
+                    advice: format!(
+                        "the sample at timestep {timestep} holds no image to recover, choose `prediction_type` \
+                         `v_prediction`, or a `timestep_spacing` that does not visit it (`leading`)"
+                    ),
+                });
+            }
         }
         Ok(())
     }

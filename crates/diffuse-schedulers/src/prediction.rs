@@ -24,6 +24,7 @@ pub enum PredictionType {
     /// The noise in the sample.
     Epsilon,
     /// The image without noise.
+    #[serde(alias = "original_sample")]
     Sample,
     /// The velocity, a mixture of both.
     VPrediction,
@@ -47,6 +48,19 @@ impl<B: Backend> Prediction<B> {
             PredictionType::Epsilon => combine([(1.0, sample), (-sigma, output)]).div_scalar(alpha),
             PredictionType::Sample => output,
             PredictionType::VPrediction => combine([(alpha, sample), (-sigma, output)]),
+        }
+    }
+
+    /// `x0` of a sample `x = x0 + σ ε`, of which the model has seen `x / √(σ² + 1)`.
+    pub fn denoised(&self, sigma: f32) -> Tensor<B, 4> {
+        let (output, sample) = (self.output.clone(), self.sample.clone());
+        let seen = Mixture::of_ratio(sigma);
+        match self.kind {
+            PredictionType::Epsilon => combine([(1.0, sample), (-sigma, output)]),
+            PredictionType::Sample => output,
+            PredictionType::VPrediction => {
+                combine([(seen.alpha * seen.alpha, sample), (-seen.sigma, output)])
+            }
         }
     }
 
@@ -126,6 +140,11 @@ impl Bound {
                 expected: "expected a number of at least 0".into(),
             }),
         }
+    }
+
+    /// Whether an image that is infinite everywhere comes back finite.
+    pub fn cuts_infinity(self) -> bool {
+        matches!(self, Bound::Clip(_))
     }
 
     /// Applies the bound to an image `[batch, channels, height, width]`.

@@ -48,6 +48,10 @@ macro_rules! registry {
 
 registry! {
     "ddpm" => DDPMScheduler(DDPMConfig),
+    "ddim" => DDIMScheduler(DDIMConfig),
+    "pndm" => PNDMScheduler(PNDMConfig),
+    "euler" => EulerDiscreteScheduler(EulerDiscreteConfig),
+    "unipc" => UniPCMultistepScheduler(UniPCMultistepConfig),
 }
 
 /// Builds the sampler that a configuration, or `name`, asks for: the reference's `from_pretrained` and `from_config`.
@@ -150,37 +154,6 @@ const NOT_EXCHANGEABLE: &[&str] = &[
 
 /// The option names of classes of the reference that this crate does not have.
 const OTHERS: &[(&str, &str)] = &[
-    (
-        "DDPMScheduler",
-        "num_train_timesteps beta_start beta_end beta_schedule trained_betas variance_type clip_sample \
-         prediction_type thresholding dynamic_thresholding_ratio clip_sample_range sample_max_value \
-         timestep_spacing steps_offset rescale_betas_zero_snr",
-    ),
-    (
-        "DDIMScheduler",
-        "num_train_timesteps beta_start beta_end beta_schedule trained_betas clip_sample set_alpha_to_one \
-         steps_offset prediction_type thresholding dynamic_thresholding_ratio clip_sample_range \
-         sample_max_value timestep_spacing rescale_betas_zero_snr",
-    ),
-    (
-        "PNDMScheduler",
-        "num_train_timesteps beta_start beta_end beta_schedule trained_betas skip_prk_steps set_alpha_to_one \
-         prediction_type timestep_spacing steps_offset",
-    ),
-    (
-        "EulerDiscreteScheduler",
-        "num_train_timesteps beta_start beta_end beta_schedule trained_betas prediction_type \
-         interpolation_type use_karras_sigmas use_exponential_sigmas use_beta_sigmas sigma_min sigma_max \
-         timestep_spacing timestep_type steps_offset rescale_betas_zero_snr final_sigmas_type",
-    ),
-    (
-        "UniPCMultistepScheduler",
-        "num_train_timesteps beta_start beta_end beta_schedule trained_betas solver_order prediction_type \
-         thresholding dynamic_thresholding_ratio sample_max_value predict_x0 solver_type lower_order_final \
-         disable_corrector solver_p use_karras_sigmas use_exponential_sigmas use_beta_sigmas use_flow_sigmas \
-         flow_shift timestep_spacing steps_offset final_sigmas_type rescale_betas_zero_snr \
-         use_dynamic_shifting time_shift_type sigma_min sigma_max shift_terminal",
-    ),
     (
         "LMSDiscreteScheduler",
         "num_train_timesteps beta_start beta_end beta_schedule trained_betas use_karras_sigmas \

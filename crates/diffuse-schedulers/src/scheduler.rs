@@ -12,6 +12,8 @@
 //! }
 //! ```
 
+use std::fmt::Debug;
+
 use burn::prelude::*;
 use burn::tensor::DType;
 
@@ -33,6 +35,23 @@ pub enum TimestepRequest {
 impl From<usize> for TimestepRequest {
     fn from(steps: usize) -> Self {
         Self::Steps(steps)
+    }
+}
+
+impl TimestepRequest {
+    /// The number of steps, for a sampler that places its own timesteps.
+    pub(crate) fn steps(&self, class: &'static str) -> Result<usize, SchedulerError> {
+        let what = match self {
+            Self::Steps(steps) => return Ok(*steps),
+            Self::Timesteps(_) => "timesteps",
+            Self::Sigmas(_) => "sigmas",
+        };
+        let reason = "its `set_timesteps` takes a number of steps".to_string();
+        Err(SchedulerError::Schedule {
+            class,
+            what,
+            reason,
+        })
     }
 }
 
@@ -147,7 +166,7 @@ impl StepNoise<'_> {
 }
 
 /// A sampler: it decides where a model is asked, and makes the next sample from each answer.
-pub trait Scheduler<B: Backend>: Send {
+pub trait Scheduler<B: Backend>: Debug + Send {
     /// The options in effect, with the keys kept for other samplers.
     fn config(&self) -> &SchedulerConfig;
 
@@ -249,7 +268,8 @@ pub trait Scheduler<B: Backend>: Send {
         timesteps: &[f64],
     ) -> Result<Tensor<B, 4>, SchedulerError>;
 
-    /// The velocity that a model should predict for a sample and its noise, both `[batch, channels, height, width]`.
+    /// The velocity that a model should predict for a sample and its noise, both `[batch, channels, height, width]`, at
+    /// one timestep for each row of the batch or one for all.
     ///
     /// # Panics
     /// If the shapes of the two differ.
@@ -258,5 +278,16 @@ pub trait Scheduler<B: Backend>: Send {
         sample: Tensor<B, 4>,
         noise: Tensor<B, 4>,
         timesteps: &[f64],
-    ) -> Result<Tensor<B, 4>, SchedulerError>;
+    ) -> Result<Tensor<B, 4>, SchedulerError> {
+        let _ = (sample, noise, timesteps);
+        let class = self
+            .config()
+            .class_name()
+            .unwrap_or("this sampler")
+            .to_string();
+        Err(SchedulerError::Unsupported {
+            class,
+            operation: "velocity",
+        })
+    }
 }

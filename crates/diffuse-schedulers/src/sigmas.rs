@@ -1,6 +1,7 @@
-//! Noise levels for a number of steps.
+//! Noise levels, and the timesteps that belong to them.
 //!
-//! Between a largest level `σ_max` and a smallest `σ_min`, with `u` from 0 to 1 in even steps:
+//! A model knows timesteps, a sampler wants noise levels `σ_t = √((1 - ᾱ_t) / ᾱ_t)`. Levels either are those of evenly
+//! placed timesteps, or follow a curve between a largest `σ_max` and a smallest `σ_min`, with `u` from 0 to 1:
 //!
 //! ```text
 //! Karras       (σ_max^(1/ρ) + u (σ_min^(1/ρ) - σ_max^(1/ρ)))^ρ, ρ = 7    https://arxiv.org/abs/2206.00364, equation 5
@@ -8,12 +9,25 @@
 //! beta         σ_min + q(1 - u) (σ_max - σ_min)                           https://arxiv.org/abs/2407.12173
 //! ```
 //!
-//! `q` is the quantile function of the beta distribution with `α = β = 0.6`. All in f64.
+//! `q` is the quantile function of the beta distribution with `α = β = 0.6`. The timestep of a level between two
+//! tabulated ones is found by linear interpolation in `ln σ`. All in f64, from tables in f32.
+
+use serde::{Deserialize, Serialize};
 
 use crate::SchedulerError;
 use crate::spacing::linspace;
 
-/// The curve that noise levels follow, instead of those of evenly placed timesteps.
+/// The noise level that a run ends at (the key `final_sigmas_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinalSigmasType {
+    /// No noise.
+    Zero,
+    /// The smallest noise level of the schedule.
+    SigmaMin,
+}
+
+/// The curve that noise levels follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SigmaCurve {
     Karras,
@@ -40,5 +54,196 @@ impl SigmaCurve {
                 advice: "only one of them can be true".into(),
             }),
         }
+    }
+
+    /// `steps` noise levels from `max` down to `min`.
+    pub fn levels(self, SigmaRange { min, max }: SigmaRange, steps: usize) -> Vec<f64> {
+        let from_to = |start: f64, end: f64| {
+            linspace(0.0, 1.0, steps)
+                .into_iter()
+                .map(move |u| start + u * (end - start))
+        };
+        match self {
+            Self::Karras => {
+                let rho = 7.0;
+                from_to(max.powf(1.0 / rho), min.powf(1.0 / rho))
+                    .map(|root| root.powf(rho))
+                    .collect()
+            }
+            Self::Exponential => linspace(max.ln(), min.ln(), steps)
+                .into_iter()
+                .map(f64::exp)
+                .collect(),
+            Self::Beta => from_to(1.0, 0.0)
+                .map(|p| min + beta_quantile(p) * (max - min))
+                .collect(),
+        }
+    }
+}
+
+/// The ends of a curve.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SigmaRange {
+    pub min: f64,
+    pub max: f64,
+}
+
+impl SigmaRange {
+    /// The ends that a configuration's `sigma_min` and `sigma_max` move.
+    pub fn with(
+        self,
+        class: &'static str,
+        min: Option<f64>,
+        max: Option<f64>,
+    ) -> Result<Self, SchedulerError> {
+        for (key, value) in [("sigma_min", min), ("sigma_max", max)] {
+            if let Some(value) = value.filter(|value| !(*value > 0.0 && value.is_finite())) {
+                let expected = "expected a number greater than 0".to_string();
+                return Err(SchedulerError::Value {
+                    class,
+                    key,
+                    value: value.to_string(),
+                    expected,
+                });
+            }
+        }
+        Ok(Self {
+            min: min.unwrap_or(self.min),
+            max: max.unwrap_or(self.max),
+        })
+    }
+}
+
+/// The level at a fractional timestep, between neighbours by linear interpolation; the table's ends reach on.
+pub(crate) fn sigma_at(table: &[f32], timestep: f64) -> f64 {
+    let below = (timestep.max(0.0) as usize).min(table.len() - 1);
+    let above = (below + 1).min(table.len() - 1);
+    let (low, high) = (f64::from(table[below]), f64::from(table[above]));
+    (high - low) * (timestep - below as f64).clamp(0.0, 1.0) + low
+}
+
+/// Finds timesteps for noise levels.
+pub(crate) struct LogSigmas(Vec<f32>);
+
+impl LogSigmas {
+    /// From the level of each training timestep, smallest first.
+    pub fn new(sigmas: &[f32]) -> Self {
+        Self(
+            sigmas
+                .iter()
+                .map(|&sigma| f64::from(sigma).ln() as f32)
+                .collect(),
+        )
+    }
+
+    /// The fractional timestep of a level.
+    pub fn timestep(&self, sigma: f64) -> f64 {
+        let (low, weight) = self.place(sigma.max(1e-10).ln());
+        (1.0 - weight) * low + weight * (low + 1.0)
+    }
+
+    /// The fractional timestep of a level in f32, with the reference's roundings to f32 on the way.
+    pub fn timestep_f32(&self, sigma: f32) -> f64 {
+        let (low, weight) = self.place(f64::from(f64::from(sigma).max(1e-10).ln() as f32));
+        let weight = weight as f32;
+        f64::from(1.0 - weight) * low + f64::from(weight) * (low + 1.0)
+    }
+
+    /// The tabulated timestep below a level, and how far the level is towards the next one.
+    fn place(&self, log_sigma: f64) -> (f64, f64) {
+        let Self(logs) = self;
+        let below = logs
+            .iter()
+            .rposition(|&log| f64::from(log) <= log_sigma)
+            .unwrap_or(0);
+        let below = below.min(logs.len().saturating_sub(2));
+        let (low, high) = (
+            f64::from(logs[below]),
+            f64::from(logs[(below + 1).min(logs.len() - 1)]),
+        );
+        let weight = (low - log_sigma) / (low - high);
+        (
+            below as f64,
+            if weight.is_nan() {
+                0.0
+            } else {
+                weight.clamp(0.0, 1.0)
+            },
+        )
+    }
+}
+
+/// The shape of the beta distribution, on both sides.
+const SHAPE: f64 = 0.6;
+
+/// The `x` below which a share `p` of the distribution lies.
+///
+/// The distribution is symmetric, so half of it will do. There its density falls and Newton's method converges from the
+/// first guess, the leading term of the series.
+fn beta_quantile(p: f64) -> f64 {
+    if p > 0.5 {
+        return 1.0 - beta_quantile(1.0 - p);
+    }
+    let target = p * 2.0 * incomplete_beta(0.5);
+    let mut x = (target * SHAPE).powf(1.0 / SHAPE);
+    for _ in 0..20 {
+        let slope = (x * (1.0 - x)).powf(SHAPE - 1.0);
+        let better = x - (incomplete_beta(x) - target) / slope;
+        if x == 0.0 || better == x {
+            break;
+        }
+        x = better;
+    }
+    x
+}
+
+/// `∫₀ˣ (t (1 - t))^(a - 1) dt = xᵃ (1 - x)ᵃ / a Σₙ Πₖ₌₀ⁿ⁻¹ (2a + k) / (a + 1 + k) xⁿ`, for `x` up to one half.
+fn incomplete_beta(x: f64) -> f64 {
+    let (mut sum, mut term, mut k) = (0.0, 1.0, 0.0);
+    while term > f64::EPSILON * sum / 4.0 {
+        sum += term;
+        term *= (2.0 * SHAPE + k) / (SHAPE + 1.0 + k) * x;
+        k += 1.0;
+    }
+    (x * (1.0 - x)).powf(SHAPE) / SHAPE * sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(p: f64, expected: f64) {
+        let x = beta_quantile(p);
+        assert!(
+            (x - expected).abs() <= 4e-15 * expected,
+            "quantile of {p} is {x}, expected {expected}"
+        );
+    }
+
+    #[test]
+    fn beta_quantiles() {
+        check(0.0, 0.0);
+        check(1e-09, 1.85588246249141e-15);
+        check(0.001, 1.855873851745199e-05);
+        check(0.1, 0.03958440558878085);
+        check(0.25, 0.17568037865269498);
+        check(0.4999, 0.49986127490549975);
+        check(0.5, 0.5000000000000001);
+        check(0.6, 0.6372990092467856);
+        check(0.9, 0.9604155944112192);
+        check(0.999, 0.9999814412614826);
+        check(0.999999999, 0.9999999999999981);
+        check(1.0, 1.0);
+    }
+
+    #[test]
+    fn levels_between_tabulated_ones() {
+        let table = [1.0, 2.0, 4.0];
+        assert_eq!(sigma_at(&table, 1.5), 3.0);
+        assert_eq!([sigma_at(&table, -1.0), sigma_at(&table, 9.0)], [1.0, 4.0]);
+        let logs = LogSigmas::new(&table);
+        assert!((logs.timestep(8f64.sqrt()) - 1.5).abs() < 1e-6);
+        assert_eq!([logs.timestep(0.0), logs.timestep(1e9)], [0.0, 2.0]);
     }
 }

@@ -45,6 +45,20 @@ impl Spacing {
         self.place(steps, steps)
     }
 
+    /// The same, with linspace timesteps left between whole numbers, in f32.
+    pub fn visited_unrounded(&self, steps: usize) -> Result<Vec<f64>, SchedulerError> {
+        let visited = self.visited(steps)?;
+        let last = self.num_train_timesteps as f64 - 1.0;
+        Ok(match self.timestep_spacing {
+            TimestepSpacing::Linspace => linspace(0.0, last, steps)
+                .into_iter()
+                .map(|t| f64::from(t as f32))
+                .rev()
+                .collect(),
+            TimestepSpacing::Leading | TimestepSpacing::Trailing => visited,
+        })
+    }
+
     /// The upper ends of `steps` intervals, largest first.
     pub fn interval_tops(&self, steps: usize) -> Result<Vec<f64>, SchedulerError> {
         let mut tops = self.place(steps, steps + 1)?;

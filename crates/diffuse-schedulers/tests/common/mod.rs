@@ -1,0 +1,107 @@
+//! What the tests share: the fixtures that `golden.py` makes from `cases.json`.
+#![allow(dead_code)]
+
+use std::path::PathBuf;
+
+use burn::prelude::*;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::{Map, Value};
+
+/// A file that `golden.py` made; `SCHEDULER_FIXTURES` names another folder of them.
+pub fn read(name: &str) -> Vec<u8> {
+    let folder = std::env::var_os("SCHEDULER_FIXTURES").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"),
+        PathBuf::from,
+    );
+    let path = folder.join(name);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+pub fn rows(name: &str) -> Vec<Value> {
+    serde_json::from_slice(&read(name)).unwrap()
+}
+
+/// Tensors of a `.safetensors` file as f64, which holds every type that is stored.
+pub struct Tensors(Vec<u8>);
+
+impl Tensors {
+    pub fn read(name: &str) -> Self {
+        Self(read(name))
+    }
+
+    pub fn shape(&self, name: &str) -> Vec<usize> {
+        SafeTensors::deserialize(&self.0)
+            .unwrap()
+            .tensor(name)
+            .unwrap()
+            .shape()
+            .to_vec()
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        SafeTensors::deserialize(&self.0)
+            .unwrap()
+            .tensor(name)
+            .is_ok()
+    }
+
+    pub fn get(&self, name: &str) -> Vec<f64> {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        let view = file
+            .tensor(name)
+            .unwrap_or_else(|_| panic!("`{name}` is not in the file"));
+        let bytes = view.data();
+        fn each<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f64) -> Vec<f64> {
+            bytes
+                .as_chunks::<N>()
+                .0
+                .iter()
+                .map(|bytes| number(*bytes))
+                .collect()
+        }
+        match view.dtype() {
+            Dtype::F64 => each(bytes, f64::from_le_bytes),
+            Dtype::F32 => each(bytes, |bytes| f32::from_le_bytes(bytes).into()),
+            Dtype::F16 => each(bytes, |bytes| {
+                burn::tensor::f16::from_le_bytes(bytes).into()
+            }),
+            Dtype::BF16 => each(bytes, |bytes| {
+                burn::tensor::bf16::from_le_bytes(bytes).into()
+            }),
+            Dtype::I64 => each(bytes, |bytes| i64::from_le_bytes(bytes) as f64),
+            other => panic!("{other:?} in a fixture"),
+        }
+    }
+}
+
+/// The values of a tensor.
+pub fn values<B: Backend>(x: &Tensor<B, 4>) -> Vec<f64> {
+    x.to_data().convert::<f64>().to_vec().unwrap()
+}
+
+/// Compares whole tensors; a NaN never agrees.
+#[track_caller]
+pub fn check_close(what: &str, actual: &[f64], expected: &[f64], tolerance: impl Fn(f64) -> f64) {
+    assert_eq!(actual.len(), expected.len(), "{what}: number of values");
+    for (place, (&a, &e)) in actual.iter().zip(expected).enumerate() {
+        let agrees = (a - e).abs() <= tolerance(e);
+        assert!(
+            agrees,
+            "{what}: value {place} is {a}, expected {e} (off by {:e})",
+            (a - e).abs()
+        );
+    }
+}
+
+pub fn object(value: &Value) -> Map<String, Value> {
+    value.as_object().unwrap().clone()
+}
+
+pub fn numbers(value: &Value) -> Vec<f64> {
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|number| number.as_f64().unwrap())
+        .collect()
+}

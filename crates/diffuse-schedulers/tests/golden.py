@@ -1,0 +1,235 @@
+"""Makes the fixtures of this folder with the reference, Hugging Face Diffusers.
+
+    python golden.py [OUTPUT]
+
+needs `torch`, `diffusers`, `scipy` and `safetensors`. Reads the rows of `cases.json`, writes what the reference makes
+of them to OUTPUT (default: `fixtures` beside this file), and prints the versions. A new test is a new row.
+
+A trajectory is a sampling loop without a network. One generator gives the start and the noise of the steps; the
+"model" answers `0.8 x + 0.15 cos(3 x + t / 100)`. With `begin`, the loop starts inside the schedule from a noised wave.
+The tolerance of each recorded step is 2e-5 of the sample's largest value (4e-3 in half precision) and twenty times what
+a change of 1e-6 at the start grows to.
+"""
+
+import json
+import math
+import pathlib
+import sys
+import tempfile
+import warnings
+
+import diffusers
+import scipy
+import torch
+from diffusers.utils import logging
+from safetensors.torch import save_file
+
+HERE = pathlib.Path(__file__).parent
+SHAPE = (2, 3, 4, 4)
+
+torch.set_num_threads(1)
+warnings.simplefilter("ignore")
+logger = logging.get_logger("diffusers.configuration_utils")
+
+
+def finite_json(value):
+    """Spells out infinities, which JSON lacks."""
+    return "-Infinity" if value == -math.inf else value
+
+
+def build(name, config):
+    config = dict(config)
+    if config.get("solver_p"):
+        solver_p = dict(config["solver_p"])
+        config["solver_p"] = getattr(diffusers, solver_p.pop("_class_name"))(**solver_p)
+    return getattr(diffusers, name)(**config)
+
+
+def takes(function, argument):
+    return argument in function.__code__.co_varnames[: function.__code__.co_argcount]
+
+
+def model(case, x, t):
+    output = 0.8 * x + 0.15 * torch.cos(3 * x + t / 100)
+    if case["config"].get("variance_type") in ("learned", "learned_range"):
+        output = torch.cat([output, 0.5 + 0.4 * torch.sin(2 * x)], dim=1)
+    return output
+
+
+def run(case, nudge=0.0):
+    scheduler = build(case["scheduler"], case["config"])
+    scheduler.set_timesteps(**case["set_timesteps"])
+    generator = torch.Generator("cpu").manual_seed(case["seed"])
+    dtype = getattr(torch, case.get("dtype", "float32"))
+    begin = case.get("begin", 0) * scheduler.order
+    noise = torch.randn(SHAPE, generator=generator, dtype=dtype)
+    if "begin" in case:
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(begin)
+        wave = torch.sin(torch.arange(noise.numel())).reshape(SHAPE).to(dtype)
+        sample = scheduler.add_noise(wave, noise, scheduler.timesteps[begin : begin + 1].repeat(SHAPE[0]))
+    else:
+        sample = noise * scheduler.init_noise_sigma
+    start = sample
+    sample = sample + nudge
+    options = dict(case.get("step", {}))
+    if takes(scheduler.step, "generator"):
+        options["generator"] = generator
+    samples = []
+    for t in scheduler.timesteps[begin:]:
+        x = scheduler.scale_model_input(sample, t)
+        sample = scheduler.step(model(case, x, t), t, sample, **options).prev_sample
+        samples.append(sample)
+    return scheduler, start, torch.stack(samples)
+
+
+def two_digits_up(value):
+    digits = 1 - math.floor(math.log10(value))
+    return math.ceil(value * 10**digits) / 10**digits
+
+
+def trajectories(cases, out):
+    schedules, tables, tensors = {}, {}, {}
+    for case in cases:
+        name = case["name"]
+        scheduler, start, samples = run(case)
+        if not torch.isfinite(samples).all():
+            raise FloatingPointError(f"{name}: non-finite sample")
+        _, _, nudged = run(case, 1e-6)
+        count = len(samples)
+        steps = range(count) if count <= 12 else sorted({0, 1, 2, 3, count // 4, count // 2, count - 2, count - 1})
+        digits = 4e-3 if "dtype" in case else 2e-5
+        case["recorded_steps"] = list(steps)
+        case["atol"] = [
+            two_digits_up(float(digits * samples[i].abs().max() + 20 * (samples[i] - nudged[i]).abs().max()))
+            for i in steps
+        ]
+        case["init_noise_sigma"] = float(scheduler.init_noise_sigma)
+        case["order"] = scheduler.order
+        table = scheduler.betas.numpy().tobytes() + scheduler.alphas_cumprod.numpy().tobytes()
+        if table not in schedules:
+            schedules[table] = f"schedule_{len(schedules):02}"
+            tables[schedules[table] + ".betas"] = scheduler.betas
+            tables[schedules[table] + ".alphas_cumprod"] = scheduler.alphas_cumprod
+        case["schedule"] = schedules[table]
+        file = tensors.setdefault(case["scheduler"].removesuffix("Scheduler") + ".safetensors", {})
+        case["file"] = case["scheduler"].removesuffix("Scheduler") + ".safetensors"
+        file[name + ".timesteps"] = scheduler.timesteps.clone()
+        file[name + ".samples"] = samples[list(steps)].clone()
+        if "begin" in case:
+            file[name + ".start"] = start.clone()
+        if hasattr(scheduler, "sigmas"):
+            file[name + ".sigmas"] = scheduler.sigmas.clone()
+    for file, content in tensors.items():
+        save_file(content, out / file)
+    save_file(tables, out / "betas.safetensors")
+    return cases
+
+
+def add_noise(cases, out):
+    tensors = {}
+    for case in cases:
+        scheduler = build(case["scheduler"], case["config"])
+        scheduler.set_timesteps(case["num_inference_steps"])
+        generator = torch.Generator("cpu").manual_seed(case["seed"])
+        original = torch.randn(SHAPE, generator=generator)
+        noise = torch.randn(SHAPE, generator=generator)
+        timesteps = torch.tensor(case["timesteps"])
+        tensors[case["name"] + ".noisy"] = scheduler.add_noise(original, noise, timesteps)
+        if hasattr(scheduler, "get_velocity"):
+            tensors[case["name"] + ".velocity"] = scheduler.get_velocity(original, noise, timesteps)
+    save_file(tensors, out / "add_noise.safetensors")
+    return cases
+
+
+def interchange(cases, _out):
+    warned = []
+    logger.warning = lambda message, *_: warned.append(message)
+    for case in cases:
+        warned.clear()
+        classes = [case["source"]["_class_name"], *case["chain"]]
+        config = dict(case["source"])
+        for place, name in enumerate(classes):
+            overrides = case["overrides_of_first"] if place == 1 else {}
+            scheduler = getattr(diffusers, name).from_config(config, **overrides)
+            config = scheduler.config
+        arguments = set(type(scheduler)._get_init_keys(type(scheduler)))
+        public = {k: finite_json(v) for k, v in config.items() if not k.startswith("_")}
+        case["effective"] = {k: v for k, v in sorted(public.items()) if k in arguments}
+        case["retained"] = {k: v for k, v in sorted(public.items()) if k not in arguments}
+        case["defaulted"] = sorted(config.get("_use_default_values", []))
+        case["warnings"] = len(warned)
+        scheduler.set_timesteps(10)
+        case["timesteps_10"] = scheduler.timesteps.tolist()
+    return cases
+
+
+def rejected(cases, _out):
+    for case in cases:
+        case = case | {"name": "rejected", "seed": 0}
+        try:
+            samples = run(case)[2] if case["set_timesteps"] else build(case["scheduler"], case["config"])
+        except (ValueError, NotImplementedError) as error:
+            kind = type(error).__name__
+        else:
+            kind = "none" if isinstance(samples, torch.Tensor) and samples.isfinite().all() else "FloatingPointError"
+        if kind == "none" or kind != case["error"]:
+            raise AssertionError(f"the reference says {kind} to {case}")
+    return cases
+
+
+def randn(cases, out):
+    tensors = {}
+    for case in cases:
+        generator = torch.Generator("cpu").manual_seed(case["seed"])
+        for place, shape in enumerate(case["draws"]):
+            dtype = getattr(torch, case["dtype"])
+            tensors[f"{case['name']}.{place}"] = torch.randn(shape, generator=generator, dtype=dtype)
+    save_file(tensors, out / "randn.safetensors")
+    return cases
+
+
+def spacing(_cases, _out):
+    """For every number of steps: the count of timesteps and the sum of each times its place, from 1.
+
+    The entry -1 that the reference's trailing spacing yields for some numbers of steps is left out and counted.
+    """
+    rows = {}
+    for name in ("DDIMScheduler", "UniPCMultistepScheduler"):
+        for kind in ("linspace", "leading", "trailing"):
+            scheduler = getattr(diffusers, name)(timestep_spacing=kind, final_sigmas_type="sigma_min") if (
+                name == "UniPCMultistepScheduler"
+            ) else getattr(diffusers, name)(timestep_spacing=kind)
+            row, extra = [], []
+            for steps in range(1, 1001):
+                scheduler.set_timesteps(steps)
+                timesteps = scheduler.timesteps.tolist()
+                if timesteps[-1] == -1:
+                    timesteps.pop()
+                    extra.append(steps)
+                assert len(timesteps) == steps
+                row.append(sum(t * place for place, t in enumerate(timesteps, 1)))
+            rows[f"{name}.{kind}"] = {"weighted_sums": row, "extra_entry": extra}
+    return rows
+
+
+def main():
+    out = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "fixtures"
+    out.mkdir(parents=True, exist_ok=True)
+    cases = json.loads((HERE / "cases.json").read_text())
+    for part in (trajectories, add_noise, interchange, rejected, randn, spacing):
+        rows = part(cases.get(part.__name__), out)
+        lines = json.dumps(rows) if isinstance(rows, dict) else ",\n".join(map(json.dumps, rows)).join(["[\n", "\n]"])
+        (out / f"{part.__name__}.json").write_text(lines + "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        scheduler = diffusers.DPMSolverMultistepScheduler(1000, 0.00085, 0.012, "scaled_linear")
+        scheduler.save_pretrained(folder)
+        saved = pathlib.Path(folder, "scheduler_config.json").read_text()
+    (out / "saved_dpmsolver_multistep.json").write_text(saved)
+    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "scipy": scipy.__version__}
+    (out / "made_with.json").write_text(json.dumps(versions) + "\n")
+    print(versions)
+
+
+if __name__ == "__main__":
+    main()

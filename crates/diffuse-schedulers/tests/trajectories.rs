@@ -1,0 +1,239 @@
+//! Sampling loops against the reference's, step by step.
+
+mod common;
+
+use burn::prelude::*;
+use burn::tensor::DType;
+use burn_flex::Flex;
+use burn_ndarray::NdArray;
+use common::{Tensors, check_close, numbers, object, rows, values};
+use diffuse_schedulers::{
+    Generator, Overrides, Scheduler, SchedulerConfig, StepOptions, TimestepRequest, randn_tensor,
+    scheduler_from_config,
+};
+use serde_json::Value;
+
+const SHAPE: [usize; 4] = [2, 3, 4, 4];
+
+fn build<B: Backend>(case: &Value) -> Box<dyn Scheduler<B>> {
+    let config = SchedulerConfig::from_values(object(&case["config"]));
+    scheduler_from_config(&config, case["scheduler"].as_str(), &Overrides::new()).unwrap()
+}
+
+fn request(case: &Value) -> TimestepRequest {
+    let request = &case["set_timesteps"];
+    match (&request["timesteps"], &request["sigmas"]) {
+        (Value::Null, Value::Null) => {
+            (request["num_inference_steps"].as_u64().unwrap() as usize).into()
+        }
+        (Value::Null, sigmas) => TimestepRequest::Sigmas(numbers(sigmas)),
+        (timesteps, _) => TimestepRequest::Timesteps(numbers(timesteps)),
+    }
+}
+
+fn step_options(case: &Value) -> StepOptions {
+    let mut options = StepOptions::default();
+    for (key, value) in case
+        .get("step")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+    {
+        match key.as_str() {
+            "eta" => options.eta = value.as_f64(),
+            "use_clipped_model_output" => {
+                options.use_clipped_model_output = value.as_bool().unwrap()
+            }
+            "s_churn" => options.s_churn = value.as_f64().unwrap(),
+            "s_tmin" => options.s_tmin = value.as_f64().unwrap(),
+            "s_tmax" => options.s_tmax = value.as_f64().unwrap(),
+            "s_noise" => options.s_noise = value.as_f64().unwrap(),
+            other => panic!("`{other}` is not an option of a step"),
+        }
+    }
+    options
+}
+
+/// The stand-in for a network that `golden.py` describes.
+fn model<B: Backend>(case: &Value, x: Tensor<B, 4>, timestep: f64) -> Tensor<B, 4> {
+    let output = x.clone().mul_scalar(0.8)
+        + x.clone()
+            .mul_scalar(3.0)
+            .add_scalar(timestep as f32 / 100.0)
+            .cos()
+            .mul_scalar(0.15);
+    match case["config"]["variance_type"].as_str() {
+        Some("learned" | "learned_range") => Tensor::cat(
+            vec![
+                output,
+                x.mul_scalar(2.0).sin().mul_scalar(0.4).add_scalar(0.5),
+            ],
+            1,
+        ),
+        _ => output,
+    }
+}
+
+#[track_caller]
+fn check<B: Backend>(case: &Value) {
+    let name = case["name"].as_str().unwrap();
+    let expected = Tensors::read(case["file"].as_str().unwrap());
+    let part = |part: &str| expected.get(&format!("{name}.{part}"));
+    let device = B::Device::default();
+    let dtype = if case["dtype"] == "float16" {
+        DType::F16
+    } else {
+        DType::F32
+    };
+
+    let mut scheduler = build::<B>(case);
+    scheduler.set_timesteps(&request(case)).unwrap();
+    let timesteps = scheduler.timesteps().to_vec();
+    // Timesteps that lie between whole numbers are exact up to the last digits of the reference's own f32 logarithm.
+    check_close(
+        &format!("{name}: timesteps"),
+        &timesteps,
+        &part("timesteps"),
+        |t| {
+            if t.fract() == 0.0 {
+                0.0
+            } else {
+                2e-6 * t.abs().max(100.0)
+            }
+        },
+    );
+    if let Some(sigmas) = scheduler.sigmas() {
+        let sigmas: Vec<f64> = sigmas.iter().map(|&sigma| sigma.into()).collect();
+        check_close(
+            &format!("{name}: sigmas"),
+            &sigmas,
+            &part("sigmas"),
+            |sigma| 1e-6 * sigma,
+        );
+    }
+    let sigma = case["init_noise_sigma"].as_f64().unwrap();
+    check_close(
+        &format!("{name}: init_noise_sigma"),
+        &[scheduler.init_noise_sigma()],
+        &[sigma],
+        |s| 1e-6 * s,
+    );
+    assert_eq!(
+        scheduler.order() as u64,
+        case["order"].as_u64().unwrap(),
+        "{name}: order"
+    );
+
+    let mut generator = Generator::new(case["seed"].as_u64().unwrap());
+    let noise = randn_tensor::<B>(&mut generator, SHAPE, dtype, &device).unwrap();
+    let mut begin = 0;
+    let mut sample = if let Some(steps) = case["begin"].as_u64() {
+        begin = steps as usize * scheduler.order();
+        scheduler.set_begin_index(begin);
+        let wave: Vec<f32> = (0..96).map(|i| (i as f32).sin()).collect();
+        let wave = Tensor::from_data(TensorData::new(wave, SHAPE), (&device, dtype));
+        let start = scheduler
+            .add_noise(wave, noise, &[timesteps[begin]])
+            .unwrap();
+        check_close(
+            &format!("{name}: start"),
+            &values(&start),
+            &part("start"),
+            |x| 1e-6 + 1e-6 * x.abs(),
+        );
+        start
+    } else {
+        noise * scheduler.init_noise_sigma()
+    };
+
+    let options = step_options(case);
+    let recorded: Vec<u64> = case["recorded_steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|i| i.as_u64().unwrap())
+        .collect();
+    let atol = numbers(&case["atol"]);
+    let samples = part("samples");
+    let mut compared = 0;
+    for (step, &timestep) in timesteps[begin..].iter().enumerate() {
+        let input = scheduler
+            .scale_model_input(sample.clone(), timestep)
+            .unwrap();
+        let output = model(case, input, timestep);
+        sample = scheduler
+            .step(output, timestep, sample, &options, &mut generator)
+            .unwrap()
+            .prev_sample;
+        assert_eq!(sample.dtype(), dtype, "{name}: type of the sample");
+        if let Some(place) = recorded
+            .iter()
+            .position(|&recorded| recorded == step as u64)
+        {
+            let what = format!("{name}: sample after step {step}");
+            check_close(
+                &what,
+                &values(&sample),
+                &samples[place * 96..][..96],
+                |_| atol[place],
+            );
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, recorded.len(), "{name}: recorded steps");
+}
+
+fn check_all<B: Backend>(class: &str, least: usize) {
+    let cases: Vec<Value> = rows("trajectories.json")
+        .into_iter()
+        .filter(|case| case["scheduler"] == class)
+        .collect();
+    assert!(
+        cases.len() >= least,
+        "{class} has only {} rows",
+        cases.len()
+    );
+    cases.iter().for_each(check::<B>);
+}
+
+#[test]
+fn ddpm() {
+    check_all::<Flex>("DDPMScheduler", 36);
+}
+
+#[test]
+fn ddim() {
+    check_all::<Flex>("DDIMScheduler", 36);
+}
+
+#[test]
+fn pndm() {
+    check_all::<Flex>("PNDMScheduler", 24);
+}
+
+#[test]
+fn euler() {
+    check_all::<Flex>("EulerDiscreteScheduler", 38);
+}
+
+#[test]
+fn unipc() {
+    check_all::<Flex>("UniPCMultistepScheduler", 38);
+}
+
+#[test]
+fn on_another_backend() {
+    let cases = rows("trajectories.json");
+    for class in [
+        "DDPMScheduler",
+        "DDIMScheduler",
+        "PNDMScheduler",
+        "EulerDiscreteScheduler",
+        "UniPCMultistepScheduler",
+    ] {
+        let singles = cases
+            .iter()
+            .filter(|case| case["scheduler"] == class && case["dtype"].is_null());
+        singles.step_by(4).for_each(check::<NdArray>);
+    }
+}

@@ -1,0 +1,317 @@
+//! CLIP's text encoder (Radford et al. 2021, <https://arxiv.org/abs/2103.00020>, section 2.4): a causal transformer
+//! with the layer norms before its parts.
+
+use burn::module::Module;
+use burn::nn::{Embedding, EmbeddingConfig};
+use burn::tensor::{Int, Tensor, backend::Backend};
+use diffuse_nn::config::{ConfigError, MAX_CHANNELS, MAX_LAYERS, ModelConfig, check_size};
+use diffuse_nn::pretrained::Pretrained;
+use diffuse_nn::{Activation, LayerNorm, LayerNormConfig, Linear, LinearConfig, ops};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// What a [`CLIPTextModel`]'s `config.json` holds; defaults are the reference's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CLIPTextConfig {
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Size of the embeddings.
+    pub hidden_size: usize,
+    /// Size between the two layers of each feed-forward part.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Number of attention heads.
+    pub num_attention_heads: usize,
+    /// The most tokens a text may have.
+    pub max_position_embeddings: usize,
+    /// Activation of the feed-forward parts.
+    pub hidden_act: Activation,
+    /// Epsilon of all norms.
+    pub layer_norm_eps: f64,
+}
+
+impl Default for CLIPTextConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 49408,
+            hidden_size: 512,
+            intermediate_size: 2048,
+            num_hidden_layers: 12,
+            num_attention_heads: 8,
+            max_position_embeddings: 77,
+            hidden_act: Activation::QuickGelu,
+            layer_norm_eps: 1e-5,
+        }
+    }
+}
+
+impl ModelConfig for CLIPTextConfig {
+    const CLASS: &'static str = "CLIPTextModel";
+    const ONLY: &'static [(&'static str, &'static [&'static str])] =
+        &[("model_type", &["\"clip_text_model\""])];
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let class = Self::CLASS;
+        for (key, value, max) in [
+            ("vocab_size", self.vocab_size, 1 << 24),
+            ("hidden_size", self.hidden_size, MAX_CHANNELS),
+            ("intermediate_size", self.intermediate_size, MAX_CHANNELS),
+            ("num_hidden_layers", self.num_hidden_layers, MAX_LAYERS),
+            (
+                "num_attention_heads",
+                self.num_attention_heads,
+                self.hidden_size,
+            ),
+            (
+                "max_position_embeddings",
+                self.max_position_embeddings,
+                MAX_CHANNELS,
+            ),
+        ] {
+            check_size(class, key, value, max)?;
+        }
+        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
+            let supported = format!("divisors of `hidden_size` ({})", self.hidden_size);
+            let heads = self.num_attention_heads;
+            return Err(ConfigError::unsupported(
+                class,
+                "num_attention_heads",
+                heads,
+                supported,
+            ));
+        }
+        Ok(())
+    }
+
+    /// transformers goes by `model_type` where diffusers goes by `_class_name`.
+    fn to_map(&self) -> Map<String, Value> {
+        let mut map = Map::new();
+        map.insert("architectures".into(), vec![Self::CLASS].into());
+        map.insert("model_type".into(), "clip_text_model".into());
+        match serde_json::to_value(self) {
+            Ok(Value::Object(values)) => map.extend(values),
+            other => unreachable!("a configuration is a JSON object: {other:?}"),
+        }
+        map
+    }
+}
+
+impl CLIPTextConfig {
+    /// A model with fresh weights, which are drawn when they are first used.
+    ///
+    /// # Panics
+    /// If the number of heads does not divide the hidden size.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> CLIPTextModel<B> {
+        let size = self.hidden_size;
+        let norm = || {
+            LayerNormConfig::new(size)
+                .with_eps(self.layer_norm_eps)
+                .init(device)
+        };
+        let linear = |from, to| LinearConfig::new(from, to).init(device);
+        let layer = |_| CLIPEncoderLayer {
+            self_attn: CLIPAttention {
+                q_proj: linear(size, size),
+                k_proj: linear(size, size),
+                v_proj: linear(size, size),
+                out_proj: linear(size, size),
+                heads: self.num_attention_heads,
+            },
+            layer_norm1: norm(),
+            mlp: CLIPMlp {
+                fc1: linear(size, self.intermediate_size),
+                fc2: linear(self.intermediate_size, size),
+                activation: self.hidden_act,
+            },
+            layer_norm2: norm(),
+        };
+        let embedding = |count| EmbeddingConfig::new(count, size).init(device);
+        CLIPTextModel {
+            text_model: CLIPTextTransformer {
+                embeddings: CLIPTextEmbeddings {
+                    token_embedding: embedding(self.vocab_size),
+                    position_embedding: embedding(self.max_position_embeddings),
+                },
+                encoder: CLIPEncoder {
+                    layers: (0..self.num_hidden_layers).map(layer).collect(),
+                },
+                final_layer_norm: norm(),
+            },
+            config: self.clone(),
+        }
+    }
+}
+
+/// Token and position embeddings.
+#[derive(Module, Debug)]
+pub struct CLIPTextEmbeddings<B: Backend> {
+    /// A vector a token id.
+    pub token_embedding: Embedding<B>,
+    /// A vector a position.
+    pub position_embedding: Embedding<B>,
+}
+
+impl<B: Backend> CLIPTextEmbeddings<B> {
+    /// `[batch, tokens]` to `[batch, tokens, hidden_size]`.
+    pub fn forward(&self, input_ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        let [_, tokens] = input_ids.dims();
+        let positions = self.position_embedding.weight.val().narrow(0, 0, tokens);
+        self.token_embedding.forward(input_ids) + positions.unsqueeze()
+    }
+}
+
+/// Causal self-attention.
+#[derive(Module, Debug)]
+pub struct CLIPAttention<B: Backend> {
+    q_proj: Linear<B>,
+    k_proj: Linear<B>,
+    v_proj: Linear<B>,
+    out_proj: Linear<B>,
+    heads: usize,
+}
+
+impl<B: Backend> CLIPAttention<B> {
+    /// `[batch, tokens, hidden_size]` to the same shape.
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let query = self.q_proj.forward(x.clone());
+        let key = self.k_proj.forward(x.clone());
+        let value = self.v_proj.forward(x);
+        self.out_proj
+            .forward(ops::causal_attention(query, key, value, self.heads))
+    }
+}
+
+/// Two linear layers with an activation between them.
+#[derive(Module, Debug)]
+pub struct CLIPMlp<B: Backend> {
+    fc1: Linear<B>,
+    fc2: Linear<B>,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl<B: Backend> CLIPMlp<B> {
+    /// `[batch, tokens, hidden_size]` to the same shape.
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.fc2
+            .forward(self.activation.forward(self.fc1.forward(x)))
+    }
+}
+
+/// Attention and feed-forward, each behind a norm and with a residual.
+#[derive(Module, Debug)]
+pub struct CLIPEncoderLayer<B: Backend> {
+    self_attn: CLIPAttention<B>,
+    layer_norm1: LayerNorm<B>,
+    mlp: CLIPMlp<B>,
+    layer_norm2: LayerNorm<B>,
+}
+
+impl<B: Backend> CLIPEncoderLayer<B> {
+    /// `[batch, tokens, hidden_size]` to the same shape.
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let x = self.self_attn.forward(self.layer_norm1.forward(x.clone())) + x;
+        self.mlp.forward(self.layer_norm2.forward(x.clone())) + x
+    }
+}
+
+/// The layers in order.
+#[derive(Module, Debug)]
+pub struct CLIPEncoder<B: Backend> {
+    /// First to last.
+    pub layers: Vec<CLIPEncoderLayer<B>>,
+}
+
+/// The encoder under the name that published files have it under.
+#[derive(Module, Debug)]
+pub struct CLIPTextTransformer<B: Backend> {
+    /// Before the layers.
+    pub embeddings: CLIPTextEmbeddings<B>,
+    /// The layers.
+    pub encoder: CLIPEncoder<B>,
+    /// After the layers.
+    pub final_layer_norm: LayerNorm<B>,
+}
+
+/// What a [`CLIPTextModel`] computes.
+#[derive(Debug, Clone)]
+pub struct TextOutput<B: Backend> {
+    /// After the final norm: `[batch, tokens, hidden_size]`.
+    pub last_hidden_state: Tensor<B, 3>,
+    /// The embeddings, then the result of each layer, without the final norm: `num_hidden_layers + 1` tensors.
+    pub hidden_states: Vec<Tensor<B, 3>>,
+}
+
+/// CLIP's text encoder.
+#[derive(Module, Debug)]
+pub struct CLIPTextModel<B: Backend> {
+    /// All of it; published files have this level.
+    pub text_model: CLIPTextTransformer<B>,
+    #[module(skip)]
+    config: CLIPTextConfig,
+}
+
+impl<B: Backend> Pretrained<B> for CLIPTextModel<B> {
+    type Config = CLIPTextConfig;
+    const WEIGHTS: [&'static str; 2] = ["model", "pytorch_model"];
+
+    fn config(&self) -> &CLIPTextConfig {
+        &self.config
+    }
+
+    fn from_config(config: &CLIPTextConfig, device: &B::Device) -> Self {
+        config.init(device)
+    }
+
+    /// Files of recent versions of transformers lack the `text_model.` level; those of early ones list the positions.
+    fn current_key(key: &str) -> Option<String> {
+        if key.ends_with("embeddings.position_ids") {
+            None
+        } else if key.starts_with("text_model.") {
+            Some(key.to_string())
+        } else {
+            Some(format!("text_model.{key}"))
+        }
+    }
+}
+
+impl<B: Backend> CLIPTextModel<B> {
+    /// All hidden states of a batch of token ids.
+    ///
+    /// # Shapes
+    /// - `input_ids`: `[batch, tokens]`, ids in `0..vocab_size`, at most `max_position_embeddings` tokens
+    pub fn forward(&self, input_ids: Tensor<B, 2, Int>) -> TextOutput<B> {
+        let transformer = &self.text_model;
+        let mut hidden_states = vec![transformer.embeddings.forward(input_ids)];
+        for layer in &transformer.encoder.layers {
+            let last = hidden_states[hidden_states.len() - 1].clone();
+            hidden_states.push(layer.forward(last));
+        }
+        let last = hidden_states[hidden_states.len() - 1].clone();
+        TextOutput {
+            last_hidden_state: transformer.final_layer_norm.forward(last),
+            hidden_states,
+        }
+    }
+
+    /// The final norm of the layer `clip_skip` before the last: `[batch, tokens, hidden_size]`. Zero is
+    /// `last_hidden_state`.
+    ///
+    /// # Panics
+    /// If there are fewer than `clip_skip` layers.
+    pub fn forward_skip(&self, input_ids: Tensor<B, 2, Int>, clip_skip: usize) -> Tensor<B, 3> {
+        let layers = &self.text_model.encoder.layers;
+        assert!(
+            clip_skip <= layers.len(),
+            "cannot skip {clip_skip} of {} layers",
+            layers.len()
+        );
+        let embeddings = self.text_model.embeddings.forward(input_ids);
+        let hidden = layers[..layers.len() - clip_skip]
+            .iter()
+            .fold(embeddings, |hidden, layer| layer.forward(hidden));
+        self.text_model.final_layer_norm.forward(hidden)
+    }
+}

@@ -1,0 +1,112 @@
+//! Tokenizer and text encoder against the reference's values.
+
+use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn_flex::Flex;
+use burn_ndarray::NdArray;
+use diffuse_clip::{CLIPTextModel, CLIPTokenizer, Pretrained};
+use diffuse_testing::{Values, assert_stage, read_json, reference};
+use serde_json::Value;
+
+fn ids(value: &Value) -> Vec<u32> {
+    let ids = value.as_array().unwrap().iter();
+    ids.map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+#[test]
+fn real_vocabulary_gives_the_references_ids() {
+    let tokenizer = CLIPTokenizer::from_pretrained(reference().join("tokenizer")).unwrap();
+    let prompts = read_json(reference().join("tokenizer/prompts.json"));
+    let cases = prompts["cases"].as_array().unwrap();
+    assert!(cases.len() >= 100);
+    for case in cases {
+        let text = case["text"].as_str().unwrap();
+        assert_eq!(
+            tokenizer.tokenize(text).unwrap(),
+            ids(&case["ids"]),
+            "{text:?}"
+        );
+    }
+    assert_eq!((tokenizer.start_id(), tokenizer.end_id()), (49406, 49407));
+    assert_eq!((tokenizer.pad_id(), tokenizer.vocab_size()), (49407, 49408));
+}
+
+#[test]
+fn texts_are_cut_and_padded_as_in_the_reference() {
+    let folder = reference().join("sd/base/tokenizer");
+    let tokenizer = CLIPTokenizer::from_pretrained(folder).unwrap();
+    let cases = read_json(reference().join("sd/stages/tokens.json"));
+    for case in cases.as_array().unwrap() {
+        let text = case["text"].as_str().unwrap();
+        assert_eq!(
+            tokenizer.tokenize(text).unwrap(),
+            ids(&case["ids"]),
+            "{text:?}"
+        );
+        let encoding = tokenizer.encode(text).unwrap();
+        assert_eq!(encoding.ids, ids(&case["padded_to_77"]), "{text:?}");
+        assert_eq!(
+            encoding.truncated.is_some(),
+            ids(&case["ids"]).len() > 77,
+            "{text:?}"
+        );
+    }
+}
+
+#[test]
+fn what_was_cut_is_told() {
+    let tokenizer = CLIPTokenizer::from_pretrained(reference().join("tokenizer")).unwrap();
+    let text = "a cat, ".repeat(24) + "and a DOG on the mat with seven hats";
+    let encoding = tokenizer.encode(&text).unwrap();
+    assert_eq!(encoding.ids.len(), 77);
+    let cut = encoding.truncated.unwrap();
+    assert_eq!(cut, "on the mat with seven hats");
+}
+
+#[test]
+fn long_and_odd_texts_are_encoded() {
+    let tokenizer = CLIPTokenizer::from_pretrained(reference().join("tokenizer")).unwrap();
+    for text in [
+        "x".repeat(10_000),
+        "\u{0}\u{7f}\u{200d}\u{feff}".repeat(50),
+        "🌃".repeat(300),
+    ] {
+        assert_eq!(tokenizer.encode(&text).unwrap().ids.len(), 77);
+    }
+}
+
+fn input_ids<B: Backend>(values: &Values, name: &str, device: &B::Device) -> Tensor<B, 2, Int> {
+    let data: TensorData = values.data(name);
+    Tensor::<B, 2>::from_data(data, device).int()
+}
+
+fn check_text_encoder<B: Backend>(folder: &str, stage: &str) {
+    let device = B::Device::default();
+    let encoder = CLIPTextModel::<B>::from_pretrained(reference().join(folder), &device).unwrap();
+    let values = Values::open(reference().join("sd/stages").join(stage));
+    let ids = input_ids::<B>(&values, "input_ids", &device);
+    let output = encoder.forward(ids.clone());
+    let expected = values.data("last_hidden_state");
+    assert_stage("last_hidden_state", output.last_hidden_state, &expected);
+    assert_stage("no skip", encoder.forward_skip(ids.clone(), 0), &expected);
+    for skip in [1, 2] {
+        let key = format!("clip_skip_{skip}");
+        if values.names().contains(&key) {
+            assert_stage(
+                &key,
+                encoder.forward_skip(ids.clone(), skip),
+                &values.data(&key),
+            );
+        }
+    }
+    if values.names().contains(&"long.input_ids".to_string()) {
+        let ids = input_ids::<B>(&values, "long.input_ids", &device);
+        let expected = values.data("long.last_hidden_state");
+        assert_stage("long", encoder.forward(ids).last_hidden_state, &expected);
+    }
+}
+
+#[test]
+fn text_encoder_has_the_references_hidden_states() {
+    check_text_encoder::<Flex>("sd/base/text_encoder", "text_encoder.safetensors");
+    check_text_encoder::<NdArray>("sd/base/text_encoder", "text_encoder.safetensors");
+}

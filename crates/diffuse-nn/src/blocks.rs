@@ -1,0 +1,301 @@
+//! The levels of a UNet or an autoencoder: residual blocks, each followed by attention where the level has it, and
+//! a change of size at the end.
+
+use burn::config::Config;
+use burn::module::Module;
+use burn::tensor::{Tensor, backend::Backend};
+
+use crate::{
+    Attention, AttentionConfig, Downsample2D, Downsample2DConfig, ResnetBlock2D,
+    ResnetBlock2DConfig, Transformer2DModel, Transformer2DModelConfig, Upsample2D,
+    Upsample2DConfig,
+};
+
+/// What follows each residual block of a level.
+#[derive(Config, Debug)]
+pub enum SpatialAttentionConfig {
+    /// Self-attention over positions.
+    Image(AttentionConfig),
+    /// Transformer blocks that see the text.
+    Text(Transformer2DModelConfig),
+}
+
+/// Attention over the positions of a picture.
+#[derive(Module, Debug)]
+pub enum SpatialAttention<B: Backend> {
+    /// Self-attention over positions.
+    Image(Attention<B>),
+    /// Transformer blocks that see the text.
+    Text(Transformer2DModel<B>),
+}
+
+impl SpatialAttentionConfig {
+    /// A module with fresh weights.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> SpatialAttention<B> {
+        match self {
+            SpatialAttentionConfig::Image(config) => SpatialAttention::Image(config.init(device)),
+            SpatialAttentionConfig::Text(config) => SpatialAttention::Text(config.init(device)),
+        }
+    }
+}
+
+impl<B: Backend> SpatialAttention<B> {
+    /// Applies the module.
+    ///
+    /// # Shapes
+    /// - `x`, output: `[batch, channels, height, width]`
+    /// - `context`: `[batch, text tokens, cross_attention_dim]`, for the variant that sees the text
+    ///
+    /// # Panics
+    /// If the variant that sees the text gets no `context`.
+    pub fn forward(&self, x: Tensor<B, 4>, context: Option<&Tensor<B, 3>>) -> Tensor<B, 4> {
+        match self {
+            SpatialAttention::Image(attention) => attention.forward_image(x),
+            SpatialAttention::Text(transformer) => {
+                transformer.forward(x, context.expect("this block needs text embeddings"))
+            }
+        }
+    }
+}
+
+fn attentions<B: Backend>(
+    config: &Option<SpatialAttentionConfig>,
+    count: usize,
+    device: &B::Device,
+) -> Vec<SpatialAttention<B>> {
+    config
+        .iter()
+        .flat_map(|config| (0..count).map(|_| config.init(device)))
+        .collect()
+}
+
+/// Configuration of a [`DownBlock2D`].
+#[derive(Config, Debug)]
+pub struct DownBlock2DConfig {
+    /// The first residual block; the others have its output channels on both sides.
+    pub resnet: ResnetBlock2DConfig,
+    /// Number of residual blocks.
+    pub num_layers: usize,
+    /// What follows each of them.
+    pub attention: Option<SpatialAttentionConfig>,
+    /// Padding of the halving at the end (see [`Downsample2DConfig`]); none at the last level.
+    pub downsample_padding: Option<usize>,
+}
+
+/// A level on the way down: `DownBlock2D`, `AttnDownBlock2D`, `CrossAttnDownBlock2D` and `DownEncoderBlock2D`.
+#[derive(Module, Debug)]
+pub struct DownBlock2D<B: Backend> {
+    resnets: Vec<ResnetBlock2D<B>>,
+    attentions: Vec<SpatialAttention<B>>,
+    downsamplers: Vec<Downsample2D<B>>,
+}
+
+impl DownBlock2DConfig {
+    /// A level with fresh weights.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> DownBlock2D<B> {
+        let channels = self.resnet.out_channels;
+        let resnet = |layer| {
+            let mut config = self.resnet.clone();
+            if layer > 0 {
+                config.in_channels = channels;
+            }
+            config.init(device)
+        };
+        let downsample = |padding| {
+            Downsample2DConfig::new(channels)
+                .with_padding(padding)
+                .init(device)
+        };
+        DownBlock2D {
+            resnets: (0..self.num_layers).map(resnet).collect(),
+            attentions: attentions(&self.attention, self.num_layers, device),
+            downsamplers: self
+                .downsample_padding
+                .map(downsample)
+                .into_iter()
+                .collect(),
+        }
+    }
+}
+
+impl<B: Backend> DownBlock2D<B> {
+    /// Applies the level. Each intermediate result goes to `skips`, for the way up.
+    ///
+    /// # Shapes
+    /// - `x`: `[batch, in_channels, height, width]`
+    /// - `temb`: `[batch, temb_channels]`
+    /// - `context`: `[batch, text tokens, cross_attention_dim]`
+    /// - output: `[batch, out_channels, height, width]`, halved unless it is the last level
+    pub fn forward(
+        &self,
+        x: Tensor<B, 4>,
+        temb: Option<&Tensor<B, 2>>,
+        context: Option<&Tensor<B, 3>>,
+        skips: &mut Vec<Tensor<B, 4>>,
+    ) -> Tensor<B, 4> {
+        let mut x = x;
+        for (layer, resnet) in self.resnets.iter().enumerate() {
+            x = resnet.forward(x, temb);
+            if let Some(attention) = self.attentions.get(layer) {
+                x = attention.forward(x, context);
+            }
+            skips.push(x.clone());
+        }
+        for downsampler in &self.downsamplers {
+            x = downsampler.forward(x);
+            skips.push(x.clone());
+        }
+        x
+    }
+
+    /// The residual blocks and the halving alone, for a network without skip connections.
+    pub fn forward_plain(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        let x = self
+            .resnets
+            .iter()
+            .fold(x, |x, resnet| resnet.forward(x, None));
+        self.downsamplers
+            .iter()
+            .fold(x, |x, downsampler| downsampler.forward(x))
+    }
+}
+
+/// Configuration of a [`MidBlock2D`].
+#[derive(Config, Debug)]
+pub struct MidBlock2DConfig {
+    /// Both residual blocks.
+    pub resnet: ResnetBlock2DConfig,
+    /// What stands between them.
+    pub attention: Option<SpatialAttentionConfig>,
+}
+
+/// The level at the bottom: `UNetMidBlock2D` and `UNetMidBlock2DCrossAttn`.
+#[derive(Module, Debug)]
+pub struct MidBlock2D<B: Backend> {
+    resnets: Vec<ResnetBlock2D<B>>,
+    attentions: Vec<SpatialAttention<B>>,
+}
+
+impl MidBlock2DConfig {
+    /// A level with fresh weights.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> MidBlock2D<B> {
+        MidBlock2D {
+            resnets: (0..2).map(|_| self.resnet.init(device)).collect(),
+            attentions: attentions(&self.attention, 1, device),
+        }
+    }
+}
+
+impl<B: Backend> MidBlock2D<B> {
+    /// Applies the level.
+    ///
+    /// # Shapes
+    /// - `x`, output: `[batch, channels, height, width]`
+    /// - `temb`: `[batch, temb_channels]`
+    /// - `context`: `[batch, text tokens, cross_attention_dim]`
+    pub fn forward(
+        &self,
+        x: Tensor<B, 4>,
+        temb: Option<&Tensor<B, 2>>,
+        context: Option<&Tensor<B, 3>>,
+    ) -> Tensor<B, 4> {
+        let mut x = self.resnets[0].forward(x, temb);
+        for attention in &self.attentions {
+            x = attention.forward(x, context);
+        }
+        self.resnets[1].forward(x, temb)
+    }
+}
+
+/// Configuration of an [`UpBlock2D`].
+#[derive(Config, Debug)]
+pub struct UpBlock2DConfig {
+    /// Epsilon, groups and channels of the residual blocks; each gets the channels of its skip connection in addition.
+    pub resnet: ResnetBlock2DConfig,
+    /// Channels of the skip connection that each residual block takes, in order; zeros in a network without them.
+    pub skip_channels: Vec<usize>,
+    /// What follows each residual block.
+    pub attention: Option<SpatialAttentionConfig>,
+    /// Whether the level doubles the size at its end.
+    pub upsample: bool,
+}
+
+/// A level on the way up: `UpBlock2D`, `AttnUpBlock2D`, `CrossAttnUpBlock2D` and `UpDecoderBlock2D`.
+#[derive(Module, Debug)]
+pub struct UpBlock2D<B: Backend> {
+    resnets: Vec<ResnetBlock2D<B>>,
+    attentions: Vec<SpatialAttention<B>>,
+    upsamplers: Vec<Upsample2D<B>>,
+}
+
+impl UpBlock2DConfig {
+    /// A level with fresh weights.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> UpBlock2D<B> {
+        let channels = self.resnet.out_channels;
+        let resnet = |(layer, skip): (usize, &usize)| {
+            let mut config = self.resnet.clone();
+            let below = if layer > 0 {
+                channels
+            } else {
+                config.in_channels
+            };
+            config.in_channels = below + skip;
+            config.init(device)
+        };
+        let upsampler = || Upsample2DConfig::new(channels).init(device);
+        UpBlock2D {
+            resnets: self.skip_channels.iter().enumerate().map(resnet).collect(),
+            attentions: attentions(&self.attention, self.skip_channels.len(), device),
+            upsamplers: self.upsample.then(upsampler).into_iter().collect(),
+        }
+    }
+}
+
+impl<B: Backend> UpBlock2D<B> {
+    /// Applies the level. Each residual block takes the last of `skips` beside its input; the result is enlarged to
+    /// the size of the skip connection that comes next.
+    ///
+    /// # Shapes
+    /// - `x`: `[batch, in_channels, height, width]`
+    /// - `temb`: `[batch, temb_channels]`
+    /// - `context`: `[batch, text tokens, cross_attention_dim]`
+    /// - output: `[batch, out_channels, height, width]`, doubled unless it is the last level
+    ///
+    /// # Panics
+    /// If there are fewer `skips` than residual blocks.
+    pub fn forward(
+        &self,
+        x: Tensor<B, 4>,
+        temb: Option<&Tensor<B, 2>>,
+        context: Option<&Tensor<B, 3>>,
+        skips: &mut Vec<Tensor<B, 4>>,
+    ) -> Tensor<B, 4> {
+        let mut x = x;
+        for (layer, resnet) in self.resnets.iter().enumerate() {
+            let skip = skips.pop().expect("one skip connection a residual block");
+            x = resnet.forward(Tensor::cat(vec![x, skip], 1), temb);
+            if let Some(attention) = self.attentions.get(layer) {
+                x = attention.forward(x, context);
+            }
+        }
+        let size = skips.last().map(|skip| {
+            let [_, _, height, width] = skip.dims();
+            [height, width]
+        });
+        for upsampler in &self.upsamplers {
+            x = upsampler.forward(x, size);
+        }
+        x
+    }
+
+    /// The residual blocks and the doubling alone, for a network without skip connections.
+    pub fn forward_plain(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        let x = self
+            .resnets
+            .iter()
+            .fold(x, |x, resnet| resnet.forward(x, None));
+        self.upsamplers
+            .iter()
+            .fold(x, |x, upsampler| upsampler.forward(x, None))
+    }
+}

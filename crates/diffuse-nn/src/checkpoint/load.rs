@@ -1,0 +1,214 @@
+//! Filling a module from a checkpoint, through burn-store.
+
+use std::rc::Rc;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::tensor::{DType, Element, Shape, Tensor, TensorData, backend::Backend};
+use burn_store::{Applier, TensorSnapshot};
+use half::{bf16, f16};
+
+use super::{Checkpoint, CheckpointError, TensorInfo};
+
+/// Name and shape of a module's parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parameter {
+    /// The path of fields to it, which is its key in checkpoints.
+    pub key: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+impl Parameter {
+    /// Number of elements.
+    pub fn num_elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// All parameters of a module, without initialising them.
+pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<Parameter> {
+    let mut visitor = ListParameters::default();
+    module.visit(&mut visitor);
+    visitor.parameters
+}
+
+#[derive(Default)]
+struct ListParameters {
+    path: Vec<String>,
+    parameters: Vec<Parameter>,
+}
+
+impl<B: Backend> ModuleVisitor<B> for ListParameters {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        if !is_enum(container) {
+            self.path.push(name.to_string());
+        }
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        if !is_enum(container) {
+            self.path.pop();
+        }
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        self.parameters.push(Parameter {
+            key: self.path.join("."),
+            shape: param.lazy_shape().to_vec(),
+        });
+    }
+}
+
+/// Variants of an enum are not part of a parameter's key.
+fn is_enum(container: &str) -> bool {
+    container.starts_with("Enum:")
+}
+
+impl Checkpoint {
+    /// Fills `module` with this file's tensors in type `dtype`, by default the backend's own float type.
+    ///
+    /// A module that has just been made by `init` has not drawn its weights yet, and never does: each parameter is
+    /// allocated once, with the value from the file.
+    ///
+    /// # Errors
+    /// If a parameter is missing in the file or a tensor of the file is left over, or if a shape or type is wrong.
+    pub fn load_into<B: Backend, M: Module<B>>(
+        &self,
+        module: M,
+        dtype: Option<DType>,
+    ) -> Result<M, CheckpointError> {
+        let dtype = dtype.unwrap_or_else(B::FloatElem::dtype);
+        let parameters = parameters(&module);
+        self.check(&parameters)?;
+
+        let snapshots = parameters
+            .into_iter()
+            .map(|parameter| self.snapshot(parameter, dtype))
+            .collect();
+        let mut applier = Applier::<B>::new(snapshots, None, None, true);
+        let module = module.map(&mut applier);
+        let result = applier.into_result();
+        assert!(
+            result.is_success() && result.missing.is_empty(),
+            "keys and shapes were checked: {result}"
+        );
+        Ok(module)
+    }
+
+    /// Compares names, shapes and types before any byte is read.
+    fn check(&self, parameters: &[Parameter]) -> Result<(), CheckpointError> {
+        let path = || self.path.clone();
+        let missing: Vec<String> = parameters
+            .iter()
+            .filter(|parameter| !self.tensors.contains_key(&parameter.key))
+            .map(|parameter| parameter.key.clone())
+            .collect();
+        if !missing.is_empty() {
+            return Err(CheckpointError::Missing {
+                path: path(),
+                keys: missing,
+            });
+        }
+        let known: std::collections::HashSet<&str> = parameters
+            .iter()
+            .map(|parameter| parameter.key.as_str())
+            .collect();
+        let unexpected: Vec<String> = self
+            .tensors
+            .keys()
+            .filter(|key| !known.contains(key.as_str()))
+            .cloned()
+            .collect();
+        if !unexpected.is_empty() {
+            return Err(CheckpointError::Unexpected {
+                path: path(),
+                keys: unexpected,
+            });
+        }
+        for Parameter { key, shape } in parameters {
+            let info = &self.tensors[key];
+            if info.shape != *shape {
+                return Err(CheckpointError::Shape {
+                    path: path(),
+                    key: key.clone(),
+                    expected: shape.clone(),
+                    found: info.shape.clone(),
+                });
+            }
+            if info.float().is_none() {
+                return Err(CheckpointError::Type {
+                    path: path(),
+                    key: key.clone(),
+                    found: info.dtype.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// A tensor that is read when burn-store asks for it.
+    fn snapshot(&self, parameter: Parameter, dtype: DType) -> TensorSnapshot {
+        let checkpoint = self.clone();
+        let info = self.tensors[&parameter.key].clone();
+        let shape = Shape::from(parameter.shape);
+        let path = parameter.key.split('.').map(String::from).collect();
+        let read = move || Ok(convert(checkpoint.bytes(&info), &info, dtype));
+        TensorSnapshot::from_closure(
+            Rc::new(read),
+            dtype,
+            shape,
+            path,
+            Vec::new(),
+            ParamId::new(),
+        )
+    }
+
+    /// One tensor as `f32`, for small files such as latents or test values.
+    ///
+    /// # Errors
+    /// If there is no such tensor, or it is not of a floating point type.
+    pub fn read_f32(&self, key: &str) -> Result<TensorData, CheckpointError> {
+        let info = self
+            .tensors
+            .get(key)
+            .ok_or_else(|| CheckpointError::Missing {
+                path: self.path.clone(),
+                keys: vec![key.to_string()],
+            })?;
+        if info.float().is_none() {
+            return Err(CheckpointError::Type {
+                path: self.path.clone(),
+                key: key.to_string(),
+                found: info.dtype.clone(),
+            });
+        }
+        Ok(convert(self.bytes(info), info, DType::F32))
+    }
+}
+
+/// Copies little-endian elements into a vector of the wanted type, each through `f32`, which is exact for all types
+/// but `F64`.
+fn convert(bytes: &[u8], info: &TensorInfo, to: DType) -> TensorData {
+    let from = info.float().expect("the type was checked");
+    let shape = info.shape.clone();
+    match to {
+        DType::F16 => TensorData::new(read(bytes, from, f16::from_f32), shape),
+        DType::BF16 => TensorData::new(read(bytes, from, bf16::from_f32), shape),
+        DType::F64 => TensorData::new(read(bytes, from, f64::from), shape),
+        _ => TensorData::new(read(bytes, from, |element| element), shape),
+    }
+}
+
+fn read<T>(bytes: &[u8], from: DType, to: impl Fn(f32) -> T) -> Vec<T> {
+    match from {
+        DType::F16 => elements(bytes, |element| to(f16::from_le_bytes(element).to_f32())),
+        DType::BF16 => elements(bytes, |element| to(bf16::from_le_bytes(element).to_f32())),
+        DType::F64 => elements(bytes, |element| to(f64::from_le_bytes(element) as f32)),
+        _ => elements(bytes, |element| to(f32::from_le_bytes(element))),
+    }
+}
+
+fn elements<const N: usize, T>(bytes: &[u8], convert: impl Fn([u8; N]) -> T) -> Vec<T> {
+    let (elements, _) = bytes.as_chunks::<N>();
+    elements.iter().map(|element| convert(*element)).collect()
+}

@@ -1,0 +1,36 @@
+#![doc = include_str!("../README.md")]
+
+mod activation;
+mod attention;
+mod blocks;
+mod conv;
+mod linear;
+mod norm;
+mod resnet;
+mod sampling;
+mod time_embedding;
+mod transformer;
+
+pub mod checkpoint;
+pub mod config;
+pub mod ops;
+pub mod pretrained;
+
+pub use activation::Activation;
+pub use attention::{Attention, AttentionConfig};
+pub use blocks::{
+    DownBlock2D, DownBlock2DConfig, MidBlock2D, MidBlock2DConfig, SpatialAttention,
+    SpatialAttentionConfig, UpBlock2D, UpBlock2DConfig,
+};
+pub use conv::{Conv2d, Conv2dConfig};
+pub use linear::{Linear, LinearConfig};
+pub use norm::{GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig};
+pub use resnet::{ResnetBlock2D, ResnetBlock2DConfig, TimeScaleShift};
+pub use sampling::{Downsample2D, Downsample2DConfig, Upsample2D, Upsample2DConfig};
+pub use time_embedding::{
+    Timestep, TimestepEmbedding, TimestepEmbeddingConfig, Timesteps, guidance_embedding,
+};
+pub use transformer::{
+    BasicTransformerBlock, BasicTransformerBlockConfig, FeedForward, FeedForwardConfig, Geglu,
+    Projection, Transformer2DModel, Transformer2DModelConfig,
+};

@@ -1,0 +1,29 @@
+use burn::tensor::{Tensor, activation, backend::Backend};
+
+/// `x · σ(x)` (Elfwing et al. 2018, <https://arxiv.org/abs/1702.03118>).
+pub fn silu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    activation::silu(x)
+}
+
+/// `x · Φ(x)` with the exact error function (Hendrycks & Gimpel 2016, <https://arxiv.org/abs/1606.08415>).
+pub fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    activation::gelu(x)
+}
+
+/// `x · σ(1.702 x)`.
+pub fn quick_gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    x.clone() * activation::sigmoid(x * 1.702)
+}
+
+/// The first half of the last dimension times the GELU of the second half: `[batch, tokens, 2 n]` to
+/// `[batch, tokens, n]`.
+///
+/// # Panics
+/// If the last dimension is odd.
+pub fn geglu<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+    let [_, _, width] = x.dims();
+    assert!(width.is_multiple_of(2), "{width} columns have no halves");
+    let value = x.clone().narrow(2, 0, width / 2);
+    let gate = x.narrow(2, width / 2, width / 2);
+    value * gelu(gate)
+}

@@ -1,0 +1,67 @@
+use burn::tensor::ops::{InterpolateMode, InterpolateOptions, PaddedConvOptions};
+use burn::tensor::{Int, Tensor, TensorData, backend::Backend, module};
+
+/// Stride and zero padding of a convolution, the same for height and width.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConvGeometry {
+    /// Step between output positions.
+    pub stride: usize,
+    /// Zeros added above and to the left.
+    pub padding_start: usize,
+    /// Zeros added below and to the right.
+    pub padding_end: usize,
+}
+
+/// A 2-D convolution (cross-correlation, as everywhere in the field).
+///
+/// # Shapes
+/// - `x`: `[batch, in, height, width]`
+/// - `weight`: `[out, in, kernel, kernel]`
+/// - `bias`: `[out]`
+/// - output: `[batch, out, height', width']`
+///
+/// # Panics
+/// If `x` does not have the channels that `weight` is for.
+pub fn conv2d<B: Backend>(
+    x: Tensor<B, 4>,
+    weight: Tensor<B, 4>,
+    bias: Option<Tensor<B, 1>>,
+    geometry: ConvGeometry,
+) -> Tensor<B, 4> {
+    let [_, channels, _, _] = x.dims();
+    let [_, expected, _, _] = weight.dims();
+    assert_eq!(
+        channels, expected,
+        "a convolution for {expected} channels got {channels}"
+    );
+    let options = PaddedConvOptions::asymmetric(
+        [geometry.stride; 2],
+        [geometry.padding_start; 2],
+        [geometry.padding_end; 2],
+        [1; 2],
+        1,
+    );
+    module::conv2d(x, weight, bias, options)
+}
+
+/// Nearest-neighbour resizing: output position `i` shows input position `⌊i · input / output⌋`.
+///
+/// # Shapes
+/// - `x`: `[batch, channels, height, width]`
+/// - output: `[batch, channels, size[0], size[1]]`
+pub fn upsample_nearest<B: Backend>(x: Tensor<B, 4>, size: [usize; 2]) -> Tensor<B, 4> {
+    let [_, _, height, width] = x.dims();
+    if size == [2 * height, 2 * width] {
+        let options = InterpolateOptions::new(InterpolateMode::Nearest);
+        return module::interpolate(x, size, options);
+    }
+    // Backends round positions differently where the ratio is not whole, so those are looked up.
+    let device = x.device();
+    let lookup = |from: usize, to: usize| -> Tensor<B, 1, Int> {
+        let indices: Vec<i64> = (0..to).map(|i| (i * from / to) as i64).collect();
+        Tensor::from_data(TensorData::new(indices, [to]), &device)
+    };
+    let rows = lookup(height, size[0]);
+    let columns = lookup(width, size[1]);
+    x.select(2, rows).select(3, columns)
+}

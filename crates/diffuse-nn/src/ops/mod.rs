@@ -1,0 +1,35 @@
+//! One function an operation, in burn's tensor operations.
+//!
+//! Blocks call these and name no backend. Where a backend's own operation is slow or loses precision, this is the one
+//! place to route around it. Statistics, softmax and squares are computed in `f32` whatever the type of the tensors,
+//! so that half precision neither overflows nor underflows.
+
+mod activation;
+mod attention;
+mod conv;
+mod linear;
+mod norm;
+mod reshape;
+
+pub use activation::{geglu, gelu, quick_gelu, silu};
+pub use attention::{attention, causal_attention};
+pub use conv::{ConvGeometry, conv2d, upsample_nearest};
+pub use linear::linear;
+pub use norm::{group_norm, group_norm_silu, layer_norm};
+pub use reshape::{add_channel_bias, image_to_tokens, scale_shift_channels, tokens_to_image};
+
+use burn::tensor::{DType, Tensor, backend::Backend};
+
+/// Runs `f` in `f32` and gives its result the type of `x` again.
+fn in_f32<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    f: impl FnOnce(Tensor<B, D>) -> Tensor<B, D>,
+) -> Tensor<B, D> {
+    match x.dtype() {
+        DType::F16 | DType::BF16 => {
+            let dtype = x.dtype();
+            f(x.cast(DType::F32)).cast(dtype)
+        }
+        _ => f(x),
+    }
+}

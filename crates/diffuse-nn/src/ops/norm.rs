@@ -1,0 +1,82 @@
+use burn::tensor::{Tensor, backend::Backend};
+
+use super::{in_f32, reshape::channel_rows, silu};
+
+/// Group normalisation: `(x - mean) / sqrt(var + eps) · weight + bias`, with the statistics of each of `groups`
+/// groups of channels.
+///
+/// # Shapes
+/// - `x`, output: `[batch, channels, height, width]`
+/// - `weight`, `bias`: `[channels]`
+///
+/// # Panics
+/// If `weight` does not have as many entries as `x` has channels.
+pub fn group_norm<B: Backend>(
+    x: Tensor<B, 4>,
+    weight: Tensor<B, 1>,
+    bias: Tensor<B, 1>,
+    groups: usize,
+    eps: f64,
+) -> Tensor<B, 4> {
+    in_f32(x, |x| {
+        let [batch, channels, height, width] = x.dims();
+        let [expected] = weight.dims();
+        assert_eq!(
+            channels, expected,
+            "a norm for {expected} channels got {channels}"
+        );
+        let dtype = x.dtype();
+        let grouped = x
+            .clone()
+            .reshape([batch * groups, channels / groups * height * width]);
+        let (var, mean) = grouped.var_mean_bias(1);
+        let std = (var + eps).sqrt();
+
+        // y = x · scale + shift, a scale and a shift for each channel of each batch row.
+        let per_group = [1, groups, channels / groups];
+        let weight = weight.cast(dtype).reshape(per_group);
+        let bias = bias.cast(dtype).reshape(per_group);
+        let scale = weight / std.reshape([batch, groups, 1]);
+        let shift = bias - mean.reshape([batch, groups, 1]) * scale.clone();
+
+        let (rows, shape) = channel_rows(x);
+        let rows =
+            rows * scale.reshape([batch * channels, 1]) + shift.reshape([batch * channels, 1]);
+        rows.reshape(shape)
+    })
+}
+
+/// [`group_norm`], then [`silu`].
+pub fn group_norm_silu<B: Backend>(
+    x: Tensor<B, 4>,
+    weight: Tensor<B, 1>,
+    bias: Tensor<B, 1>,
+    groups: usize,
+    eps: f64,
+) -> Tensor<B, 4> {
+    silu(group_norm(x, weight, bias, groups, eps))
+}
+
+/// Layer normalisation over the last dimension: `(x - mean) / sqrt(var + eps) · weight + bias`.
+///
+/// # Shapes
+/// - `x`, output: `[.., d_model]`
+/// - `weight`, `bias`: `[d_model]`
+pub fn layer_norm<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 1>,
+    bias: Tensor<B, 1>,
+    eps: f64,
+) -> Tensor<B, D> {
+    in_f32(x, |x| {
+        let shape = x.dims();
+        let d_model = shape[D - 1];
+        let dtype = x.dtype();
+        let rows = x.reshape([shape[..D - 1].iter().product::<usize>(), d_model]);
+        let (var, mean) = rows.clone().var_mean_bias(1);
+        let normal = (rows - mean) / (var + eps).sqrt();
+        let weight = weight.cast(dtype).reshape([1, d_model]);
+        let bias = bias.cast(dtype).reshape([1, d_model]);
+        (normal * weight + bias).reshape(shape)
+    })
+}

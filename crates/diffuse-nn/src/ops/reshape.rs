@@ -1,0 +1,47 @@
+use burn::tensor::{Tensor, backend::Backend};
+
+/// `[batch, channels, height, width]` as one row a channel, with the shape to go back to. Broadcasting over rows is
+/// much faster on CPU backends than over a middle dimension.
+pub(super) fn channel_rows<B: Backend>(x: Tensor<B, 4>) -> (Tensor<B, 2>, [usize; 4]) {
+    let shape = x.dims();
+    let [batch, channels, height, width] = shape;
+    (x.reshape([batch * channels, height * width]), shape)
+}
+
+/// Adds a value a channel.
+///
+/// # Shapes
+/// - `x`, output: `[batch, channels, height, width]`
+/// - `bias`: `[batch, channels]`
+pub fn add_channel_bias<B: Backend>(x: Tensor<B, 4>, bias: Tensor<B, 2>) -> Tensor<B, 4> {
+    let (rows, shape) = channel_rows(x);
+    (rows + bias.reshape([shape[0] * shape[1], 1])).reshape(shape)
+}
+
+/// `x · scale + shift`, a scale and a shift a channel.
+///
+/// # Shapes
+/// - `x`, output: `[batch, channels, height, width]`
+/// - `scale`, `shift`: `[batch, channels]`
+pub fn scale_shift_channels<B: Backend>(
+    x: Tensor<B, 4>,
+    scale: Tensor<B, 2>,
+    shift: Tensor<B, 2>,
+) -> Tensor<B, 4> {
+    let (rows, shape) = channel_rows(x);
+    let column = [shape[0] * shape[1], 1];
+    (rows * scale.reshape(column) + shift.reshape(column)).reshape(shape)
+}
+
+/// `[batch, channels, height, width]` to `[batch, height · width, channels]`.
+pub fn image_to_tokens<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
+    let [batch, channels, height, width] = x.dims();
+    x.reshape([batch, channels, height * width]).swap_dims(1, 2)
+}
+
+/// `[batch, height · width, channels]` to `[batch, channels, height, width]`; `size` is `[height, width]`.
+pub fn tokens_to_image<B: Backend>(x: Tensor<B, 3>, size: [usize; 2]) -> Tensor<B, 4> {
+    let [batch, _, channels] = x.dims();
+    x.swap_dims(1, 2)
+        .reshape([batch, channels, size[0], size[1]])
+}

@@ -1,0 +1,185 @@
+//! A model and its folder: `config.json` beside one weights file.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::tensor::{DType, backend::Backend};
+use thiserror::Error;
+
+use crate::checkpoint::{Checkpoint, CheckpointError, save_safetensors};
+use crate::config::{ConfigError, ModelConfig};
+
+/// Why a model could not be loaded or saved.
+#[derive(Debug, Error)]
+pub enum PretrainedError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The weights.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The folder does not exist.
+    #[error("there is no folder `{}`", .0.display())]
+    NoFolder(PathBuf),
+    /// The folder has no weights file of this model.
+    #[error("`{}` has none of {expected}{hint}", folder.display())]
+    NoWeights {
+        /// The folder.
+        folder: PathBuf,
+        /// The names that were looked for.
+        expected: String,
+        /// What is there instead.
+        hint: String,
+    },
+}
+
+/// How to load a model.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    /// Which variant of the weights to take: `fp16` looks for `*.fp16.safetensors` and `*.fp16.bin`.
+    pub variant: Option<String>,
+    /// Floating point type of the weights in memory; the backend's own by default.
+    pub dtype: Option<DType>,
+}
+
+/// A model that is published as a folder with `config.json` and a weights file.
+pub trait Pretrained<B: Backend>: Module<B> {
+    /// What `config.json` holds.
+    type Config: ModelConfig;
+    /// Stems of the weights file, as `.safetensors` and as `.bin`.
+    const WEIGHTS: [&'static str; 2] = ["diffusion_pytorch_model", "diffusion_pytorch_model"];
+
+    /// The configuration that this model was made from.
+    fn config(&self) -> &Self::Config;
+
+    /// A model with fresh weights, which are drawn when they are first used.
+    fn from_config(config: &Self::Config, device: &B::Device) -> Self;
+
+    /// Today's key of a tensor in a published file; `None` for one that is not a weight.
+    fn current_key(key: &str) -> Option<String> {
+        Some(key.to_string())
+    }
+
+    /// Loads a model from its folder, in the backend's float type. A subfolder is `folder.join("unet")`.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, or asks for something that is not computed here.
+    fn from_pretrained(
+        folder: impl AsRef<Path>,
+        device: &B::Device,
+    ) -> Result<Self, PretrainedError> {
+        Self::from_pretrained_with(folder, &LoadOptions::default(), device)
+    }
+
+    /// [`from_pretrained`](Self::from_pretrained) with a variant or a float type.
+    ///
+    /// # Errors
+    /// As [`from_pretrained`](Self::from_pretrained), and if the folder does not have the variant.
+    fn from_pretrained_with(
+        folder: impl AsRef<Path>,
+        options: &LoadOptions,
+        device: &B::Device,
+    ) -> Result<Self, PretrainedError> {
+        let folder = folder.as_ref();
+        if !folder.is_dir() {
+            return Err(PretrainedError::NoFolder(folder.to_path_buf()));
+        }
+        let config = Self::Config::from_file(folder.join("config.json"))?;
+        let weights = find_weights(folder, Self::WEIGHTS, options.variant.as_deref())?;
+        let checkpoint = Checkpoint::open(weights)?.rename(Self::current_key)?;
+        let module = Self::from_config(&config, device);
+        Ok(checkpoint.load_into(module, options.dtype)?)
+    }
+
+    /// Writes `config.json` and the weights, in the format of [`from_pretrained`](Self::from_pretrained) and of the
+    /// reference. The folder is made if it does not exist.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<(), PretrainedError> {
+        let folder = folder.as_ref();
+        let path = folder.join("config.json");
+        let text = serde_json::to_string_pretty(&self.config().to_map())
+            .expect("a JSON object can be written");
+        fs::create_dir_all(folder)
+            .and_then(|()| replace_file(&path, |temporary| fs::write(temporary, text + "\n")))
+            .map_err(|source| ConfigError::Write { path, source })?;
+        save_safetensors(
+            self,
+            folder.join(format!("{}.safetensors", Self::WEIGHTS[0])),
+        )?;
+        Ok(())
+    }
+}
+
+/// The weights file of a model's folder: safetensors before pickles.
+///
+/// # Errors
+/// If there is none with this stem and variant.
+pub fn find_weights(
+    folder: &Path,
+    [safetensors, bin]: [&str; 2],
+    variant: Option<&str>,
+) -> Result<PathBuf, PretrainedError> {
+    let variant = variant.map(|name| format!(".{name}")).unwrap_or_default();
+    let names = [
+        format!("{safetensors}{variant}.safetensors"),
+        format!("{bin}{variant}.bin"),
+    ];
+    let found = names
+        .iter()
+        .map(|name| folder.join(name))
+        .find(|path| path.is_file());
+    found.ok_or_else(|| PretrainedError::NoWeights {
+        folder: folder.to_path_buf(),
+        expected: names.map(|name| format!("`{name}`")).join(", "),
+        hint: other_weights(folder, safetensors, bin),
+    })
+}
+
+/// A sentence about weights of other variants in the folder.
+fn other_weights(folder: &Path, safetensors: &str, bin: &str) -> String {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return String::new();
+    };
+    let mut others: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with(safetensors) || name.starts_with(bin))
+        .map(|name| format!("`{name}`"))
+        .collect();
+    others.sort();
+    if others.is_empty() {
+        String::new()
+    } else {
+        format!(
+            "; it has {} (a variant is chosen by its name)",
+            others.join(", ")
+        )
+    }
+}
+
+/// Writes a file under a temporary name beside `path`, then renames it, so that `path` is never half-written.
+///
+/// # Errors
+/// If `write` fails or the file cannot be renamed; the temporary file is removed.
+pub fn replace_file(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+    let Some(name) = path.file_name() else {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it names no file",
+        ));
+    };
+    if path.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    let mut temporary = name.to_os_string();
+    temporary.push(format!(".{}.part", std::process::id()));
+    let temporary = path.with_file_name(temporary);
+    write(&temporary)
+        .and_then(|()| fs::rename(&temporary, path))
+        .inspect_err(|_| {
+            let _ = fs::remove_file(&temporary);
+        })
+}

@@ -1,0 +1,158 @@
+//! What both UNets share: levels down, a middle, levels up with skip connections (Ronneberger et al. 2015,
+//! <https://arxiv.org/abs/1505.04597>).
+
+use burn::tensor::{Tensor, backend::Backend};
+use diffuse_nn::config::{ConfigError, MAX_CHANNELS, MAX_LAYERS, check_size};
+use diffuse_nn::{
+    Conv2d, DownBlock2D, DownBlock2DConfig, GroupNorm, MidBlock2D, ResnetBlock2DConfig,
+    SpatialAttentionConfig, TimeScaleShift, UpBlock2D, UpBlock2DConfig,
+};
+
+/// Numbers that describe the levels of a UNet.
+pub(crate) struct Levels<'a> {
+    /// Channels of each level, from the first down.
+    pub channels: &'a [usize],
+    /// Residual blocks of each level on the way down; there is one more on the way up.
+    pub layers: Vec<usize>,
+    pub time_embed_dim: usize,
+    pub norm_num_groups: usize,
+    pub norm_eps: f64,
+    pub time_scale_shift: TimeScaleShift,
+    pub downsample_padding: usize,
+}
+
+impl Levels<'_> {
+    /// A residual block of this network.
+    pub fn resnet(&self, in_channels: usize, out_channels: usize) -> ResnetBlock2DConfig {
+        ResnetBlock2DConfig::new(
+            in_channels,
+            out_channels,
+            self.norm_num_groups,
+            self.norm_eps,
+        )
+        .with_temb_channels(Some(self.time_embed_dim))
+        .with_time_scale_shift(self.time_scale_shift)
+    }
+
+    /// The way down; `attention(level)` is what follows each residual block of a level.
+    pub fn down_blocks<B: Backend>(
+        &self,
+        attention: impl Fn(usize) -> Option<SpatialAttentionConfig>,
+        device: &B::Device,
+    ) -> Vec<DownBlock2D<B>> {
+        let last = self.channels.len() - 1;
+        (0..self.channels.len())
+            .map(|level| {
+                let above = self.channels[level.saturating_sub(1)];
+                DownBlock2DConfig {
+                    resnet: self.resnet(above, self.channels[level]),
+                    num_layers: self.layers[level],
+                    attention: attention(level),
+                    downsample_padding: (level < last).then_some(self.downsample_padding),
+                }
+                .init(device)
+            })
+            .collect()
+    }
+
+    /// The way up, from the last level; `attention(index, level)` gets the position among the blocks, too.
+    pub fn up_blocks<B: Backend>(
+        &self,
+        attention: impl Fn(usize, usize) -> Option<SpatialAttentionConfig>,
+        device: &B::Device,
+    ) -> Vec<UpBlock2D<B>> {
+        let last = self.channels.len() - 1;
+        (0..=last)
+            .rev()
+            .enumerate()
+            .map(|(index, level)| {
+                let channels = self.channels[level];
+                let below = self.channels[(level + 1).min(last)];
+                // The last skip connection of a level comes from the level above.
+                let mut skip_channels = vec![channels; self.layers[level]];
+                skip_channels.push(self.channels[level.saturating_sub(1)]);
+                UpBlock2DConfig {
+                    resnet: self.resnet(below, channels),
+                    skip_channels,
+                    attention: attention(index, level),
+                    upsample: level > 0,
+                }
+                .init(device)
+            })
+            .collect()
+    }
+}
+
+/// Checks of the numbers that both configurations have.
+pub(crate) fn validate_levels(
+    class: &'static str,
+    channels: &[usize],
+    layers: &[usize],
+    groups: usize,
+    block_types: [(&str, usize); 2],
+) -> Result<(), ConfigError> {
+    check_size(class, "block_out_channels", channels.len(), 16)?;
+    for (key, count) in block_types {
+        if count != channels.len() {
+            let supported = format!(
+                "as many entries as `block_out_channels` ({})",
+                channels.len()
+            );
+            return Err(ConfigError::unsupported(class, key, count, supported));
+        }
+    }
+    for layers in layers {
+        check_size(class, "layers_per_block", *layers, MAX_LAYERS)?;
+    }
+    check_size(class, "norm_num_groups", groups, MAX_CHANNELS)?;
+    for channels in channels {
+        check_size(class, "block_out_channels", *channels, MAX_CHANNELS)?;
+        if !channels.is_multiple_of(groups) {
+            let supported = format!("multiples of `norm_num_groups` ({groups})");
+            return Err(ConfigError::unsupported(
+                class,
+                "block_out_channels",
+                channels,
+                supported,
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The modules of a UNet, in the order of its forward pass.
+pub(crate) struct Network<'a, B: Backend> {
+    pub conv_in: &'a Conv2d<B>,
+    pub down_blocks: &'a [DownBlock2D<B>],
+    pub mid_block: Option<&'a MidBlock2D<B>>,
+    pub up_blocks: &'a [UpBlock2D<B>],
+    pub conv_norm_out: &'a GroupNorm<B>,
+    pub conv_out: &'a Conv2d<B>,
+}
+
+impl<B: Backend> Network<'_, B> {
+    /// # Shapes
+    /// - `sample`: `[batch, in_channels, height, width]`
+    /// - `temb`: `[batch, time_embed_dim]`
+    /// - `context`: `[batch, text tokens, cross_attention_dim]`
+    /// - output: `[batch, out_channels, height, width]`
+    pub fn forward(
+        &self,
+        sample: Tensor<B, 4>,
+        temb: &Tensor<B, 2>,
+        context: Option<&Tensor<B, 3>>,
+    ) -> Tensor<B, 4> {
+        let mut x = self.conv_in.forward(sample);
+        let mut skips = vec![x.clone()];
+        for block in self.down_blocks {
+            x = block.forward(x, Some(temb), context, &mut skips);
+        }
+        if let Some(block) = self.mid_block {
+            x = block.forward(x, Some(temb), context);
+        }
+        for block in self.up_blocks {
+            x = block.forward(x, Some(temb), context, &mut skips);
+        }
+        self.conv_out.forward(self.conv_norm_out.forward_silu(x))
+    }
+}

@@ -1,0 +1,15 @@
+#![doc = include_str!("../README.md")]
+
+mod levels;
+mod unet_2d;
+mod unet_2d_condition;
+
+pub use unet_2d::{UNet2DConfig, UNet2DDownBlock, UNet2DMidBlock, UNet2DModel, UNet2DUpBlock};
+pub use unet_2d_condition::{
+    UNet2DConditionConfig, UNet2DConditionDownBlock, UNet2DConditionMidBlock, UNet2DConditionModel,
+    UNet2DConditionUpBlock,
+};
+
+pub use diffuse_nn::Timestep;
+pub use diffuse_nn::config::{ConfigError, ModelConfig, PerLevel, SampleSize};
+pub use diffuse_nn::pretrained::{LoadOptions, Pretrained, PretrainedError};

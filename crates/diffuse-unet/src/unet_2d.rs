@@ -1,0 +1,384 @@
+//! The unconditional UNet of DDPM (Ho et al. 2020, <https://arxiv.org/abs/2006.11239>, appendix B).
+
+use burn::module::Module;
+use burn::tensor::{Tensor, backend::Backend};
+use diffuse_nn::checkpoint::modern_attention_name;
+use diffuse_nn::config::{ConfigError, MAX_CHANNELS, ModelConfig, SampleSize, check_size};
+use diffuse_nn::pretrained::Pretrained;
+use diffuse_nn::{
+    Activation, AttentionConfig, Conv2d, Conv2dConfig, DownBlock2D, GroupNorm, GroupNormConfig,
+    MidBlock2D, MidBlock2DConfig, SpatialAttentionConfig, TimeScaleShift, Timestep,
+    TimestepEmbedding, TimestepEmbeddingConfig, Timesteps, UpBlock2D,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::levels::{Levels, Network, validate_levels};
+
+/// A level on the way down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UNet2DDownBlock {
+    /// Residual blocks.
+    DownBlock2D,
+    /// Residual blocks, each followed by self-attention.
+    AttnDownBlock2D,
+}
+
+/// The level at the bottom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UNet2DMidBlock {
+    /// Two residual blocks with self-attention between them.
+    UNetMidBlock2D,
+}
+
+/// A level on the way up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UNet2DUpBlock {
+    /// Residual blocks.
+    UpBlock2D,
+    /// Residual blocks, each followed by self-attention.
+    AttnUpBlock2D,
+}
+
+/// What a [`UNet2DModel`]'s `config.json` holds; defaults are the reference's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UNet2DConfig {
+    /// Height and width of the pictures.
+    pub sample_size: Option<SampleSize>,
+    /// Channels of the input.
+    pub in_channels: usize,
+    /// Channels of the output.
+    pub out_channels: usize,
+    /// Whether inputs in `[0, 1]` are moved to `[-1, 1]`.
+    pub center_input_sample: bool,
+    /// Length of the time embedding; four times the first level's channels by default.
+    pub time_embedding_dim: Option<usize>,
+    /// Shift of the sinusoidal embedding's frequencies.
+    pub freq_shift: f64,
+    /// Cosines before sines.
+    pub flip_sin_to_cos: bool,
+    /// Levels on the way down.
+    pub down_block_types: Vec<UNet2DDownBlock>,
+    /// The middle; null for none.
+    pub mid_block_type: Option<UNet2DMidBlock>,
+    /// Levels on the way up, from the last.
+    pub up_block_types: Vec<UNet2DUpBlock>,
+    /// Channels of each level.
+    pub block_out_channels: Vec<usize>,
+    /// Residual blocks of each level on the way down.
+    pub layers_per_block: usize,
+    /// The results of the middle's blocks are divided by it.
+    pub mid_block_scale_factor: f64,
+    /// Padding where the size is halved: one on each side, or zero for below and right only.
+    pub downsample_padding: usize,
+    /// Activation function.
+    pub act_fn: Activation,
+    /// Channels of each attention head; null for a single head.
+    pub attention_head_dim: Option<usize>,
+    /// Groups of all norms.
+    pub norm_num_groups: usize,
+    /// Groups of the norm before the middle's attention, if not `norm_num_groups`.
+    pub attn_norm_num_groups: Option<usize>,
+    /// Epsilon of all norms.
+    pub norm_eps: f64,
+    /// How residual blocks take the time embedding.
+    pub resnet_time_scale_shift: TimeScaleShift,
+    /// Whether the middle has attention.
+    pub add_attention: bool,
+}
+
+impl Default for UNet2DConfig {
+    fn default() -> Self {
+        use {UNet2DDownBlock::*, UNet2DUpBlock::*};
+        Self {
+            sample_size: None,
+            in_channels: 3,
+            out_channels: 3,
+            center_input_sample: false,
+            time_embedding_dim: None,
+            freq_shift: 0.0,
+            flip_sin_to_cos: true,
+            down_block_types: vec![
+                DownBlock2D,
+                AttnDownBlock2D,
+                AttnDownBlock2D,
+                AttnDownBlock2D,
+            ],
+            mid_block_type: Some(UNet2DMidBlock::UNetMidBlock2D),
+            up_block_types: vec![AttnUpBlock2D, AttnUpBlock2D, AttnUpBlock2D, UpBlock2D],
+            block_out_channels: vec![224, 448, 672, 896],
+            layers_per_block: 2,
+            mid_block_scale_factor: 1.0,
+            downsample_padding: 1,
+            act_fn: Activation::Silu,
+            attention_head_dim: Some(8),
+            norm_num_groups: 32,
+            attn_norm_num_groups: None,
+            norm_eps: 1e-5,
+            resnet_time_scale_shift: TimeScaleShift::Default,
+            add_attention: true,
+        }
+    }
+}
+
+impl ModelConfig for UNet2DConfig {
+    const CLASS: &'static str = "UNet2DModel";
+    const NULL_IS_A_VALUE: &'static [&'static str] = &["attention_head_dim", "mid_block_type"];
+    const ONLY: &'static [(&'static str, &'static [&'static str])] = &[
+        ("time_embedding_type", &["\"positional\""]),
+        ("downsample_type", &["\"conv\""]),
+        ("upsample_type", &["\"conv\""]),
+        ("class_embed_type", &["null"]),
+        ("num_class_embeds", &["null"]),
+    ];
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let class = Self::CLASS;
+        validate_levels(
+            class,
+            &self.block_out_channels,
+            &[self.layers_per_block],
+            self.norm_num_groups,
+            [
+                ("down_block_types", self.down_block_types.len()),
+                ("up_block_types", self.up_block_types.len()),
+            ],
+        )?;
+        for (key, value) in [
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("time_embedding_dim", self.time_embed_dim()),
+        ] {
+            check_size(class, key, value, 4 * MAX_CHANNELS)?;
+        }
+        if self.downsample_padding > 1 {
+            let value = self.downsample_padding;
+            return Err(ConfigError::unsupported(
+                class,
+                "downsample_padding",
+                value,
+                "0 and 1",
+            ));
+        }
+        if self.act_fn != Activation::Silu {
+            return Err(ConfigError::unsupported(
+                class,
+                "act_fn",
+                self.act_fn,
+                "`silu`",
+            ));
+        }
+        for (channels, attends) in self.attending_levels() {
+            let head_dim = self.attention_head_dim.unwrap_or(channels);
+            if attends && (head_dim == 0 || !channels.is_multiple_of(head_dim)) {
+                let supported = format!("divisors of the levels' channels, here {channels}");
+                return Err(ConfigError::unsupported(
+                    class,
+                    "attention_head_dim",
+                    head_dim,
+                    supported,
+                ));
+            }
+        }
+        if let (Some(groups), Some(channels)) =
+            (self.attn_norm_num_groups, self.block_out_channels.last())
+            && (groups == 0 || !channels.is_multiple_of(groups))
+        {
+            let supported = format!("divisors of the last level's {channels} channels");
+            return Err(ConfigError::unsupported(
+                class,
+                "attn_norm_num_groups",
+                groups,
+                supported,
+            ));
+        }
+        if let Some(size) = self.sample_size {
+            let multiple = 1 << (self.block_out_channels.len() - 1);
+            for side in size.dims() {
+                check_size(class, "sample_size", side, MAX_CHANNELS)?;
+                if !side.is_multiple_of(multiple) {
+                    let supported = format!("multiples of {multiple}, for its number of levels");
+                    return Err(ConfigError::unsupported(
+                        class,
+                        "sample_size",
+                        side,
+                        supported,
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl UNet2DConfig {
+    fn time_embed_dim(&self) -> usize {
+        self.time_embedding_dim
+            .unwrap_or(4 * self.block_out_channels[0])
+    }
+
+    /// Channels of each place that may have attention, and whether it has.
+    fn attending_levels(&self) -> impl Iterator<Item = (usize, bool)> {
+        let channels = &self.block_out_channels;
+        let down = channels.iter().zip(&self.down_block_types);
+        let up = channels.iter().rev().zip(&self.up_block_types);
+        let mid = self.mid_block_type.is_some() && self.add_attention;
+        down.map(|(channels, block)| (*channels, *block == UNet2DDownBlock::AttnDownBlock2D))
+            .chain(up.map(|(channels, block)| (*channels, *block == UNet2DUpBlock::AttnUpBlock2D)))
+            .chain(channels.last().map(|channels| (*channels, mid)))
+    }
+
+    /// Self-attention over a level: heads of `attention_head_dim` channels.
+    fn attention(&self, channels: usize, norm_num_groups: Option<usize>) -> AttentionConfig {
+        let head_dim = self.attention_head_dim.unwrap_or(channels);
+        AttentionConfig::new(channels, channels / head_dim, head_dim)
+            .with_qkv_bias(true)
+            .with_norm_num_groups(norm_num_groups)
+            .with_norm_eps(self.norm_eps)
+    }
+
+    /// A model with fresh weights, which are drawn when they are first used.
+    ///
+    /// # Panics
+    /// If the configuration is not [valid](ModelConfig::validate).
+    pub fn init<B: Backend>(&self, device: &B::Device) -> UNet2DModel<B> {
+        let channels = &self.block_out_channels;
+        let levels = Levels {
+            channels,
+            layers: vec![self.layers_per_block; channels.len()],
+            time_embed_dim: self.time_embed_dim(),
+            norm_num_groups: self.norm_num_groups,
+            norm_eps: self.norm_eps,
+            time_scale_shift: self.resnet_time_scale_shift,
+            downsample_padding: self.downsample_padding,
+        };
+        let level_attention = |attends: bool, level: usize| {
+            let config = self.attention(channels[level], Some(self.norm_num_groups));
+            attends.then_some(SpatialAttentionConfig::Image(config))
+        };
+        let bottom = *channels.last().expect("a UNet has levels");
+        // The reference leaves this norm out for blocks that scale and shift.
+        let mid_groups = self.attn_norm_num_groups.or_else(|| {
+            let plain = self.resnet_time_scale_shift == TimeScaleShift::Default;
+            plain.then_some(self.norm_num_groups)
+        });
+        let mid_attention = self
+            .attention(bottom, mid_groups)
+            .with_rescale_output_factor(self.mid_block_scale_factor);
+        UNet2DModel {
+            conv_in: Conv2dConfig::new([self.in_channels, channels[0]], 3)
+                .with_padding(1)
+                .init(device),
+            time_embedding: TimestepEmbeddingConfig::new(channels[0], levels.time_embed_dim)
+                .init(device),
+            down_blocks: levels.down_blocks(
+                |level| {
+                    let attends = self.down_block_types[level] == UNet2DDownBlock::AttnDownBlock2D;
+                    level_attention(attends, level)
+                },
+                device,
+            ),
+            mid_block: self.mid_block_type.map(|_| {
+                MidBlock2DConfig {
+                    resnet: levels
+                        .resnet(bottom, bottom)
+                        .with_output_scale_factor(self.mid_block_scale_factor),
+                    attention: self
+                        .add_attention
+                        .then_some(SpatialAttentionConfig::Image(mid_attention)),
+                }
+                .init(device)
+            }),
+            up_blocks: levels.up_blocks(
+                |index, level| {
+                    let attends = self.up_block_types[index] == UNet2DUpBlock::AttnUpBlock2D;
+                    level_attention(attends, level)
+                },
+                device,
+            ),
+            conv_norm_out: GroupNormConfig::new(self.norm_num_groups, channels[0])
+                .with_eps(self.norm_eps)
+                .init(device),
+            conv_out: Conv2dConfig::new([channels[0], self.out_channels], 3)
+                .with_padding(1)
+                .init(device),
+            config: self.clone(),
+        }
+    }
+}
+
+/// A UNet that predicts, from a noisy picture and its timestep, the noise in it (or what the scheduler's
+/// `prediction_type` says).
+#[derive(Module, Debug)]
+pub struct UNet2DModel<B: Backend> {
+    /// From the picture to the first level's channels.
+    pub conv_in: Conv2d<B>,
+    /// From the sinusoidal embedding to the one that blocks take.
+    pub time_embedding: TimestepEmbedding<B>,
+    /// The way down.
+    pub down_blocks: Vec<DownBlock2D<B>>,
+    /// The bottom.
+    pub mid_block: Option<MidBlock2D<B>>,
+    /// The way up.
+    pub up_blocks: Vec<UpBlock2D<B>>,
+    /// The norm before the output.
+    pub conv_norm_out: GroupNorm<B>,
+    /// To the picture's channels.
+    pub conv_out: Conv2d<B>,
+    #[module(skip)]
+    config: UNet2DConfig,
+}
+
+impl<B: Backend> Pretrained<B> for UNet2DModel<B> {
+    type Config = UNet2DConfig;
+
+    fn config(&self) -> &UNet2DConfig {
+        &self.config
+    }
+
+    fn from_config(config: &UNet2DConfig, device: &B::Device) -> Self {
+        config.init(device)
+    }
+
+    fn current_key(key: &str) -> Option<String> {
+        Some(modern_attention_name(key))
+    }
+}
+
+impl<B: Backend> UNet2DModel<B> {
+    /// Predicts.
+    ///
+    /// # Shapes
+    /// - `sample`: `[batch, in_channels, height, width]`, sides multiples of `2^(levels - 1)`
+    /// - `timestep`: in `0..num_train_timesteps`, one for all or one a batch row
+    /// - output: `[batch, out_channels, height, width]`
+    pub fn forward(&self, sample: Tensor<B, 4>, timestep: impl Into<Timestep>) -> Tensor<B, 4> {
+        let sample = if self.config.center_input_sample {
+            sample * 2.0 - 1.0
+        } else {
+            sample
+        };
+        let temb = self.embed_time(&sample, &timestep.into());
+        Network {
+            conv_in: &self.conv_in,
+            down_blocks: &self.down_blocks,
+            mid_block: self.mid_block.as_ref(),
+            up_blocks: &self.up_blocks,
+            conv_norm_out: &self.conv_norm_out,
+            conv_out: &self.conv_out,
+        }
+        .forward(sample, &temb, None)
+    }
+
+    /// The time embedding for a batch like `sample`: `[batch, time_embed_dim]`.
+    pub fn embed_time(&self, sample: &Tensor<B, 4>, timestep: &Timestep) -> Tensor<B, 2> {
+        let [batch, _, _, _] = sample.dims();
+        let time_proj = Timesteps {
+            num_channels: self.config.block_out_channels[0],
+            flip_sin_to_cos: self.config.flip_sin_to_cos,
+            downscale_freq_shift: self.config.freq_shift,
+        };
+        let embedding = time_proj.forward(&timestep.rows(batch), sample.dtype(), &sample.device());
+        self.time_embedding.forward(embedding, None)
+    }
+}

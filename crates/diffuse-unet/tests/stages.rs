@@ -1,0 +1,163 @@
+//! Every block of both UNets against the reference's values.
+
+use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn_flex::Flex;
+use burn_ndarray::NdArray;
+use diffuse_testing::{Values, assert_stage, reference};
+use diffuse_unet::{LoadOptions, Pretrained, Timestep, UNet2DConditionModel, UNet2DModel};
+
+/// The first batch row, which is what blocks are recorded of.
+fn first_row<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Tensor<B, D> {
+    x.clone().narrow(0, 0, 1)
+}
+
+/// Compares a block with its recorded value, if it has one.
+fn check_block<B: Backend, const D: usize>(values: &Values, name: &str, got: &Tensor<B, D>) {
+    let key = format!("block.{name}");
+    if values.names().contains(&key) {
+        assert_stage(&key, first_row(got), &values.data(&key));
+    }
+}
+
+/// Timesteps for the batch; a single one may be recorded without a dimension.
+fn timesteps(values: &Values, batch: usize) -> Timestep {
+    let recorded = values.list("timestep");
+    match recorded[..] {
+        [timestep] => Timestep::Each(vec![timestep; batch]),
+        _ => Timestep::Each(recorded),
+    }
+}
+
+fn check_unet_2d<B: Backend>(folder: &str, stage: &str) {
+    let device = B::Device::default();
+    let unet = UNet2DModel::<B>::from_pretrained(reference().join(folder), &device).unwrap();
+    let values = Values::open(reference().join("ddpm/stages").join(stage));
+    let sample: Tensor<B, 4> = values.tensor("sample", &device);
+    let timestep = timesteps(&values, sample.dims()[0]);
+
+    let centered = if unet.config().center_input_sample {
+        sample.clone() * 2.0 - 1.0
+    } else {
+        sample.clone()
+    };
+    let temb = unet.embed_time(&sample, &timestep);
+    check_block(&values, "time_embedding", &temb);
+    let mut x = unet.conv_in.forward(centered);
+    let mut skips = vec![x.clone()];
+    for (index, block) in unet.down_blocks.iter().enumerate() {
+        x = block.forward(x, Some(&temb), None, &mut skips);
+        check_block(&values, &format!("down_blocks.{index}"), &x);
+    }
+    x = unet
+        .mid_block
+        .as_ref()
+        .unwrap()
+        .forward(x, Some(&temb), None);
+    check_block(&values, "mid_block", &x);
+    for (index, block) in unet.up_blocks.iter().enumerate() {
+        x = block.forward(x, Some(&temb), None, &mut skips);
+        check_block(&values, &format!("up_blocks.{index}"), &x);
+    }
+    assert!(skips.is_empty(), "every skip connection is used");
+
+    let output = unet.forward(sample, timestep);
+    assert_stage("output", output, &values.data("output"));
+}
+
+fn check_unet_2d_condition<B: Backend>(folder: &str, stage: &str) {
+    let device = B::Device::default();
+    let unet =
+        UNet2DConditionModel::<B>::from_pretrained(reference().join(folder), &device).unwrap();
+    let values = Values::open(reference().join("sd/stages").join(stage));
+    let sample: Tensor<B, 4> = values.tensor("sample", &device);
+    let context: Tensor<B, 3> = values.tensor("encoder_hidden_states", &device);
+    let timestep = timesteps(&values, sample.dims()[0]);
+
+    let temb = unet.embed_time(&sample, &timestep, None);
+    check_block(&values, "time_embedding", &temb);
+    let mut x = unet.conv_in.forward(sample.clone());
+    check_block(&values, "conv_in", &x);
+    let mut skips = vec![x.clone()];
+    for (index, block) in unet.down_blocks.iter().enumerate() {
+        x = block.forward(x, Some(&temb), Some(&context), &mut skips);
+        check_block(&values, &format!("down_blocks.{index}"), &x);
+    }
+    let mid_block = unet.mid_block.as_ref().unwrap();
+    x = mid_block.forward(x, Some(&temb), Some(&context));
+    check_block(&values, "mid_block", &x);
+    for (index, block) in unet.up_blocks.iter().enumerate() {
+        x = block.forward(x, Some(&temb), Some(&context), &mut skips);
+        check_block(&values, &format!("up_blocks.{index}"), &x);
+    }
+    assert!(skips.is_empty(), "every skip connection is used");
+
+    let output = unet.forward(sample, timestep, &context);
+    assert_stage("output", output, &values.data("output"));
+}
+
+/// Stages that a larger reference set has and the one here may not.
+fn recorded(stage: &str) -> bool {
+    reference().join("sd/stages").join(stage).is_file()
+}
+
+#[test]
+fn ddpm_with_old_attention_names() {
+    check_unet_2d::<Flex>("ddpm/cat", "cat.safetensors");
+    check_unet_2d::<NdArray>("ddpm/cat", "cat.safetensors");
+}
+
+#[test]
+fn ddpm_with_todays_names_and_small_heads() {
+    check_unet_2d::<Flex>("ddpm/new-names", "new-names.safetensors");
+    check_unet_2d::<NdArray>("ddpm/new-names", "new-names.safetensors");
+}
+
+#[test]
+fn stable_diffusion() {
+    check_unet_2d_condition::<Flex>("sd/base/unet", "unet.safetensors");
+    check_unet_2d_condition::<NdArray>("sd/base/unet", "unet.safetensors");
+}
+
+#[test]
+fn stable_diffusion_at_a_size_that_does_not_halve_evenly() {
+    check_unet_2d_condition::<Flex>("sd/base/unet", "unet_not_multiple_of_8.safetensors");
+    check_unet_2d_condition::<NdArray>("sd/base/unet", "unet_not_multiple_of_8.safetensors");
+}
+
+#[test]
+fn stable_diffusion_at_other_timesteps() {
+    for stage in [
+        "unet_fractional_timestep.safetensors",
+        "unet_first_and_last_step.safetensors",
+    ] {
+        if recorded(stage) {
+            check_unet_2d_condition::<Flex>("sd/base/unet", stage);
+        }
+    }
+}
+
+#[test]
+fn inpainting_with_nine_channels() {
+    check_unet_2d_condition::<Flex>("sd/inpaint/unet", "unet_inpaint.safetensors");
+}
+
+#[test]
+fn half_precision_variant_is_the_rounded_model() {
+    let device = Default::default();
+    let folder = reference().join("sd/base/unet");
+    let options = LoadOptions {
+        variant: Some("fp16".into()),
+        ..LoadOptions::default()
+    };
+    let half = UNet2DConditionModel::<Flex>::from_pretrained_with(&folder, &options, &device);
+    let values = Values::open(reference().join("sd/stages/unet.safetensors"));
+    let sample: Tensor<Flex, 4> = values.tensor("sample", &device);
+    let context: Tensor<Flex, 3> = values.tensor("encoder_hidden_states", &device);
+    let timestep = timesteps(&values, sample.dims()[0]);
+    let output = half.unwrap().forward(sample, timestep, &context);
+    let expected: TensorData = values.data("output");
+    let error = (output - Tensor::from_data(expected.clone(), &device)).abs();
+    let largest: f32 = error.max().into_scalar();
+    assert!(largest < 2e-2, "{largest}");
+    assert!(largest > 1e-6, "the variant's weights are rounded");
+}

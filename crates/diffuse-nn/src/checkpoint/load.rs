@@ -59,6 +59,19 @@ impl<B: Backend> ModuleVisitor<B> for ListParameters {
     }
 }
 
+/// The floating point type of a module's parameters: that of the first, which is all that is looked at.
+pub fn float_dtype<B: Backend, M: Module<B>>(module: &M) -> DType {
+    struct First(Option<DType>);
+    impl<B: Backend> ModuleVisitor<B> for First {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            self.0.get_or_insert_with(|| param.val().dtype());
+        }
+    }
+    let mut first = First(None);
+    module.visit(&mut first);
+    first.0.unwrap_or_else(B::FloatElem::dtype)
+}
+
 /// Variants of an enum are not part of a parameter's key.
 fn is_enum(container: &str) -> bool {
     container.starts_with("Enum:")

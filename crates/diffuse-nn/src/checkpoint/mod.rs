@@ -19,7 +19,7 @@ use burn::tensor::DType;
 use memmap2::Mmap;
 use thiserror::Error;
 
-pub use load::{Parameter, parameters};
+pub use load::{Parameter, float_dtype, parameters};
 pub use save::save_safetensors;
 
 /// Why a weights file could not be read, or does not fit a module.

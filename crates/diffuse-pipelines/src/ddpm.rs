@@ -1,0 +1,257 @@
+//! Unconditional pictures (Ho et al. 2020, <https://arxiv.org/abs/2006.11239>, algorithm 2; with
+//! [`DDIMPipeline`]: Song et al. 2020, <https://arxiv.org/abs/2010.02502>).
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use burn::tensor::{DType, Tensor, backend::Backend};
+use diffuse_nn::checkpoint::float_dtype;
+use diffuse_schedulers::{
+    NoiseSource, Overrides, Scheduler, SchedulerConfig, StepOptions, TimestepRequest, randn_tensor,
+    scheduler_from_config,
+};
+use diffuse_unet::{LoadOptions, Pretrained, UNet2DModel};
+
+use crate::folder::{ModelIndex, component_folder};
+use crate::generation::{check_finite, check_generators, seeds_or_random};
+use crate::{Generated, PipelineError, StepEvent, generators, to_pictures};
+
+/// Options of [`DDPMPipeline`], by the reference's names and with its defaults.
+#[derive(Debug, Clone)]
+pub struct DDPMOptions {
+    /// Number of pictures.
+    pub batch_size: usize,
+    /// Number of steps.
+    pub num_inference_steps: usize,
+    /// None: one at random. One: a generator for the whole batch. As many as pictures: a generator each.
+    pub seeds: Vec<u64>,
+    /// What the scheduler's steps take: `eta` and `use_clipped_model_output` of DDIM, for example.
+    pub step: StepOptions,
+}
+
+impl Default for DDPMOptions {
+    fn default() -> Self {
+        Self {
+            batch_size: 1,
+            num_inference_steps: 1000,
+            seeds: Vec::new(),
+            step: StepOptions::default(),
+        }
+    }
+}
+
+/// Unconditional generation with a UNet and any scheduler.
+pub struct DDPMPipeline<B: Backend> {
+    /// Predicts the noise in a picture.
+    pub unet: UNet2DModel<B>,
+    /// Takes the noise out, step by step.
+    pub scheduler: Box<dyn Scheduler<B>>,
+}
+
+impl<B: Backend> DDPMPipeline<B> {
+    /// Loads a published folder, such as that of `google/ddpm-cat-256`.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, or asks for something that is not computed here.
+    pub fn from_pretrained(
+        folder: impl AsRef<Path>,
+        device: &B::Device,
+    ) -> Result<Self, PipelineError> {
+        Self::from_pretrained_with(folder, &LoadOptions::default(), device)
+    }
+
+    /// [`from_pretrained`](Self::from_pretrained) with a variant or a float type.
+    ///
+    /// # Errors
+    /// As [`from_pretrained`](Self::from_pretrained).
+    pub fn from_pretrained_with(
+        folder: impl AsRef<Path>,
+        options: &LoadOptions,
+        device: &B::Device,
+    ) -> Result<Self, PipelineError> {
+        let folder = folder.as_ref();
+        let index = ModelIndex::read(folder)?;
+        index.require("unet", &["UNet2DModel"])?;
+        let config = SchedulerConfig::from_file(component_folder(folder, "scheduler"))?;
+        let scheduler = scheduler_from_config(&config, None, &Overrides::new())?;
+        let folder = component_folder(folder, "unet");
+        let unet = UNet2DModel::from_pretrained_with(folder, options, device)?;
+        Ok(Self { unet, scheduler })
+    }
+
+    /// Generates pictures.
+    ///
+    /// # Errors
+    /// If an option makes no sense, or the result is not finite.
+    pub fn generate(&mut self, options: &DDPMOptions) -> Result<Generated<B>, PipelineError> {
+        let mut noise = generators(&seeds_or_random(&options.seeds));
+        self.generate_with(options, &mut noise, |_| ControlFlow::Continue(()))
+    }
+
+    /// [`generate`](Self::generate) with noise of any source, in place of seeds, and a callback after each step.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn generate_with(
+        &mut self,
+        options: &DDPMOptions,
+        noise: &mut dyn NoiseSource,
+        mut on_step: impl FnMut(StepEvent<'_, B>) -> ControlFlow<()>,
+    ) -> Result<Generated<B>, PipelineError> {
+        if options.batch_size == 0 {
+            return Err(PipelineError::Options("`batch_size` is 0".into()));
+        }
+        check_generators(options.seeds.len(), options.batch_size)?;
+        self.scheduler
+            .set_timesteps(&TimestepRequest::Steps(options.num_inference_steps))?;
+        let timesteps = self.scheduler.timesteps().to_vec();
+
+        let mut sample = self.prepare_sample(options.batch_size, noise)?;
+        let mut interrupted = false;
+        for (step, &timestep) in timesteps.iter().enumerate() {
+            let input = self.scheduler.scale_model_input(sample.clone(), timestep)?;
+            let output = self.predict(input, timestep);
+            let output = self
+                .scheduler
+                .step(output, timestep, sample, &options.step, noise)?;
+            sample = output.prev_sample;
+            let event = StepEvent {
+                step,
+                steps: timesteps.len(),
+                timestep,
+                latents: &mut sample,
+                pred_original_sample: output.pred_original_sample.as_ref(),
+            };
+            if on_step(event).is_break() {
+                interrupted = true;
+                break;
+            }
+        }
+        check_finite("latents", &sample)?;
+        Ok(Generated {
+            images: to_pictures(sample.clone())?,
+            latents: sample,
+            timesteps,
+            truncated: Vec::new(),
+            interrupted,
+        })
+    }
+
+    /// The noise that a run starts from, in `f32`: `[batch, channels, height, width]`, as the UNet's configuration
+    /// says. Call it after `set_timesteps`, which decides the noise's spread.
+    ///
+    /// # Errors
+    /// If the configuration has no `sample_size`, or the noise source fails.
+    pub fn prepare_sample(
+        &self,
+        batch: usize,
+        noise: &mut dyn NoiseSource,
+    ) -> Result<Tensor<B, 4>, PipelineError> {
+        let config = self.unet.config();
+        let size = config.sample_size.ok_or_else(|| {
+            PipelineError::Parts("the UNet's configuration has no `sample_size`".into())
+        })?;
+        let [height, width] = size.dims();
+        let shape = [batch, config.in_channels, height, width];
+        let device = self.unet.conv_in.weight.device();
+        let sample = randn_tensor::<B>(noise, shape, float_dtype(&self.unet), &device)?;
+        // One for the reference's DDPM and DDIM; its loop leaves it out, and so is for no other scheduler.
+        Ok(sample.cast(DType::F32) * self.scheduler.init_noise_sigma())
+    }
+
+    /// The UNet's prediction in `f32`; shaped as the sample.
+    pub fn predict(&self, sample: Tensor<B, 4>, timestep: f64) -> Tensor<B, 4> {
+        let sample = sample.cast(float_dtype(&self.unet));
+        self.unet.forward(sample, timestep).cast(DType::F32)
+    }
+}
+
+/// Options of [`DDIMPipeline`], by the reference's names and with its defaults.
+#[derive(Debug, Clone)]
+pub struct DDIMOptions {
+    /// Number of pictures.
+    pub batch_size: usize,
+    /// Number of steps.
+    pub num_inference_steps: usize,
+    /// None: one at random. One: a generator for the whole batch. As many as pictures: a generator each.
+    pub seeds: Vec<u64>,
+    /// How much noise each step adds, from 0 (none) to 1 (as DDPM).
+    pub eta: f64,
+    /// Whether the noise is computed again from the clipped picture.
+    pub use_clipped_model_output: bool,
+}
+
+impl Default for DDIMOptions {
+    fn default() -> Self {
+        Self {
+            batch_size: 1,
+            num_inference_steps: 50,
+            seeds: Vec::new(),
+            eta: 0.0,
+            use_clipped_model_output: false,
+        }
+    }
+}
+
+impl From<&DDIMOptions> for DDPMOptions {
+    fn from(options: &DDIMOptions) -> Self {
+        Self {
+            batch_size: options.batch_size,
+            num_inference_steps: options.num_inference_steps,
+            seeds: options.seeds.clone(),
+            step: StepOptions {
+                eta: Some(options.eta),
+                use_clipped_model_output: options.use_clipped_model_output,
+                ..StepOptions::default()
+            },
+        }
+    }
+}
+
+/// Unconditional generation with DDIM, whatever scheduler the UNet was published with.
+pub struct DDIMPipeline<B: Backend> {
+    /// The loop, with a DDIM scheduler.
+    pub inner: DDPMPipeline<B>,
+}
+
+impl<B: Backend> DDIMPipeline<B> {
+    /// Gives a pipeline a DDIM scheduler, made from its own scheduler's configuration.
+    ///
+    /// # Errors
+    /// If the configuration does not fit DDIM.
+    pub fn new(pipeline: DDPMPipeline<B>) -> Result<Self, PipelineError> {
+        let config = pipeline.scheduler.config();
+        let scheduler = scheduler_from_config(config, Some("DDIMScheduler"), &Overrides::new())?;
+        Ok(Self {
+            inner: DDPMPipeline {
+                scheduler,
+                ..pipeline
+            },
+        })
+    }
+
+    /// Loads a published folder, such as that of `google/ddpm-cat-256`.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, or asks for something that is not computed here.
+    pub fn from_pretrained(
+        folder: impl AsRef<Path>,
+        device: &B::Device,
+    ) -> Result<Self, PipelineError> {
+        Self::new(DDPMPipeline::from_pretrained(folder, device)?)
+    }
+
+    /// Generates pictures.
+    ///
+    /// # Errors
+    /// If an option makes no sense, or the result is not finite.
+    pub fn generate(&mut self, options: &DDIMOptions) -> Result<Generated<B>, PipelineError> {
+        if !(0.0..=1.0).contains(&options.eta) {
+            return Err(PipelineError::Options(format!(
+                "`eta` is {}, but has to be in [0, 1]",
+                options.eta
+            )));
+        }
+        self.inner.generate(&options.into())
+    }
+}

@@ -1,0 +1,57 @@
+use std::path::PathBuf;
+
+use diffuse_clip::TokenizerError;
+use diffuse_nn::checkpoint::CheckpointError;
+use diffuse_nn::pretrained::PretrainedError;
+use diffuse_schedulers::SchedulerError;
+use thiserror::Error;
+
+/// Why a pipeline could not be loaded or run.
+#[derive(Debug, Error)]
+pub enum PipelineError {
+    /// A model could not be loaded.
+    #[error(transparent)]
+    Model(#[from] PretrainedError),
+    /// A file of tensors could not be read or written.
+    #[error(transparent)]
+    Tensors(#[from] CheckpointError),
+    /// The scheduler could not be built, scheduled or stepped.
+    #[error(transparent)]
+    Scheduler(#[from] SchedulerError),
+    /// The tokenizer could not be loaded, or refuses a text.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The model's folder does not exist.
+    #[error("there is no folder `{}`", .0.display())]
+    NoFolder(PathBuf),
+    /// A file of the model's folder cannot be read.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// The model's index is damaged, or names something else than this pipeline needs.
+    #[error("`{}`: {message}", path.display())]
+    Index {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// The parts of a pipeline do not fit together.
+    #[error("these parts do not fit together: {0}")]
+    Parts(String),
+    /// An option has a value that makes no sense, or contradicts another.
+    #[error("{0}")]
+    Options(String),
+    /// The result is not finite.
+    #[error(
+        "the {what} have values that are not finite; try another scheduler, or `f32` instead of half precision"
+    )]
+    NotFinite {
+        /// `latents` or `pictures`.
+        what: &'static str,
+    },
+}

@@ -1,0 +1,86 @@
+//! The layout of a published pipeline: `model_index.json`, and a folder a component.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::PipelineError;
+
+/// The file that says which components a pipeline has.
+pub const MODEL_INDEX_NAME: &str = "model_index.json";
+
+/// What `model_index.json` says.
+#[derive(Debug, Clone)]
+pub struct ModelIndex {
+    path: PathBuf,
+    values: Map<String, Value>,
+}
+
+impl ModelIndex {
+    /// Reads the index of a folder.
+    ///
+    /// # Errors
+    /// If the folder or the file does not exist, or the file is not a JSON object.
+    pub fn read(folder: &Path) -> Result<Self, PipelineError> {
+        if !folder.is_dir() {
+            return Err(PipelineError::NoFolder(folder.to_path_buf()));
+        }
+        let path = folder.join(MODEL_INDEX_NAME);
+        let text = fs::read_to_string(&path).map_err(|source| PipelineError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        let message = match serde_json::from_str(&text) {
+            Ok(Value::Object(values)) => return Ok(Self { path, values }),
+            Ok(_) => "it is not a JSON object".to_string(),
+            Err(error) => error.to_string(),
+        };
+        Err(PipelineError::Index { path, message })
+    }
+
+    /// The pipeline's class in the reference (`_class_name`).
+    pub fn class(&self) -> Option<&str> {
+        self.values.get("_class_name").and_then(Value::as_str)
+    }
+
+    /// Name and class of each component; a component that is switched off has none.
+    pub fn components(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        self.values.iter().filter_map(|(name, value)| match value {
+            Value::Array(pair) if !name.starts_with('_') && pair.len() == 2 => {
+                Some((name.as_str(), pair[1].as_str()))
+            }
+            _ => None,
+        })
+    }
+
+    /// Checks that a component is there and is one of `classes`.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn require(&self, component: &str, classes: &[&str]) -> Result<(), PipelineError> {
+        let listed = self.components().find(|(name, _)| *name == component);
+        let message = match listed.and_then(|(_, class)| class) {
+            Some(class) if classes.contains(&class) => return Ok(()),
+            Some(class) => format!(
+                "`{component}` is a {class}, but this pipeline needs a {}",
+                classes.join(" or ")
+            ),
+            None => format!("it has no `{component}`"),
+        };
+        Err(PipelineError::Index {
+            path: self.path.clone(),
+            message,
+        })
+    }
+}
+
+/// Where a component's files are: in its own folder or, as in the DDPM repositories, in the pipeline's.
+pub fn component_folder(folder: &Path, component: &str) -> PathBuf {
+    let own = folder.join(component);
+    if own.is_dir() {
+        own
+    } else {
+        folder.to_path_buf()
+    }
+}

@@ -1,0 +1,85 @@
+//! What all denoising loops share: seeds, events and results.
+
+use std::hash::{BuildHasher, RandomState};
+
+use burn::tensor::{Tensor, backend::Backend};
+use diffuse_schedulers::Generator;
+use image::RgbImage;
+
+use crate::PipelineError;
+
+/// What a callback sees after each step. It may change the latents, and stops the run with `ControlFlow::Break`.
+#[derive(Debug)]
+pub struct StepEvent<'a, B: Backend> {
+    /// Index of the step that has just ended, from zero.
+    pub step: usize,
+    /// Number of steps: model calls of the whole run.
+    pub steps: usize,
+    /// The step's timestep.
+    pub timestep: f64,
+    /// The sample after the step, `[batch, channels, height, width]`.
+    pub latents: &'a mut Tensor<B, 4>,
+    /// What the scheduler takes the result to be at this point, if it says so; shaped as the latents.
+    pub pred_original_sample: Option<&'a Tensor<B, 4>>,
+}
+
+/// The result of a run.
+#[derive(Debug, Clone)]
+pub struct Generated<B: Backend> {
+    /// The pictures, prompt by prompt.
+    pub images: Vec<RgbImage>,
+    /// What the last step left, in `f32`: `[batch, channels, height, width]`. Stable Diffusion's are not yet divided
+    /// by the autoencoder's scaling factor; DDPM's are the picture before it is clamped to `[-1, 1]`.
+    pub latents: Tensor<B, 4>,
+    /// The timesteps of the model calls.
+    pub timesteps: Vec<f64>,
+    /// For each text that was too long, the part that was cut.
+    pub truncated: Vec<String>,
+    /// Whether the callback stopped the run early.
+    pub interrupted: bool,
+}
+
+/// One generator for the whole batch if there is one seed, else one an image.
+pub fn generators(seeds: &[u64]) -> Vec<Generator> {
+    seeds.iter().map(|seed| Generator::new(*seed)).collect()
+}
+
+/// A seed from the operating system, below 2³², which is what torch's generator takes of a seed.
+pub fn random_seed() -> u64 {
+    RandomState::new().hash_one(()) & 0xffff_ffff
+}
+
+/// Checks the number of generators before anything is computed.
+pub(crate) fn check_generators(count: usize, batch: usize) -> Result<(), PipelineError> {
+    if count <= 1 || count == batch {
+        return Ok(());
+    }
+    Err(PipelineError::Options(format!(
+        "{count} seeds for an effective batch size of {batch}: give one for the whole batch, or one an image"
+    )))
+}
+
+/// The seeds of a run: those given, or one at random.
+pub(crate) fn seeds_or_random(seeds: &[u64]) -> Vec<u64> {
+    if seeds.is_empty() {
+        vec![random_seed()]
+    } else {
+        seeds.to_vec()
+    }
+}
+
+/// An error if a value is NaN or infinite.
+pub(crate) fn check_finite<B: Backend>(
+    what: &'static str,
+    x: &Tensor<B, 4>,
+) -> Result<(), PipelineError> {
+    let sum = x.clone().abs().max().into_data();
+    let finite = sum.iter::<f64>().all(f64::is_finite);
+    // A maximum does not show NaN on every backend, but a sum does.
+    let total = x.clone().mean().into_data();
+    if finite && total.iter::<f64>().all(f64::is_finite) {
+        Ok(())
+    } else {
+        Err(PipelineError::NotFinite { what })
+    }
+}

@@ -1,0 +1,30 @@
+#![doc = include_str!("../README.md")]
+
+mod ddpm;
+mod error;
+mod folder;
+mod generation;
+mod guidance;
+mod picture;
+mod stable_diffusion;
+
+pub mod inspect;
+pub mod latents;
+
+pub use ddpm::{DDIMOptions, DDIMPipeline, DDPMOptions, DDPMPipeline};
+pub use error::PipelineError;
+pub use folder::{MODEL_INDEX_NAME, ModelIndex, component_folder};
+pub use generation::{Generated, StepEvent, generators, random_seed};
+pub use guidance::{guide, rescale_noise};
+pub use picture::{to_pictures, to_unit_range};
+pub use stable_diffusion::{
+    EncodedPrompt, PreparedPrompt, StableDiffusionOptions, StableDiffusionParts,
+    StableDiffusionPipeline,
+};
+
+pub use diffuse_clip as clip;
+pub use diffuse_schedulers as schedulers;
+pub use diffuse_unet as unet;
+pub use diffuse_vae as vae;
+
+pub use diffuse_nn::pretrained::{LoadOptions, Pretrained};

@@ -74,9 +74,13 @@ impl SchedulerConfig {
     /// Reads a `scheduler_config.json`, or the one in a folder.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, SchedulerError> {
         let path = file_of(path.as_ref());
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| SchedulerError::Read { path, source })?;
-        Self::from_json_str(&text)
+        match std::fs::read_to_string(&path) {
+            Err(source) => Err(SchedulerError::Read { path, source }),
+            Ok(text) => Self::from_json_str(&text).map_err(|error| SchedulerError::File {
+                path,
+                source: Box::new(error),
+            }),
+        }
     }
 
     /// The sampler the file was written for (`_class_name`).
@@ -131,7 +135,11 @@ impl SchedulerConfig {
         let unfinished = path.with_extension("json.part");
         let written = std::fs::write(&unfinished, self.to_json_string())
             .and_then(|()| std::fs::rename(&unfinished, &path));
-        written.map_err(|source| SchedulerError::Write { path, source })
+        written.map_err(|source| {
+            // What is left of an unfinished file is of no use; that it cannot be removed is no second error.
+            let _ = std::fs::remove_file(&unfinished);
+            SchedulerError::Write { path, source }
+        })
     }
 }
 

@@ -91,7 +91,7 @@ impl<B: Backend> DDPMScheduler<B> {
             list if !list.is_sorted_by(|a, b| a > b) => {
                 "custom timesteps must be in descending order"
             }
-            _ => return self.noise_schedule.mixtures(timesteps).map(|_| ()),
+            _ => return Ok(()),
         };
         Err(SchedulerError::Schedule {
             class: DDPMConfig::CLASS,
@@ -136,6 +136,7 @@ impl<B: Backend> Scheduler<B> for DDPMScheduler<B> {
             }
             other => options.spacing().visited(other.steps(DDPMConfig::CLASS)?)?,
         };
+        self.noise_schedule.mixtures(&timesteps)?;
         if options.prediction_type == PredictionType::Epsilon && !self.bound.cuts_infinity() {
             self.noise_schedule
                 .require_signal(DDPMConfig::CLASS, &timesteps)?;

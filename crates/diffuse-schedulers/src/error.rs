@@ -30,6 +30,14 @@ pub enum SchedulerError {
         /// Where and why the parser stopped.
         source: serde_json::Error,
     },
+    /// A file was read but holds no configuration.
+    #[error("`{}` is no scheduler configuration", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<SchedulerError>,
+    },
     /// The JSON is well formed but not an object of options.
     #[error("a scheduler configuration is a JSON object, not {found}")]
     NotAnObject {

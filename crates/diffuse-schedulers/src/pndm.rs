@@ -107,7 +107,11 @@ impl<B: Backend> PNDMScheduler<B> {
             sample,
         } = prediction;
         let call = self.calls % 4;
-        let ahead = if call % 2 == 0 { self.stride / 2 } else { 0 };
+        let ahead = if call == 0 || call == 2 {
+            self.stride / 2
+        } else {
+            0
+        };
         let from = self.timesteps[self.calls - call];
         let weighted = output.clone().mul_scalar(if call == 0 || call == 3 {
             1.0 / 6.0

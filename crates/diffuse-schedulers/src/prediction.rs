@@ -121,7 +121,7 @@ impl Bound {
                 ratio,
                 "expected a number between 0 and 1",
             ),
-            (_, _, max) if !(max > 0.0) => {
+            (_, _, max) if max.is_nan() || max <= 0.0 => {
                 invalid("sample_max_value", max, "expected a number greater than 0")
             }
             _ => Ok(Self::Quantile { ratio, max }),

@@ -9,7 +9,8 @@
 //!
 //! torch does this in two ways. Draws of 16 numbers and more use f32 with 24-bit uniforms, in blocks of 16 where entry
 //! `j` of the first half pairs with entry `j` of the second; a last block that is not full overlaps the one before and
-//! is drawn anew. Shorter draws use f64 with 53-bit uniforms, one pair at a time; the second number of a pair waits for
+//! is drawn anew. (In half precision the entries of that last block are not drawn a first time, so the generator moves on
+//! by less.) Shorter draws use f64 with 53-bit uniforms, one pair at a time; the second number of a pair waits for
 //! the next such draw. `randn(seed 0)` here is `torch.manual_seed(0); torch.randn(..)` there, up to the last bit of
 //! `ln`, `sin` and `cos`.
 
@@ -25,27 +26,29 @@ use crate::SchedulerError;
 /// A [`Generator`] is one; so is a `Vec<Generator>`, with one generator for each image of the batch, and any closure
 /// from a shape to that many numbers.
 pub trait NoiseSource {
-    /// Standard normal numbers for a tensor of this shape, in row-major order.
-    fn randn(&mut self, shape: [usize; 4]) -> Result<Vec<f32>, SchedulerError>;
+    /// Standard normal numbers for a tensor of this shape and type, in row-major order. They need not be rounded to
+    /// the type.
+    fn randn(&mut self, shape: [usize; 4], dtype: DType) -> Result<Vec<f32>, SchedulerError>;
 }
 
 impl NoiseSource for Generator {
-    fn randn(&mut self, shape: [usize; 4]) -> Result<Vec<f32>, SchedulerError> {
-        Ok(self.normal(shape.iter().product()))
+    fn randn(&mut self, shape: [usize; 4], dtype: DType) -> Result<Vec<f32>, SchedulerError> {
+        Ok(self.normal(shape.iter().product(), dtype))
     }
 }
 
 impl NoiseSource for Vec<Generator> {
-    fn randn(
-        &mut self,
-        [batch, channels, height, width]: [usize; 4],
-    ) -> Result<Vec<f32>, SchedulerError> {
+    fn randn(&mut self, shape: [usize; 4], dtype: DType) -> Result<Vec<f32>, SchedulerError> {
+        let [batch, channels, height, width] = shape;
         match self.as_mut_slice() {
-            [generator] => generator.randn([batch, channels, height, width]),
-            generators if generators.len() == batch => Ok(generators
-                .iter_mut()
-                .flat_map(|generator| generator.normal(channels * height * width))
-                .collect()),
+            [generator] => generator.randn(shape, dtype),
+            generators if generators.len() == batch => {
+                let image = channels * height * width;
+                Ok(generators
+                    .iter_mut()
+                    .flat_map(|generator| generator.normal(image, dtype))
+                    .collect())
+            }
             generators => Err(SchedulerError::Generators {
                 generators: generators.len(),
                 batch,
@@ -55,7 +58,7 @@ impl NoiseSource for Vec<Generator> {
 }
 
 impl<F: FnMut([usize; 4]) -> Vec<f32>> NoiseSource for F {
-    fn randn(&mut self, shape: [usize; 4]) -> Result<Vec<f32>, SchedulerError> {
+    fn randn(&mut self, shape: [usize; 4], _dtype: DType) -> Result<Vec<f32>, SchedulerError> {
         Ok(self(shape))
     }
 }
@@ -68,7 +71,7 @@ pub fn randn_tensor<B: Backend>(
     dtype: DType,
     device: &B::Device,
 ) -> Result<Tensor<B, 4>, SchedulerError> {
-    let numbers = noise.randn(shape)?;
+    let numbers = noise.randn(shape, dtype)?;
     let expected = shape.iter().product();
     if numbers.len() != expected {
         return Err(SchedulerError::NoiseLength {
@@ -110,21 +113,35 @@ impl Generator {
         }
     }
 
-    /// The next `count` standard normal numbers, as one draw of a tensor with that many elements.
-    pub fn normal(&mut self, count: usize) -> Vec<f32> {
+    /// The next `count` standard normal numbers, as one draw of a tensor with that many elements of this type.
+    pub fn normal(&mut self, count: usize, dtype: DType) -> Vec<f32> {
         if count < BLOCK {
             return (0..count).map(|_| self.normal_f64() as f32).collect();
         }
-        let mut numbers: Vec<f32> = (0..count).map(|_| self.uniform_f32()).collect();
-        let (blocks, rest) = numbers.as_chunks_mut::<BLOCK>();
-        blocks.iter_mut().for_each(box_muller);
-        if !rest.is_empty() {
+        let whole = count - count % BLOCK;
+        let drawn = if matches!(dtype, DType::F16 | DType::BF16) {
+            whole
+        } else {
+            count
+        };
+        let mut numbers = self.uniforms(drawn);
+        numbers
+            .as_chunks_mut::<BLOCK>()
+            .0
+            .iter_mut()
+            .for_each(box_muller);
+        if whole < count {
             let mut last = [0.0; BLOCK];
-            last.fill_with(|| self.uniform_f32());
+            last.copy_from_slice(&self.uniforms(BLOCK));
             box_muller(&mut last);
+            numbers.resize(count, 0.0);
             numbers[count - BLOCK..].copy_from_slice(&last);
         }
         numbers
+    }
+
+    fn uniforms(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.uniform_f32()).collect()
     }
 
     /// One normal number of a short draw.

@@ -102,26 +102,21 @@ impl Default for StepOptions {
 
 impl StepOptions {
     fn check(&self) -> Result<(), SchedulerError> {
-        let eta = self.eta.unwrap_or(0.0);
-        let finite = [
-            ("eta", eta),
-            ("s_churn", self.s_churn),
-            ("s_noise", self.s_noise),
+        let rows = [
+            ("eta", self.eta.unwrap_or(0.0), "a finite number", true),
+            ("s_churn", self.s_churn, "a finite number", true),
+            ("s_noise", self.s_noise, "a finite number", true),
+            ("s_tmin", self.s_tmin, "a number", false),
+            ("s_tmax", self.s_tmax, "a number", false),
         ];
-        let numbers = [("s_tmin", self.s_tmin), ("s_tmax", self.s_tmax)];
-        for (name, value) in finite.into_iter().filter(|(_, value)| !value.is_finite()) {
-            return Err(SchedulerError::StepOption {
-                name,
-                value,
-                expected: "a finite number",
-            });
-        }
-        for (name, value) in numbers.into_iter().filter(|(_, value)| value.is_nan()) {
-            return Err(SchedulerError::StepOption {
-                name,
-                value,
-                expected: "a number",
-            });
+        for (name, value, expected, finite) in rows {
+            if value.is_nan() || finite && value.is_infinite() {
+                return Err(SchedulerError::StepOption {
+                    name,
+                    value,
+                    expected,
+                });
+            }
         }
         Ok(())
     }

@@ -81,9 +81,11 @@ impl Spacing {
                 .rev()
                 .collect(),
             TimestepSpacing::Trailing => {
-                let step = train as f64 / steps as f64;
+                // numpy counts down by the rounded difference of the first two entries, which decides some halves.
+                let train = train as f64;
+                let difference = (train - train / steps as f64) - train;
                 (0..steps)
-                    .map(|i| (train as f64 - i as f64 * step).round_ties_even() - 1.0)
+                    .map(|i| (train + i as f64 * difference).round_ties_even() - 1.0)
                     .collect()
             }
         })

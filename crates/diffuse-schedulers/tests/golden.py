@@ -49,6 +49,10 @@ def takes(function, argument):
     return argument in function.__code__.co_varnames[: function.__code__.co_argcount]
 
 
+def wave():
+    return torch.sin(torch.arange(math.prod(SHAPE))).reshape(SHAPE)
+
+
 def model(case, x, t):
     output = 0.8 * x + 0.15 * torch.cos(3 * x + t / 100)
     if case["config"].get("variance_type") in ("learned", "learned_range"):
@@ -66,8 +70,7 @@ def run(case, nudge=0.0):
     if "begin" in case:
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(begin)
-        wave = torch.sin(torch.arange(noise.numel())).reshape(SHAPE).to(dtype)
-        sample = scheduler.add_noise(wave, noise, scheduler.timesteps[begin : begin + 1].repeat(SHAPE[0]))
+        sample = scheduler.add_noise(wave().to(dtype), noise, scheduler.timesteps[begin : begin + 1].repeat(SHAPE[0]))
     else:
         sample = noise * scheduler.init_noise_sigma
     start = sample
@@ -132,7 +135,7 @@ def add_noise(cases, out):
         scheduler = build(case["scheduler"], case["config"])
         scheduler.set_timesteps(case["num_inference_steps"])
         generator = torch.Generator("cpu").manual_seed(case["seed"])
-        original = torch.randn(SHAPE, generator=generator)
+        original = wave()
         noise = torch.randn(SHAPE, generator=generator)
         timesteps = torch.tensor(case["timesteps"])
         tensors[case["name"] + ".noisy"] = scheduler.add_noise(original, noise, timesteps)

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use burn::prelude::*;
+use burn::tensor::DType;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value};
 
@@ -104,4 +105,12 @@ pub fn numbers(value: &Value) -> Vec<f64> {
         .iter()
         .map(|number| number.as_f64().unwrap())
         .collect()
+}
+
+pub const SHAPE: [usize; 4] = [2, 3, 4, 4];
+
+/// The image that is noised in the fixtures.
+pub fn wave<B: Backend>(dtype: DType) -> Tensor<B, 4> {
+    let wave: Vec<f32> = (0..96).map(|i| (i as f32).sin()).collect();
+    Tensor::from_data(TensorData::new(wave, SHAPE), (&Default::default(), dtype))
 }

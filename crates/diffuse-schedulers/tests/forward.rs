@@ -1,0 +1,112 @@
+//! `add_noise` and `get_velocity` against the reference's.
+
+mod common;
+
+use burn::prelude::*;
+use burn::tensor::DType;
+use burn_flex::Flex;
+use common::{SHAPE, Tensors, check_close, numbers, object, rows, values, wave};
+use diffuse_schedulers::{
+    DDPMConfig, DDPMScheduler, Generator, Overrides, Scheduler, SchedulerConfig, SchedulerError,
+    randn_tensor, scheduler_from_config,
+};
+
+fn draw(generator: &mut Generator) -> Tensor<Flex, 4> {
+    randn_tensor(generator, SHAPE, DType::F32, &Default::default()).unwrap()
+}
+
+#[test]
+fn rows_with_different_timesteps() {
+    let expected = Tensors::read("add_noise.safetensors");
+    let cases = rows("add_noise.json");
+    let mut compared = 0;
+    for case in &cases {
+        let (name, class) = (case["name"].as_str().unwrap(), case["scheduler"].as_str());
+        let config = SchedulerConfig::from_values(object(&case["config"]));
+        let Ok(mut scheduler) = scheduler_from_config::<Flex>(&config, class, &Overrides::new())
+        else {
+            continue;
+        };
+        scheduler
+            .set_timesteps(&(case["num_inference_steps"].as_u64().unwrap() as usize).into())
+            .unwrap();
+        let mut generator = Generator::new(case["seed"].as_u64().unwrap());
+        let (original, noise) = (wave(DType::F32), draw(&mut generator));
+        let timesteps = numbers(&case["timesteps"]);
+        let noisy = scheduler
+            .add_noise(original.clone(), noise.clone(), &timesteps)
+            .unwrap();
+        let check = |part: &str, actual: Tensor<Flex, 4>| {
+            let expected = expected.get(&format!("{name}.{part}"));
+            check_close(
+                &format!("{name}: {part}"),
+                &values(&actual),
+                &expected,
+                |x| 1e-6 + 1e-6 * x.abs(),
+            );
+        };
+        check("noisy", noisy);
+        let velocity = scheduler.get_velocity(original, noise, &timesteps);
+        match expected.has(&format!("{name}.velocity")) {
+            true => check("velocity", velocity.unwrap()),
+            false => assert!(
+                matches!(velocity, Err(SchedulerError::Unsupported { .. })),
+                "{name} has a velocity"
+            ),
+        }
+        compared += 1;
+    }
+    assert!(compared >= 10, "only {compared} rows");
+}
+
+#[test]
+fn one_timestep_is_for_all_rows() {
+    let scheduler = DDPMScheduler::<Flex>::new(DDPMConfig::default()).unwrap();
+    let mut generator = Generator::new(3);
+    let (original, noise) = (draw(&mut generator), draw(&mut generator));
+    let add = |timesteps: &[f64]| scheduler.add_noise(original.clone(), noise.clone(), timesteps);
+    assert_eq!(
+        values(&add(&[500.0]).unwrap()),
+        values(&add(&[500.0, 500.0]).unwrap())
+    );
+    assert!(matches!(
+        add(&[1.0, 2.0, 3.0]),
+        Err(SchedulerError::TimestepCount { given: 3, batch: 2 })
+    ));
+    assert!(matches!(
+        add(&[]),
+        Err(SchedulerError::TimestepCount { given: 0, .. })
+    ));
+    assert!(matches!(
+        add(&[1000.0]),
+        Err(SchedulerError::TimestepRange { .. })
+    ));
+    assert!(matches!(
+        add(&[0.5]),
+        Err(SchedulerError::TimestepRange { .. })
+    ));
+}
+
+/// Half precision is widened for the computation: the result is the rounded single-precision one.
+#[test]
+fn half_precision() {
+    let scheduler = DDPMScheduler::<Flex>::new(DDPMConfig::default()).unwrap();
+    let mut generator = Generator::new(4);
+    let device = Default::default();
+    let original = randn_tensor::<Flex>(&mut generator, SHAPE, DType::F16, &device).unwrap();
+    let noise = randn_tensor::<Flex>(&mut generator, SHAPE, DType::F16, &device).unwrap();
+    let half = scheduler
+        .add_noise(original.clone(), noise.clone(), &[20.0, 700.0])
+        .unwrap();
+    assert_eq!(half.dtype(), DType::F16);
+    let full = scheduler
+        .add_noise(
+            original.cast(DType::F32),
+            noise.cast(DType::F32),
+            &[20.0, 700.0],
+        )
+        .unwrap();
+    check_close("half", &values(&half), &values(&full), |x| {
+        5e-4 * x.abs() + 1e-7
+    });
+}

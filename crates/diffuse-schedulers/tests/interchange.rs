@@ -1,0 +1,220 @@
+//! Options on their way from one sampler to another, against the reference's `from_config`.
+
+mod common;
+
+use burn_flex::Flex;
+use common::{numbers, object, read, rows};
+use diffuse_schedulers::{
+    DDIMConfig, DDIMScheduler, Overrides, Scheduler, SchedulerConfig, SchedulerError,
+    scheduler_from_config, scheduler_names,
+};
+use serde_json::{Map, Value, json};
+
+fn load(config: &SchedulerConfig, class: &str, overrides: &Overrides) -> Box<dyn Scheduler<Flex>> {
+    scheduler_from_config(config, Some(class), overrides)
+        .unwrap_or_else(|error| panic!("{class}: {error}"))
+}
+
+/// Numbers are equal whether they are written with a decimal point or not.
+fn same(a: &Value, b: &Value) -> bool {
+    a == b || a.as_f64().is_some() && a.as_f64() == b.as_f64()
+}
+
+#[track_caller]
+fn check_values(what: &str, config: &SchedulerConfig, expected: &Value) {
+    for (key, expected) in expected.as_object().unwrap() {
+        let actual = config
+            .get(key)
+            .unwrap_or_else(|| panic!("{what}: `{key}` is missing"));
+        assert!(
+            same(actual, expected),
+            "{what}: `{key}` is {actual}, expected {expected}"
+        );
+    }
+}
+
+#[track_caller]
+fn check(case: &Value) {
+    let name = case["name"].as_str().unwrap();
+    let source = SchedulerConfig::from_values(object(&case["source"]));
+    let chain: Vec<&str> = case["chain"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|class| class.as_str().unwrap())
+        .collect();
+    let own = source.class_name().unwrap().to_string();
+    let known = |class: &str| scheduler_names().any(|(_, known)| known == class);
+
+    // The source need not be loaded as its own class, if this crate does not have it: that changes no value.
+    let mut warnings = 0;
+    let mut config = source;
+    if known(&own) {
+        config = load(&config, &own, &Overrides::new()).config().clone();
+        warnings += usize::from(!config.ignored().is_empty());
+    }
+    let mut overrides = object(&case["overrides_of_first"]);
+    let mut last = None;
+    for class in &chain {
+        let scheduler = load(&config, class, &overrides);
+        config = scheduler.config().clone();
+        warnings += usize::from(!config.ignored().is_empty());
+        overrides = Overrides::new();
+        last = Some(scheduler);
+    }
+    check_values(&format!("{name}: effective"), &config, &case["effective"]);
+    check_values(&format!("{name}: retained"), &config, &case["retained"]);
+    let expected =
+        case["effective"].as_object().unwrap().len() + case["retained"].as_object().unwrap().len();
+    let actual = config
+        .values()
+        .keys()
+        .filter(|key| !key.starts_with('_'))
+        .count();
+    assert_eq!(actual, expected, "{name}: number of keys");
+    let defaulted: Vec<Value> = config.defaulted().map(Value::from).collect();
+    assert_eq!(
+        Value::from(defaulted),
+        case["defaulted"],
+        "{name}: defaulted"
+    );
+    let expected = case["warnings"].as_u64().or(case["ignored_with_warning"]
+        .as_array()
+        .map(|list| list.len() as u64));
+    if known(&own) {
+        assert_eq!(warnings as u64, expected.unwrap(), "{name}: warnings");
+    }
+    let mut scheduler = last.unwrap();
+    scheduler.set_timesteps(&10.into()).unwrap();
+    assert_eq!(
+        scheduler.timesteps(),
+        numbers(&case["timesteps_10"]),
+        "{name}: timesteps"
+    );
+}
+
+#[test]
+fn chains() {
+    let known: Vec<&str> = scheduler_names().map(|(_, class)| class).collect();
+    let cases = rows("interchange.json");
+    let in_reach = |case: &&Value| {
+        case["chain"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|class| known.contains(&class.as_str().unwrap()))
+    };
+    let cases: Vec<&Value> = cases.iter().filter(in_reach).collect();
+    assert!(cases.len() >= 10, "only {} chains", cases.len());
+    cases.into_iter().for_each(check);
+}
+
+#[test]
+fn switching_back_restores() {
+    let source =
+        json!({"_class_name": "PNDMScheduler", "skip_prk_steps": true, "beta_start": 0.00085});
+    let source = SchedulerConfig::from_values(object(&source));
+    let euler = load(&source, "euler", &Overrides::new());
+    let pndm = load(euler.config(), "PNDMScheduler", &Overrides::new());
+    assert_eq!(pndm.config().get("skip_prk_steps"), Some(&true.into()));
+    assert_eq!(pndm.config().class_name(), Some("PNDMScheduler"));
+}
+
+#[test]
+fn saved_with_a_bare_infinity() {
+    let text = String::from_utf8(read("saved_dpmsolver_multistep.json")).unwrap();
+    let config = SchedulerConfig::from_json_str(&text).unwrap();
+    assert_eq!(config.to_json_string(), text);
+    let unipc = load(&config, "unipc", &Overrides::new());
+    assert_eq!(unipc.config().get("solver_type"), Some(&"bh2".into()));
+    assert!(
+        unipc
+            .config()
+            .to_json_string()
+            .contains("\"lambda_min_clipped\": -Infinity")
+    );
+    assert!(unipc.config().ignored().is_empty());
+}
+
+#[test]
+fn saving_spells_out_defaults() {
+    let folder = std::env::temp_dir().join(format!("diffuse-schedulers-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let options = DDIMConfig {
+        beta_start: 0.00085,
+        clip_sample: false,
+        ..Default::default()
+    };
+    let ddim = DDIMScheduler::<Flex>::new(options).unwrap();
+    assert!(
+        ddim.config()
+            .defaulted()
+            .any(|key| key == "timestep_spacing")
+    );
+    ddim.config().save(&folder).unwrap();
+    let saved = SchedulerConfig::from_file(&folder).unwrap();
+    assert_eq!(
+        saved,
+        SchedulerConfig::from_file(folder.join("scheduler_config.json")).unwrap()
+    );
+    std::fs::remove_dir_all(&folder).unwrap();
+    // Now `leading` is given and goes along; before, it was a default of DDIM and did not.
+    let spacing = |config: &SchedulerConfig| {
+        load(config, "euler", &Overrides::new())
+            .config()
+            .get("timestep_spacing")
+            .cloned()
+    };
+    assert_eq!(spacing(&saved), Some("leading".into()));
+    assert_eq!(spacing(ddim.config()), Some("linspace".into()));
+}
+
+#[test]
+fn patches_do_not_count_as_given() {
+    let source = json!({"_class_name": "PNDMScheduler", "skip_prk_steps": true});
+    let pndm = load(
+        &SchedulerConfig::from_values(object(&source)),
+        "pndm",
+        &Overrides::new(),
+    );
+    let mut config = pndm.config().clone();
+    config.patch("steps_offset", 1);
+    let mut patched = load(&config, "pndm", &Overrides::new());
+    patched.set_timesteps(&50.into()).unwrap();
+    assert_eq!(patched.timesteps()[0], 981.0);
+    assert_eq!(
+        load(patched.config(), "ddim", &Overrides::new())
+            .config()
+            .get("steps_offset"),
+        Some(&0.into())
+    );
+    config.set("steps_offset", 1);
+    assert_eq!(
+        load(&config, "ddim", &Overrides::new())
+            .config()
+            .get("steps_offset"),
+        Some(&1.into())
+    );
+}
+
+#[test]
+fn names() {
+    let none = SchedulerConfig::default();
+    let fail = |config: &SchedulerConfig, name: Option<&str>, overrides: Map<String, Value>| {
+        scheduler_from_config::<Flex>(config, name, &overrides).unwrap_err()
+    };
+    assert!(matches!(
+        fail(&none, None, Map::new()),
+        SchedulerError::NoClass { .. }
+    ));
+    let unknown = fail(&none, Some("warp"), Map::new()).to_string();
+    assert!(
+        unknown.contains("`warp`") && unknown.contains("`ddim`, `DDIMScheduler`"),
+        "{unknown}"
+    );
+    let misspelt = fail(&none, Some("ddim"), object(&json!({"clip_samples": true}))).to_string();
+    assert!(
+        misspelt.contains("`clip_samples`") && misspelt.contains("`clip_sample_range`"),
+        "{misspelt}"
+    );
+}

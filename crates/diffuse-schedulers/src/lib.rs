@@ -20,6 +20,7 @@ mod ddpm;
 mod euler;
 mod pndm;
 mod unipc;
+mod unipc_weights;
 
 pub use config::{Overrides, SCHEDULER_CONFIG_NAME, SchedulerConfig};
 pub use ddim::{DDIMConfig, DDIMScheduler};
@@ -36,4 +37,5 @@ pub use scheduler::{
 };
 pub use sigmas::FinalSigmasType;
 pub use spacing::TimestepSpacing;
-pub use unipc::{UniPCMultistepConfig, UniPCMultistepScheduler, UniPCSolverType};
+pub use unipc::{UniPCMultistepConfig, UniPCMultistepScheduler};
+pub use unipc_weights::UniPCSolverType;

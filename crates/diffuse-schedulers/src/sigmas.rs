@@ -89,6 +89,14 @@ pub(crate) struct SigmaRange {
 }
 
 impl SigmaRange {
+    /// The ends of a table of levels, smallest first.
+    pub fn of_table(table: &[f32]) -> Self {
+        Self {
+            min: table[0].into(),
+            max: table[table.len() - 1].into(),
+        }
+    }
+
     /// The ends that a configuration's `sigma_min` and `sigma_max` move.
     pub fn with(
         self,

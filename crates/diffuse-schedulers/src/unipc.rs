@@ -1,20 +1,17 @@
 //! UniPC: a unified predictor and corrector.
 //!
 //! "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models"
-//! (<https://arxiv.org/abs/2302.04867>), algorithms 5 to 8. Time is `λ = ln(α / σ)`; a step goes from `s` to `t` with
-//! `h = λ_t - λ_s`. `m_i` are the model's images at earlier points, `r_i = (λ_i - λ_s) / h`, and `m_t` that at `t`:
+//! (<https://arxiv.org/abs/2302.04867>), algorithms 5 to 8. A step is a weighted sum of the sample it starts from and of
+//! what the model saw (`m`, images or noises) at this and earlier points:
 //!
 //! ```text
-//! x_t = (σ_t / σ_s) x_s - α_t (e^-h - 1) m_s - α_t B(h) [ Σ ρ_i (m_i - m_s) / r_i  +  ρ_t (m_t - m_s) ]
+//! predictor  x_t = a x_s + b_0 m_s + b_1 m_(s-1) + ..
+//! corrector  the same with m_t, once the model has seen x_t, and before the next step
 //! ```
 //!
-//! The predictor (UniP) leaves out `m_t`. When the model has seen its result, the corrector (UniC) takes the same step
-//! again, now with `m_t`, before the next one. `B(h)` is `-h` (bh1) or `e^-h - 1` (bh2); the `ρ` solve the equations
-//! (order conditions) `Σ ρ_i r_i^(k-1) = k! φ_k / B(h)`. When noise is predicted instead of the image, `α` and `σ`
-//! change places and `h` its sign.
+//! `unipc_weights.rs` has the weights.
 
 use burn::prelude::*;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::{ClassConfig, Overrides, Resolved, require, scheduler_config};
@@ -22,22 +19,11 @@ use crate::ladder::Ladder;
 use crate::mixture::{self, Mixture};
 use crate::prediction::{Bound, Prediction};
 use crate::sigmas::{LogSigmas, SigmaCurve, SigmaRange, sigma_at};
-use crate::tensor::combine;
+use crate::unipc_weights::{Method, UniPCSolverType, Weights};
 use crate::{
     BetaSchedule, Capabilities, FinalSigmasType, NoiseSchedule, Scheduler, SchedulerConfig,
     SchedulerError, Step, StepOutput, TimestepRequest, scheduler_from_config,
 };
-
-/// The function `B(h)` (the key `solver_type`); the other multistep solvers' types are read as `bh2`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum UniPCSolverType {
-    /// `h`
-    Bh1,
-    /// `e^h - 1`
-    #[serde(alias = "midpoint", alias = "heun", alias = "logrho")]
-    Bh2,
-}
 
 scheduler_config! {
     /// Options of [`UniPCMultistepScheduler`].
@@ -67,6 +53,11 @@ scheduler_config! {
     }
 }
 
+const CLASS: &str = UniPCMultistepConfig::CLASS;
+
+/// Beyond it, the equations of the order conditions cannot be solved in f32 by far.
+const MAX_ORDER: usize = 12;
+
 /// A multistep solver that corrects each step once the next model call shows where it led.
 #[derive(Debug)]
 pub struct UniPCMultistepScheduler<B: Backend> {
@@ -83,18 +74,16 @@ pub struct UniPCMultistepScheduler<B: Backend> {
 
 impl<B: Backend> UniPCMultistepScheduler<B> {
     pub(crate) fn build(resolved: Resolved<UniPCMultistepConfig>) -> Result<Self, SchedulerError> {
-        const CLASS: &str = UniPCMultistepConfig::CLASS;
         let options = &resolved.options;
         options.refuse_flow()?;
         options.sigma_curve()?;
         require(CLASS, "shift_terminal", &options.shift_terminal, &[None])?;
-        if options.solver_order == 0 {
-            let expected = "expected a number of at least 1".to_string();
+        if !(1..=MAX_ORDER).contains(&options.solver_order) {
             return Err(SchedulerError::Value {
                 class: CLASS,
                 key: "solver_order",
-                value: "0".into(),
-                expected,
+                value: options.solver_order.to_string(),
+                expected: format!("expected 1 to {MAX_ORDER}"),
             });
         }
         let zero_snr = options.rescale_betas_zero_snr;
@@ -132,55 +121,35 @@ impl<B: Backend> UniPCMultistepScheduler<B> {
     fn place(&self, steps: usize) -> Result<Ladder, SchedulerError> {
         let options = &self.resolved.options;
         let table = self.noise_schedule.sigmas();
-        let tops = options.spacing().interval_tops(steps)?;
-        let (timesteps, levels, smallest) = match options.sigma_curve()? {
+        let (timesteps, levels) = match options.sigma_curve()? {
             None => {
-                let levels: Vec<f64> = tops
-                    .iter()
-                    .map(|&timestep| sigma_at(&table, timestep))
-                    .collect();
-                (tops, levels, f64::from(table[0]))
+                let tops = options.spacing().interval_tops(steps)?;
+                let levels = tops.iter().map(|&timestep| sigma_at(&table, timestep));
+                (tops.clone(), levels.collect::<Vec<_>>())
             }
             Some(curve) => {
-                let range = SigmaRange {
-                    min: table[0].into(),
-                    max: table[table.len() - 1].into(),
-                };
-                let range = range.with(
-                    UniPCMultistepConfig::CLASS,
-                    options.sigma_min,
-                    options.sigma_max,
-                )?;
+                options.spacing().check(steps)?;
+                let range = SigmaRange::of_table(&table);
+                let range = range.with(CLASS, options.sigma_min, options.sigma_max)?;
                 let levels = curve.levels(range, steps);
                 let logs = LogSigmas::new(&table);
-                let whole = if curve == SigmaCurve::Karras {
-                    f64::round_ties_even
-                } else {
-                    f64::trunc
+                // The reference's quirk: Karras's timesteps are rounded, the others' cut off.
+                let whole = match curve {
+                    SigmaCurve::Karras => f64::round_ties_even,
+                    SigmaCurve::Exponential | SigmaCurve::Beta => f64::trunc,
                 };
-                let smallest = levels[steps - 1];
-                (
-                    levels
-                        .iter()
-                        .map(|&sigma| whole(logs.timestep(sigma)))
-                        .collect(),
-                    levels,
-                    smallest,
-                )
+                let timesteps = levels.iter().map(|&sigma| whole(logs.timestep(sigma)));
+                (timesteps.collect(), levels)
             }
         };
-        let last = match options.final_sigmas_type {
-            FinalSigmasType::Zero => 0.0,
-            FinalSigmasType::SigmaMin => smallest,
+        let last = match (options.final_sigmas_type, options.sigma_curve()?) {
+            (FinalSigmasType::Zero, _) => 0.0,
+            (FinalSigmasType::SigmaMin, None) => table[0],
+            // The reference's quirk: the last level of a curve is there twice.
+            (FinalSigmasType::SigmaMin, Some(_)) => levels[steps - 1] as f32,
         };
-        Ok(Ladder::new(
-            timesteps,
-            levels
-                .into_iter()
-                .chain([last])
-                .map(|sigma| sigma as f32)
-                .collect(),
-        ))
+        let sigmas = levels.into_iter().map(|sigma| sigma as f32).chain([last]);
+        Ok(Ladder::new(timesteps, sigmas.collect()))
     }
 
     /// The order of the step at a rung, after so many steps.
@@ -216,7 +185,7 @@ impl<B: Backend> UniPCMultistepScheduler<B> {
                 .contains(&(rung - 1))
     }
 
-    /// The factors of a step from rung `source` to the next one. In f32, as the reference's are.
+    /// The factors of a step from rung `source` to the next one.
     fn weights(
         &self,
         source: usize,
@@ -224,44 +193,12 @@ impl<B: Backend> UniPCMultistepScheduler<B> {
         method: Method,
     ) -> Result<Weights, SchedulerError> {
         let options = &self.resolved.options;
-        let at = |rung: usize| Mixture::of_ratio(self.ladder.sigmas()[rung]);
-        let (s, t) = (at(source), at(source + 1));
-        let h = t.lambda() - s.lambda();
-        // Where images are predicted, sample and model output exchange the roles of α and σ.
-        let (h_signed, ratio, scale) = match options.predict_x0 {
-            true => (-h, t.sigma / s.sigma, t.alpha),
-            false => (h, t.alpha / s.alpha, t.sigma),
-        };
-        let phi_1 = h_signed.exp_m1();
-        let b_of_h = match options.solver_type {
-            UniPCSolverType::Bh1 => h_signed,
-            UniPCSolverType::Bh2 => phi_1,
-        };
-        let mut r: Vec<f32> = (1..order)
-            .map(|back| (at(source - back).lambda() - s.lambda()) / h)
+        let oldest = source + 1 - order;
+        let levels: Vec<Mixture> = self.ladder.sigmas()[oldest..=source + 1]
+            .iter()
+            .map(|&sigma| Mixture::of_ratio(sigma))
             .collect();
-        r.push(1.0);
-        let mut rho = match (method, order) {
-            (Method::Predict, 1) => Vec::new(),
-            (Method::Predict, 2) | (Method::Correct, 1) => vec![0.5],
-            (Method::Predict, _) => solve_order_conditions(&r[..order - 1], h_signed, b_of_h),
-            (Method::Correct, _) => solve_order_conditions(&r, h_signed, b_of_h),
-        };
-
-        let new = if method == Method::Correct {
-            rho.pop()
-        } else {
-            None
-        };
-        let shares: Vec<f32> = rho.iter().zip(&r).map(|(rho, r)| rho / r).collect();
-        let newest =
-            -scale * phi_1 + scale * b_of_h * (shares.iter().sum::<f32>() + new.unwrap_or(0.0));
-        let earlier = shares.iter().map(|share| -scale * b_of_h * share);
-        let weights = Weights {
-            sample: ratio,
-            outputs: std::iter::once(newest).chain(earlier).collect(),
-            new: new.map(|rho| -scale * b_of_h * rho),
-        };
+        let weights = Weights::new(&levels, options.solver_type, options.predict_x0, method);
         match weights.all_finite() {
             true => Ok(weights),
             false => Err(self.explain(self.ladder.sigmas()[source + 1])),
@@ -272,7 +209,7 @@ impl<B: Backend> UniPCMultistepScheduler<B> {
     fn explain(&self, sigma: f32) -> SchedulerError {
         let options = &self.resolved.options;
         let clash = |keys: &str, advice: &str| SchedulerError::Clash {
-            class: UniPCMultistepConfig::CLASS,
+            class: CLASS,
             keys: keys.into(),
             advice: advice.into(),
         };
@@ -298,87 +235,6 @@ impl<B: Backend> UniPCMultistepScheduler<B> {
     }
 }
 
-/// Whether the model's answer at the end of a step is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Method {
-    Predict,
-    Correct,
-}
-
-/// The factors of `x_s`, of `m_s` and those before, and of `m_t`.
-struct Weights {
-    sample: f32,
-    outputs: Vec<f32>,
-    new: Option<f32>,
-}
-
-impl Weights {
-    fn all_finite(&self) -> bool {
-        self.outputs
-            .iter()
-            .chain([&self.sample])
-            .chain(&self.new)
-            .all(|factor| factor.is_finite())
-    }
-
-    fn apply<B: Backend>(
-        &self,
-        sample: Tensor<B, 4>,
-        outputs: &[Tensor<B, 4>],
-        new: Option<Tensor<B, 4>>,
-    ) -> Tensor<B, 4> {
-        let known = self.outputs.iter().copied().zip(outputs.iter().cloned());
-        combine(
-            std::iter::once((self.sample, sample))
-                .chain(known)
-                .chain(self.new.zip(new)),
-        )
-    }
-}
-
-/// `ρ` with `Σ ρ_i r_i^(k-1) = k! φ_k(h) / B(h)` for `k` from 1 to their number.
-fn solve_order_conditions(r: &[f32], h: f32, b_of_h: f32) -> Vec<f32> {
-    let mut phi = h.exp_m1() / h - 1.0;
-    let mut factorial = 1.0;
-    let mut rows: Vec<Vec<f64>> = Vec::new();
-    for k in 1..=r.len() {
-        let powers = r.iter().map(|r| f64::from(r.powi(k as i32 - 1)));
-        rows.push(
-            powers
-                .chain([f64::from(phi * factorial / b_of_h)])
-                .collect(),
-        );
-        factorial *= (k + 1) as f32;
-        phi = phi / h - 1.0 / factorial;
-    }
-    solve(rows)
-}
-
-/// Gaussian elimination with row exchange; the right-hand side is the last column.
-fn solve(mut rows: Vec<Vec<f64>>) -> Vec<f32> {
-    let count = rows.len();
-    for column in 0..count {
-        let largest = (column..count)
-            .max_by(|&a, &b| rows[a][column].abs().total_cmp(&rows[b][column].abs()));
-        rows.swap(column, largest.unwrap_or(column));
-        let pivot = rows[column].clone();
-        for (_, row) in rows
-            .iter_mut()
-            .enumerate()
-            .filter(|(index, _)| *index != column)
-        {
-            let factor = row[column] / pivot[column];
-            row.iter_mut()
-                .zip(&pivot)
-                .for_each(|(entry, pivot)| *entry -= factor * pivot);
-        }
-    }
-    rows.iter()
-        .enumerate()
-        .map(|(i, row)| (row[count] / row[i]) as f32)
-        .collect()
-}
-
 impl<B: Backend> Scheduler<B> for UniPCMultistepScheduler<B> {
     fn config(&self) -> &SchedulerConfig {
         &self.resolved.config
@@ -392,7 +248,7 @@ impl<B: Backend> Scheduler<B> for UniPCMultistepScheduler<B> {
     }
 
     fn set_timesteps(&mut self, request: &TimestepRequest) -> Result<(), SchedulerError> {
-        let steps = request.steps(UniPCMultistepConfig::CLASS)?;
+        let steps = request.steps(CLASS)?;
         let ladder = self.place(steps)?;
         let before = std::mem::replace(&mut self.ladder, ladder);
         if let Err(error) = self.check_run() {

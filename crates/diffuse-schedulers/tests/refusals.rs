@@ -160,7 +160,7 @@ fn values() {
         "unipc",
         json!({"solver_order": 0}),
         json!({}),
-        &["`solver_order`", "`0`"],
+        &["`solver_order`", "`0`", "1 to 12"],
     );
     check(
         "unipc",

@@ -120,8 +120,8 @@ fn every_number_of_steps() {
         })
         .unwrap();
         check_every(&mut ddim, &row("DDIMScheduler"), 1000);
-        // With more steps, two neighbouring timesteps of the reference are equal, and its samples are not numbers.
-        check_every(&mut unipc, &row("UniPCMultistepScheduler"), 499);
+        // With more steps than intervals, neighbouring timesteps are equal and need not make sense.
+        check_every(&mut unipc, &row("UniPCMultistepScheduler"), 998);
     }
 }
 

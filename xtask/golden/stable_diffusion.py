@@ -72,7 +72,6 @@ CASES = [
     case("txt2img_72x104", OWL, EULER, steps=5, seed=103, width=72, height=104),
     case("txt2img_64x128", TRAIN, DDIM, steps=5, seed=104, width=64, height=128),
     # One of the two alone is not listened to.
-    case("txt2img_width_alone", OWL, DDIM, steps=5, seed=110, width=96),
     case("txt2img_latents", LIGHTHOUSE, EULER, seed=105, latents="inputs/latents.safetensors"),
     case("txt2img_empty_prompt", "", DDIM, seed=106),
     case("txt2img_long_prompt", LONG, UNIPC, seed=107, negative_prompt=LONG[::-1]),

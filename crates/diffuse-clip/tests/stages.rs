@@ -110,3 +110,13 @@ fn text_encoder_has_the_references_hidden_states() {
     check_text_encoder::<Flex>("sd/base/text_encoder", "text_encoder.safetensors");
     check_text_encoder::<NdArray>("sd/base/text_encoder", "text_encoder.safetensors");
 }
+
+#[test]
+fn text_encoder_with_gelu_and_without_the_outer_level_of_names() {
+    let stage = "text_encoder_gelu.safetensors";
+    if reference().join("sd/stages").join(stage).is_file() {
+        check_text_encoder::<Flex>("sd/gelu/text_encoder", stage);
+    } else {
+        assert!(std::env::var_os("DIFFUSE_REFERENCE").is_some());
+    }
+}

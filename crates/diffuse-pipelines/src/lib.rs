@@ -27,4 +27,4 @@ pub use diffuse_schedulers as schedulers;
 pub use diffuse_unet as unet;
 pub use diffuse_vae as vae;
 
-pub use diffuse_nn::pretrained::{LoadOptions, Pretrained};
+pub use diffuse_nn::pretrained::{LoadOptions, Pretrained, replace_file};

@@ -69,11 +69,20 @@ fn check_unet_2d_condition<B: Backend>(folder: &str, stage: &str) {
     let unet =
         UNet2DConditionModel::<B>::from_pretrained(reference().join(folder), &device).unwrap();
     let values = Values::open(reference().join("sd/stages").join(stage));
-    let sample: Tensor<B, 4> = values.tensor("sample", &device);
-    let context: Tensor<B, 3> = values.tensor("encoder_hidden_states", &device);
-    let timestep = timesteps(&values, sample.dims()[0]);
+    let mut sample: Tensor<B, 4> = values.tensor("sample", &device);
+    let mut context: Tensor<B, 3> = values.tensor("encoder_hidden_states", &device);
+    let mut timestep = timesteps(&values, sample.dims()[0]);
+    let mut expected = values.data("output");
 
-    let temb = unet.embed_time(&sample, &timestep, None);
+    // Networks that take the guidance scale are recorded with this one in the first row.
+    let guidance = unet.config().time_cond_proj_dim.map(|_| 7.5);
+    if guidance.is_some() {
+        (sample, context) = (first_row(&sample), first_row(&context));
+        timestep = Timestep::Each(values.list("timestep")[..1].to_vec());
+        expected = first_row(&values.tensor::<B, 4>("output", &device)).into_data();
+    }
+
+    let temb = unet.embed_time(&sample, &timestep, guidance);
     check_block(&values, "time_embedding", &temb);
     let mut x = unet.conv_in.forward(sample.clone());
     check_block(&values, "conv_in", &x);
@@ -91,13 +100,18 @@ fn check_unet_2d_condition<B: Backend>(folder: &str, stage: &str) {
     }
     assert!(skips.is_empty(), "every skip connection is used");
 
-    let output = unet.forward(sample, timestep, &context);
-    assert_stage("output", output, &values.data("output"));
+    let output = unet.forward_guided(sample, timestep, &context, guidance);
+    assert_stage("output", output, &expected);
 }
 
-/// Stages that a larger reference set has and the one here may not.
+/// Whether the set has a stage: those of unusual configurations are only in the set that lies here.
 fn recorded(stage: &str) -> bool {
-    reference().join("sd/stages").join(stage).is_file()
+    let found = reference().join(stage).is_file();
+    assert!(
+        found || std::env::var_os("DIFFUSE_REFERENCE").is_some(),
+        "{stage}"
+    );
+    found
 }
 
 #[test]
@@ -130,9 +144,30 @@ fn stable_diffusion_at_other_timesteps() {
         "unet_fractional_timestep.safetensors",
         "unet_first_and_last_step.safetensors",
     ] {
-        if recorded(stage) {
-            check_unet_2d_condition::<Flex>("sd/base/unet", stage);
-        }
+        check_unet_2d_condition::<Flex>("sd/base/unet", stage);
+    }
+}
+
+#[test]
+fn ddpm_that_scales_and_shifts() {
+    if recorded("ddpm/stages/scale-shift.safetensors") {
+        check_unet_2d::<Flex>("ddpm/scale-shift", "scale-shift.safetensors");
+        check_unet_2d::<NdArray>("ddpm/scale-shift", "scale-shift.safetensors");
+    }
+}
+
+#[test]
+fn stable_diffusion_with_linear_projections_and_heads_by_level() {
+    if recorded("sd/stages/unet_linear.safetensors") {
+        check_unet_2d_condition::<Flex>("sd/linear/unet", "unet_linear.safetensors");
+        check_unet_2d_condition::<NdArray>("sd/linear/unet", "unet_linear.safetensors");
+    }
+}
+
+#[test]
+fn stable_diffusion_that_takes_the_guidance_scale() {
+    if recorded("sd/stages/unet_lcm.safetensors") {
+        check_unet_2d_condition::<Flex>("sd/lcm/unet", "unet_lcm.safetensors");
     }
 }
 

@@ -108,8 +108,11 @@ impl Checkpoint {
         Ok(module)
     }
 
-    /// Compares names, shapes and types before any byte is read.
-    fn check(&self, parameters: &[Parameter]) -> Result<(), CheckpointError> {
+    /// Compares names, shapes and types with a module's parameters; no tensor is read.
+    ///
+    /// # Errors
+    /// As [`load_into`](Self::load_into).
+    pub fn check(&self, parameters: &[Parameter]) -> Result<(), CheckpointError> {
         let path = || self.path.clone();
         let missing: Vec<String> = parameters
             .iter()

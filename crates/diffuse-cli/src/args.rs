@@ -1,0 +1,221 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use diffuse_pipelines::schedulers::Overrides;
+use serde_json::Value;
+
+/// Pictures from diffusion models.
+#[derive(Debug, Parser)]
+#[command(name = "diffuse", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make pictures of a text with a Stable Diffusion v1 checkpoint
+    Txt2img(Box<Txt2img>),
+    /// Make pictures without a text with a DDPM checkpoint
+    Ddpm(Box<Ddpm>),
+    /// Say what a checkpoint is: components, parameters, types, what is not supported
+    Inspect(Inspect),
+}
+
+#[derive(Debug, Args)]
+pub struct Txt2img {
+    /// What to show; several make a batch
+    #[arg(value_name = "PROMPT")]
+    pub prompts: Vec<String>,
+    #[command(flatten)]
+    pub model: Model,
+    /// What not to show: one for all prompts, or one for each
+    #[arg(long, value_name = "TEXT", num_args = 1..)]
+    pub negative_prompt: Vec<String>,
+    /// Number of steps [default: 50]
+    #[arg(long, value_name = "N", conflicts_with_all = ["timesteps", "sigmas"])]
+    pub steps: Option<usize>,
+    /// The timesteps themselves, falling
+    #[arg(
+        long,
+        value_name = "A,B,...",
+        value_delimiter = ',',
+        conflicts_with = "sigmas"
+    )]
+    pub timesteps: Option<Vec<f64>>,
+    /// The noise levels themselves, falling
+    #[arg(long, value_name = "A,B,...", value_delimiter = ',')]
+    pub sigmas: Option<Vec<f64>>,
+    /// How closely to follow the prompt; none beyond the model's own at 1 and below
+    #[arg(
+        long,
+        value_name = "G",
+        default_value_t = 7.5,
+        allow_negative_numbers = true
+    )]
+    pub guidance_scale: f64,
+    /// How much of the guidance's contrast to take back, 0 to 1
+    #[arg(
+        long,
+        value_name = "R",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    pub guidance_rescale: f64,
+    /// How many of the text encoder's last layers to leave out
+    #[arg(long, value_name = "K")]
+    pub clip_skip: Option<usize>,
+    /// How much noise each step adds, 0 to 1, for schedulers that take it
+    #[arg(
+        long,
+        value_name = "E",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    pub eta: f64,
+    /// Width in pixels, a multiple of 8 [default: what the model was made for]
+    #[arg(long, value_name = "W")]
+    pub width: Option<usize>,
+    /// Height in pixels, a multiple of 8 [default: what the model was made for]
+    #[arg(long, value_name = "H")]
+    pub height: Option<usize>,
+    /// Start from these latents (safetensors with a tensor `latents`) in place of drawn noise
+    #[arg(long, value_name = "FILE")]
+    pub init_latents: Option<PathBuf>,
+    #[command(flatten)]
+    pub run: Run,
+}
+
+#[derive(Debug, Args)]
+pub struct Ddpm {
+    #[command(flatten)]
+    pub model: Model,
+    /// Number of steps [default: 1000 with DDPM, else 50]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// How much noise each step of DDIM adds, 0 to 1
+    #[arg(
+        long,
+        value_name = "E",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    pub eta: f64,
+    /// Compute the noise again from the clipped picture in each step of DDIM
+    #[arg(long)]
+    pub use_clipped_model_output: bool,
+    #[command(flatten)]
+    pub run: Run,
+}
+
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// A pipeline's folder, a component's folder, or a weights file
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+}
+
+/// Which weights, and what to compute them with.
+#[derive(Debug, Args)]
+pub struct Model {
+    /// The checkpoint's folder, in Diffusers' format
+    #[arg(long, value_name = "FOLDER")]
+    pub model: PathBuf,
+    /// Variant of the weights files: `fp16` takes `*.fp16.safetensors`
+    #[arg(long, value_name = "NAME")]
+    pub variant: Option<String>,
+    /// What computes
+    #[arg(long, value_enum, default_value_t = BackendName::Flex)]
+    pub backend: BackendName,
+    /// Type of the weights and activations [default: f32 on the CPU, f16 on GPUs]
+    #[arg(long, value_enum)]
+    pub dtype: Option<FloatType>,
+    /// Scheduler in place of the checkpoint's: a class (`EulerDiscreteScheduler`) or a short name (`euler`)
+    #[arg(long, value_name = "NAME")]
+    pub scheduler: Option<String>,
+    /// Option of the scheduler; the value is JSON or a bare word
+    #[arg(long, value_name = "KEY=VALUE", num_args = 1.., value_parser = parse_option)]
+    pub scheduler_option: Vec<(String, Value)>,
+}
+
+impl Model {
+    /// The scheduler's options as given; of one that is given twice, the last.
+    pub fn scheduler_options(&self) -> Overrides {
+        self.scheduler_option.iter().cloned().collect()
+    }
+}
+
+/// How many pictures, from which seeds, and where they go.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// One seed for the whole batch, or one for each picture [default: random]
+    #[arg(long, value_name = "S[,S...]", value_delimiter = ',')]
+    pub seed: Vec<u64>,
+    /// Number of pictures, of each prompt
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub num_images: usize,
+    /// The picture; with several, their names get `-0`, `-1`, ... before the extension
+    #[arg(long, value_name = "FILE", default_value = "out.png")]
+    pub output: PathBuf,
+    /// Write the final latents, too: safetensors with one tensor `latents`
+    #[arg(long, value_name = "FILE")]
+    pub output_latents: Option<PathBuf>,
+    /// Print nothing but warnings and errors
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackendName {
+    /// The CPU
+    Flex,
+    /// A GPU through Vulkan, Metal, DirectX 12 or WebGPU
+    Wgpu,
+    /// An NVIDIA GPU
+    Cuda,
+}
+
+/// Floating point types.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FloatType {
+    F32,
+    F16,
+    Bf16,
+}
+
+/// `use_karras_sigmas=true`
+fn parse_option(text: &str) -> Result<(String, Value), String> {
+    let (key, value) = text
+        .split_once('=')
+        .filter(|(key, _)| !key.is_empty())
+        .ok_or_else(|| format!("`{text}` is not KEY=VALUE"))?;
+    // What is not JSON is a bare word.
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
+    Ok((key.to_string(), value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn option_values_are_json_or_bare_words() {
+        let parse = |text| parse_option(text).unwrap().1;
+        assert_eq!(parse("a=true"), Value::from(true));
+        assert_eq!(parse("a=2"), Value::from(2));
+        assert_eq!(parse("a=[0, 1]"), serde_json::json!([0, 1]));
+        assert_eq!(parse("a=\"x=y\""), Value::from("x=y"));
+        assert_eq!(parse("a=sde-dpmsolver++"), Value::from("sde-dpmsolver++"));
+        assert!(parse_option("a").is_err());
+        assert!(parse_option("=1").is_err());
+    }
+}

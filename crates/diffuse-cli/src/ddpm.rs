@@ -1,0 +1,83 @@
+//! `diffuse ddpm`.
+
+use anyhow::{Result, bail};
+use burn::tensor::backend::Backend;
+use diffuse_pipelines::schedulers::{StepOptions, scheduler_from_config};
+use diffuse_pipelines::{DDPMOptions, DDPMPipeline, generators, random_seed};
+use serde_json::{Map, Value, json};
+
+use crate::args::Ddpm;
+use crate::backend::{Job, load_options, with_backend};
+use crate::output;
+use crate::progress::Progress;
+
+pub fn run(mut args: Box<Ddpm>) -> Result<()> {
+    if !(0.0..=1.0).contains(&args.eta) {
+        bail!("`eta` is {}, but has to be in [0, 1]", args.eta);
+    }
+    output::check(&args.run)?;
+    if args.run.seed.is_empty() {
+        args.run.seed.push(random_seed());
+    }
+    with_backend(args.model.backend, Unconditional(args))
+}
+
+struct Unconditional(Box<Ddpm>);
+
+impl Job for Unconditional {
+    fn run<B: Backend>(self, device: B::Device) -> Result<()> {
+        let args = *self.0;
+        let mut pipeline = DDPMPipeline::<B>::from_pretrained_with(
+            &args.model.model,
+            &load_options(&args.model),
+            &device,
+        )?;
+        pipeline.scheduler = scheduler_from_config(
+            pipeline.scheduler.config(),
+            args.model.scheduler.as_deref(),
+            &args.model.scheduler_options(),
+        )?;
+        let is_ddpm = pipeline.scheduler.config().class_name() == Some("DDPMScheduler");
+        let options = DDPMOptions {
+            batch_size: args.run.num_images,
+            num_inference_steps: args.steps.unwrap_or(if is_ddpm { 1000 } else { 50 }),
+            seeds: args.run.seed.clone(),
+            step: StepOptions {
+                eta: pipeline.scheduler.capabilities().eta.then_some(args.eta),
+                use_clipped_model_output: args.use_clipped_model_output,
+                ..StepOptions::default()
+            },
+        };
+
+        output::announce(&args.run);
+        let progress = Progress::new(args.run.quiet);
+        let mut noise = generators(&options.seeds);
+        let generated =
+            pipeline.generate_with(&options, &mut noise, |event| progress.update(&event));
+        progress.finish();
+        let mut record = record(&args, &options);
+        output::record_scheduler(&mut record, pipeline.scheduler.config());
+        output::write(&generated?, &args.run, record)
+    }
+}
+
+/// Everything that made the pictures, for their text chunk.
+fn record(args: &Ddpm, options: &DDPMOptions) -> Map<String, Value> {
+    let record = json!({
+        "command": "ddpm",
+        "version": env!("CARGO_PKG_VERSION"),
+        "model": args.model.model,
+        "variant": args.model.variant,
+        "steps": options.num_inference_steps,
+        "eta": args.eta,
+        "use_clipped_model_output": args.use_clipped_model_output,
+        "seed": args.run.seed,
+        "num_images": args.run.num_images,
+        "backend": format!("{:?}", args.model.backend).to_lowercase(),
+        "dtype": load_options(&args.model).dtype.map(|dtype| format!("{dtype:?}").to_lowercase()),
+    });
+    match record {
+        Value::Object(record) => record,
+        _ => unreachable!("the record is an object"),
+    }
+}

@@ -1,0 +1,39 @@
+//! The program `diffuse`.
+
+mod args;
+mod backend;
+mod ddpm;
+mod inspect;
+mod output;
+mod progress;
+mod txt2img;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // clap exits with 2 on wrong arguments; here every failure is 1.
+            let failed = error.use_stderr();
+            let _ = error.print();
+            return ExitCode::from(u8::from(failed));
+        }
+    };
+    let result = match cli.command {
+        Command::Txt2img(args) => txt2img::run(args),
+        Command::Ddpm(args) => ddpm::run(args),
+        Command::Inspect(args) => inspect::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

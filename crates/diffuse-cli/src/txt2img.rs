@@ -1,0 +1,107 @@
+//! `diffuse txt2img`.
+
+use anyhow::{Result, bail};
+use burn::tensor::backend::Backend;
+use diffuse_pipelines::schedulers::scheduler_from_config;
+use diffuse_pipelines::{
+    StableDiffusionOptions, StableDiffusionPipeline, generators, latents, random_seed,
+};
+use serde_json::{Map, Value, json};
+
+use crate::args::Txt2img;
+use crate::backend::{Job, load_options, with_backend};
+use crate::output;
+use crate::progress::Progress;
+
+pub fn run(mut args: Box<Txt2img>) -> Result<()> {
+    if args.prompts.is_empty() {
+        bail!(
+            "no prompt is given; it comes before the options, as in `diffuse txt2img \"a cat\" --model FOLDER`"
+        );
+    }
+    output::check(&args.run)?;
+    if args.run.seed.is_empty() {
+        args.run.seed.push(random_seed());
+    }
+    with_backend(args.model.backend, TextToImage(args))
+}
+
+struct TextToImage(Box<Txt2img>);
+
+impl Job for TextToImage {
+    fn run<B: Backend>(self, device: B::Device) -> Result<()> {
+        let args = *self.0;
+        let mut pipeline = StableDiffusionPipeline::<B>::from_pretrained_with(
+            &args.model.model,
+            &load_options(&args.model),
+            &device,
+        )?;
+        pipeline.scheduler = scheduler_from_config(
+            pipeline.scheduler.config(),
+            args.model.scheduler.as_deref(),
+            &args.model.scheduler_options(),
+        )?;
+        let start = match &args.init_latents {
+            Some(path) => Some(latents::read(path, &device)?),
+            None => None,
+        };
+        let defaults = StableDiffusionOptions::default();
+        let options = StableDiffusionOptions {
+            prompt: args.prompts.clone(),
+            negative_prompt: args.negative_prompt.clone(),
+            height: args.height,
+            width: args.width,
+            num_inference_steps: args.steps.unwrap_or(defaults.num_inference_steps),
+            timesteps: args.timesteps.clone(),
+            sigmas: args.sigmas.clone(),
+            guidance_scale: args.guidance_scale,
+            guidance_rescale: args.guidance_rescale,
+            num_images_per_prompt: args.run.num_images,
+            eta: args.eta,
+            clip_skip: args.clip_skip,
+            seeds: args.run.seed.clone(),
+            latents: start,
+            ..defaults
+        };
+
+        output::announce(&args.run);
+        let progress = Progress::new(args.run.quiet);
+        let mut noise = generators(&options.seeds);
+        let generated =
+            pipeline.generate_with(&options, &mut noise, |event| progress.update(&event));
+        progress.finish();
+        let mut record = record(&args, &options);
+        output::record_scheduler(&mut record, pipeline.scheduler.config());
+        output::write(&generated?, &args.run, record)
+    }
+}
+
+/// Everything that made the pictures, for their text chunk.
+fn record<B: Backend>(args: &Txt2img, options: &StableDiffusionOptions<B>) -> Map<String, Value> {
+    let record = json!({
+        "command": "txt2img",
+        "version": env!("CARGO_PKG_VERSION"),
+        "model": args.model.model,
+        "variant": args.model.variant,
+        "prompt": args.prompts,
+        "negative_prompt": args.negative_prompt,
+        "steps": options.num_inference_steps,
+        "timesteps": args.timesteps,
+        "sigmas": args.sigmas,
+        "guidance_scale": args.guidance_scale,
+        "guidance_rescale": args.guidance_rescale,
+        "clip_skip": args.clip_skip,
+        "eta": args.eta,
+        "width": args.width,
+        "height": args.height,
+        "seed": args.run.seed,
+        "num_images": args.run.num_images,
+        "init_latents": args.init_latents,
+        "backend": format!("{:?}", args.model.backend).to_lowercase(),
+        "dtype": load_options(&args.model).dtype.map(|dtype| format!("{dtype:?}").to_lowercase()),
+    });
+    match record {
+        Value::Object(record) => record,
+        _ => unreachable!("the record is an object"),
+    }
+}

@@ -1,0 +1,319 @@
+//! Everything that the reference refuses is refused here, with a message that names what is wrong.
+
+use std::ops::ControlFlow;
+
+use burn::tensor::Tensor;
+use burn_flex::Flex;
+use diffuse_pipelines::clip::CLIPTextModel;
+use diffuse_pipelines::schedulers::{Overrides, scheduler_from_config};
+use diffuse_pipelines::unet::{ModelConfig, UNet2DConditionModel, UNet2DModel};
+use diffuse_pipelines::vae::AutoencoderKL;
+use diffuse_pipelines::{
+    DDPMOptions, DDPMPipeline, Pretrained, StableDiffusionOptions, StableDiffusionPipeline,
+    generators,
+};
+use diffuse_testing::{read_json, reference};
+use serde_json::{Map, Value};
+
+type B = Flex;
+
+/// What this crate's types make impossible: a prompt that is a number, callbacks by name.
+const IMPOSSIBLE: [&str; 3] = [
+    "pipeline_prompt_is_number",
+    "pipeline_callback_steps",
+    "pipeline_callback_tensors",
+];
+
+/// What the reference refuses and is allowed here: one negative prompt serves all prompts.
+const ALLOWED: [&str; 2] = [
+    "pipeline_negative_of_other_type",
+    "pipeline_negative_of_other_length",
+];
+
+#[test]
+fn what_the_reference_refuses_is_refused() {
+    let path = reference().join("refused.json");
+    if !path.is_file() {
+        assert!(std::env::var_os("DIFFUSE_REFERENCE").is_some());
+        return;
+    }
+    let rows = read_json(path);
+    let rows = rows.as_array().unwrap();
+    assert!(rows.len() >= 40);
+    for row in rows {
+        let name = row["name"].as_str().unwrap();
+        if IMPOSSIBLE.contains(&name) || ALLOWED.contains(&name) {
+            continue;
+        }
+        let error = match row["component"].as_str().unwrap() {
+            "unet" => config_error::<UNet2DConditionModel<B>>(row),
+            "unet_2d" => config_error::<UNet2DModel<B>>(row),
+            "vae" => config_error::<AutoencoderKL<B>>(row),
+            "text_encoder" => config_error::<CLIPTextModel<B>>(row),
+            "pipeline" => call_error(row),
+            other => panic!("{name}: {other}"),
+        };
+        let message = error.unwrap_or_else(|| panic!("{name} is not refused"));
+        // Each message names the key or the option that is wrong, in backticks or as a number of seeds.
+        assert!(
+            message.contains('`') || message.contains("seeds"),
+            "{name}: {message}"
+        );
+    }
+}
+
+/// The error of a configuration with the row's changes.
+fn config_error<M: Pretrained<B>>(row: &Value) -> Option<String> {
+    let base = reference().join(row["base"].as_str().unwrap());
+    let config = read_json(base.join("config.json"));
+    let mut map: Map<String, Value> = config.as_object().unwrap().clone();
+    map.extend(row["config"].as_object().unwrap().clone());
+    let invalid = |message| diffuse_nn::config::ConfigError::Parse {
+        path: "config.json".into(),
+        message,
+    };
+    let error = M::Config::from_map(map, &invalid).err()?;
+    Some(error.to_string())
+}
+
+fn call_error(row: &Value) -> Option<String> {
+    let base = reference().join(row["base"].as_str().unwrap());
+    let call = row["call"].as_object().unwrap();
+    let count = |key: &str| {
+        call.get(key)
+            .and_then(Value::as_u64)
+            .map(|count| count as usize)
+    };
+    let seeds = match count("generators") {
+        // A list of one generator is one generator here.
+        Some(1) => vec![0, 1, 2],
+        Some(count) => (0..count as u64).collect(),
+        None => vec![0],
+    };
+    if row["pipeline"] != "StableDiffusionPipeline" {
+        let mut pipeline = DDPMPipeline::<B>::from_pretrained(base, &Default::default()).unwrap();
+        let options = DDPMOptions {
+            batch_size: count("batch_size").unwrap(),
+            num_inference_steps: 2,
+            seeds,
+            ..DDPMOptions::default()
+        };
+        return pipeline
+            .generate(&options)
+            .err()
+            .map(|error| error.to_string());
+    }
+
+    let mut pipeline =
+        StableDiffusionPipeline::<B>::from_pretrained(base, &Default::default()).unwrap();
+    let overrides: Overrides = row["scheduler_options"].as_object().unwrap().clone();
+    let config = pipeline.scheduler.config();
+    match scheduler_from_config(config, row["scheduler"].as_str(), &overrides) {
+        Ok(scheduler) => pipeline.scheduler = scheduler,
+        Err(error) => return Some(error.to_string()),
+    }
+    let texts = |key: &str| match call.get(key) {
+        Some(Value::String(text)) => vec![text.clone()],
+        Some(Value::Array(texts)) => {
+            let texts = texts.iter().map(|text| text.as_str().unwrap().to_string());
+            texts.collect()
+        }
+        _ => Vec::new(),
+    };
+    let numbers = |key: &str| {
+        let numbers = call.get(key)?.as_array()?.iter();
+        Some(numbers.map(|number| number.as_f64().unwrap()).collect())
+    };
+    let zeros = |key: &str| -> Option<Vec<usize>> {
+        let shape = call.get(key)?.get("zeros")?.as_array()?.iter();
+        Some(shape.map(|size| size.as_u64().unwrap() as usize).collect())
+    };
+    let embeds = |key: &str| {
+        let shape: [usize; 3] = zeros(key)?.try_into().unwrap();
+        Some(Tensor::zeros(shape, &Default::default()))
+    };
+    let start = zeros("latents").map(|shape| {
+        let shape: [usize; 4] = shape.try_into().unwrap();
+        Tensor::zeros(shape, &Default::default())
+    });
+    let options = StableDiffusionOptions {
+        prompt: texts("prompt"),
+        negative_prompt: texts("negative_prompt"),
+        prompt_embeds: embeds("prompt_embeds"),
+        negative_prompt_embeds: embeds("negative_prompt_embeds"),
+        height: count("height"),
+        width: count("width"),
+        num_inference_steps: count("num_inference_steps").unwrap_or(2),
+        timesteps: numbers("timesteps"),
+        sigmas: numbers("sigmas"),
+        num_images_per_prompt: count("num_images_per_prompt").unwrap_or(1),
+        seeds,
+        latents: start,
+        ..StableDiffusionOptions::default()
+    };
+    let error = pipeline.generate(&options).err()?;
+    Some(error.to_string())
+}
+
+/// The error of a run with these options.
+#[track_caller]
+fn check(options: StableDiffusionOptions<B>, expected: &str) {
+    let folder = reference().join("sd/base");
+    let mut pipeline =
+        StableDiffusionPipeline::<B>::from_pretrained(folder, &Default::default()).unwrap();
+    let message = pipeline.generate(&options).unwrap_err().to_string();
+    assert!(message.contains(expected), "{message}");
+}
+
+fn options() -> StableDiffusionOptions<B> {
+    StableDiffusionOptions {
+        num_inference_steps: 1,
+        ..StableDiffusionOptions::from("a lighthouse")
+    }
+}
+
+#[test]
+fn options_that_make_no_sense_are_errors() {
+    let base = options();
+    check(
+        StableDiffusionOptions {
+            width: Some(0),
+            ..base.clone()
+        },
+        "`width` is 0",
+    );
+    check(
+        StableDiffusionOptions {
+            height: Some(12),
+            ..base.clone()
+        },
+        "`height` is 12",
+    );
+    check(
+        StableDiffusionOptions {
+            width: Some(1 << 30),
+            height: Some(1 << 30),
+            ..base.clone()
+        },
+        "too large",
+    );
+    check(
+        StableDiffusionOptions {
+            num_inference_steps: 0,
+            ..base.clone()
+        },
+        "num_inference_steps",
+    );
+    check(
+        StableDiffusionOptions {
+            num_inference_steps: 1001,
+            ..base.clone()
+        },
+        "1001",
+    );
+    check(
+        StableDiffusionOptions {
+            guidance_scale: f64::NAN,
+            ..base.clone()
+        },
+        "`guidance_scale` is NaN",
+    );
+    check(
+        StableDiffusionOptions {
+            eta: -0.5,
+            ..base.clone()
+        },
+        "`eta` is -0.5",
+    );
+    check(
+        StableDiffusionOptions {
+            guidance_rescale: 2.0,
+            ..base.clone()
+        },
+        "`guidance_rescale` is 2",
+    );
+    check(
+        StableDiffusionOptions {
+            clip_skip: Some(99),
+            ..base.clone()
+        },
+        "`clip_skip` is 99",
+    );
+    check(
+        StableDiffusionOptions {
+            num_images_per_prompt: 0,
+            ..base.clone()
+        },
+        "`num_images_per_prompt` is 0",
+    );
+    check(
+        StableDiffusionOptions {
+            negative_prompt: vec!["a".into(), "b".into()],
+            ..base.clone()
+        },
+        "2 negative prompts for 1 prompts",
+    );
+    check(
+        StableDiffusionOptions {
+            latents: Some(Tensor::zeros([2, 4, 8, 8], &Default::default())),
+            ..base
+        },
+        "`latents` has shape [2, 4, 8, 8]",
+    );
+}
+
+#[test]
+fn callback_changes_latents_and_stops_the_run() {
+    let folder = reference().join("sd/base");
+    let mut pipeline =
+        StableDiffusionPipeline::<B>::from_pretrained(folder, &Default::default()).unwrap();
+    let options = StableDiffusionOptions {
+        num_inference_steps: 5,
+        ..options()
+    };
+    let mut noise = generators(&[3]);
+    let mut seen = Vec::new();
+    let generated = pipeline
+        .generate_with(&options, &mut noise, |event| {
+            seen.push((event.step, event.timestep));
+            *event.latents = event.latents.zeros_like() + 0.25;
+            if event.step == 2 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })
+        .unwrap();
+    assert!(generated.interrupted);
+    let timesteps: Vec<f64> = seen.iter().map(|(_, timestep)| *timestep).collect();
+    assert_eq!(timesteps, generated.timesteps[..3]);
+    assert_eq!(generated.images.len(), 1);
+    let values = generated.latents.into_data();
+    assert!(values.iter::<f32>().all(|value| value == 0.25));
+}
+
+#[test]
+fn embeddings_in_place_of_prompts_give_the_same_picture() {
+    let folder = reference().join("sd/base");
+    let mut pipeline =
+        StableDiffusionPipeline::<B>::from_pretrained(folder, &Default::default()).unwrap();
+    let by_text = StableDiffusionOptions {
+        seeds: vec![5],
+        ..options()
+    };
+    let embeds = |text: &str| {
+        pipeline
+            .encode_prompt(&[text.to_string()], None)
+            .unwrap()
+            .embeds
+    };
+    let by_embeds = StableDiffusionOptions {
+        prompt: Vec::new(),
+        prompt_embeds: Some(embeds("a lighthouse")),
+        negative_prompt_embeds: Some(embeds("")),
+        ..by_text.clone()
+    };
+    let expected = pipeline.generate(&by_text).unwrap();
+    let got = pipeline.generate(&by_embeds).unwrap();
+    assert_eq!(got.images, expected.images);
+}

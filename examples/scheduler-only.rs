@@ -1,0 +1,43 @@
+//! Only the scheduler crate: a denoising loop around a "model" that knows the answer.
+//!
+//! `cargo run --release -p diffuse-examples --example scheduler-only`
+
+use anyhow::Result;
+use burn::tensor::Tensor;
+use burn_flex::Flex;
+use diffuse_schedulers::{
+    Generator, Scheduler, StepOptions, UniPCMultistepConfig, UniPCMultistepScheduler, randn_tensor,
+};
+
+fn main() -> Result<()> {
+    let device = Default::default();
+    let mut scheduler = UniPCMultistepScheduler::<Flex>::new(UniPCMultistepConfig::default())?;
+    scheduler.set_timesteps(&10.into())?;
+
+    // What a perfect network would find in any noise: a picture that is 0.5 everywhere.
+    let answer = Tensor::<Flex, 4>::full([1, 3, 8, 8], 0.5, &device);
+    let alphas_cumprod = scheduler.noise_schedule().alphas_cumprod().to_vec();
+
+    let mut noise = Generator::new(0);
+    let dtype = burn::tensor::DType::F32;
+    let mut sample = randn_tensor::<Flex>(&mut noise, answer.dims(), dtype, &device)?;
+    sample = sample * scheduler.init_noise_sigma();
+    for timestep in scheduler.timesteps().to_vec() {
+        let input = scheduler.scale_model_input(sample.clone(), timestep)?;
+        // The noise in `input`, given the answer: input = √ᾱ · answer + √(1 - ᾱ) · noise.
+        let alpha = f64::from(alphas_cumprod[timestep as usize]);
+        let predicted = (input - answer.clone() * alpha.sqrt()) / (1.0 - alpha).sqrt();
+        sample = scheduler
+            .step(
+                predicted,
+                timestep,
+                sample,
+                &StepOptions::default(),
+                &mut noise,
+            )?
+            .prev_sample;
+        let error: f32 = (sample.clone() - answer.clone()).abs().max().into_scalar();
+        println!("timestep {timestep:>3}: at most {error:.4} from the answer");
+    }
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! One function, two backends: the picture is the same, since the code is.
+//!
+//! `cargo run --release -p diffuse-examples --example two-backends`; with `--features wgpu` or `--features cuda`, the
+//! GPU is the second backend.
+
+use anyhow::Result;
+use burn::tensor::backend::Backend;
+use burn_flex::Flex;
+use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionPipeline};
+use image::RgbImage;
+
+#[cfg(feature = "cuda")]
+type Second = burn::backend::Cuda;
+#[cfg(all(feature = "wgpu", not(feature = "cuda")))]
+type Second = burn::backend::Wgpu;
+#[cfg(not(any(feature = "wgpu", feature = "cuda")))]
+type Second = burn_ndarray::NdArray;
+
+/// Nothing here names a backend.
+fn picture<B: Backend>(model: &str, device: &B::Device) -> Result<RgbImage> {
+    let mut pipeline = StableDiffusionPipeline::<B>::from_pretrained(model, device)?;
+    let options = StableDiffusionOptions {
+        num_inference_steps: 10,
+        seeds: vec![0],
+        ..StableDiffusionOptions::from("two boats on a lake at sunset")
+    };
+    Ok(pipeline.generate(&options)?.images.remove(0))
+}
+
+fn main() -> Result<()> {
+    let model = std::env::args().nth(1).unwrap_or_else(tiny_model);
+    let first = picture::<Flex>(&model, &Default::default())?;
+    let second = picture::<Second>(&model, &Default::default())?;
+    let differences = first.as_raw().iter().zip(second.as_raw());
+    let largest = differences
+        .map(|(first, second)| first.abs_diff(*second))
+        .max();
+    first.save("first.png")?;
+    second.save("second.png")?;
+    println!(
+        "first.png ({}) and second.png ({}) differ by at most {} of 255 levels",
+        Flex::name(&Default::default()),
+        Second::name(&Default::default()),
+        largest.unwrap_or(0)
+    );
+    Ok(())
+}
+
+fn tiny_model() -> String {
+    concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../crates/diffuse-pipelines/tests/reference/sd/base"
+    )
+    .into()
+}

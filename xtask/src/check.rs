@@ -1,0 +1,150 @@
+//! `cargo xtask check`: formatting, lints, documentation, dependency arrows.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{cargo, no_arguments};
+
+/// What a crate must not depend on, by any path. `docs/architecture.md` says why.
+const FORBIDDEN: [(&str, &[&str]); 6] = [
+    (
+        "diffuse-schedulers",
+        &[
+            "diffuse-nn",
+            "diffuse-unet",
+            "diffuse-vae",
+            "diffuse-clip",
+            "diffuse-pipelines",
+            "burn-store",
+            "safetensors",
+            "tokenizers",
+            "hf-hub",
+            "image",
+        ],
+    ),
+    (
+        "diffuse-nn",
+        &[
+            "diffuse-schedulers",
+            "diffuse-unet",
+            "diffuse-vae",
+            "diffuse-clip",
+            "diffuse-pipelines",
+            "tokenizers",
+            "hf-hub",
+            "image",
+        ],
+    ),
+    (
+        "diffuse-unet",
+        &[
+            "diffuse-schedulers",
+            "diffuse-vae",
+            "diffuse-clip",
+            "diffuse-pipelines",
+            "tokenizers",
+            "hf-hub",
+            "image",
+        ],
+    ),
+    (
+        "diffuse-vae",
+        &[
+            "diffuse-schedulers",
+            "diffuse-unet",
+            "diffuse-clip",
+            "diffuse-pipelines",
+            "tokenizers",
+            "hf-hub",
+            "image",
+        ],
+    ),
+    (
+        "diffuse-clip",
+        &[
+            "diffuse-schedulers",
+            "diffuse-unet",
+            "diffuse-vae",
+            "diffuse-pipelines",
+            "hf-hub",
+            "image",
+        ],
+    ),
+    (
+        "diffuse-pipelines",
+        &[
+            "clap",
+            "anyhow",
+            "indicatif",
+            "burn-flex",
+            "burn-wgpu",
+            "burn-cuda",
+        ],
+    ),
+];
+
+pub fn run(arguments: &[String]) -> Result<()> {
+    no_arguments(arguments)?;
+    println!("formatting");
+    crate::run(cargo().args(["fmt", "--all", "--check"]))?;
+    println!("lints");
+    crate::run(cargo().args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--release",
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
+    println!("documentation");
+    crate::run(
+        cargo()
+            .args(["doc", "--workspace", "--no-deps", "--release", "--quiet"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
+    println!("dependency arrows");
+    for (package, forbidden) in FORBIDDEN {
+        check_arrows(package, forbidden)?;
+    }
+    Ok(())
+}
+
+fn check_arrows(package: &str, forbidden: &[&str]) -> Result<()> {
+    let dependencies = dependencies(package)?;
+    let found: Vec<&&str> = forbidden
+        .iter()
+        .filter(|name| dependencies.contains(**name))
+        .collect();
+    if !found.is_empty() {
+        bail!("`{package}` must not depend on {found:?}: see `cargo tree -p {package} -e normal`");
+    }
+    Ok(())
+}
+
+/// Names of all packages that a package needs at run time.
+fn dependencies(package: &str) -> Result<BTreeSet<String>> {
+    let output = cargo()
+        .args(["tree", "--package", package, "--edges", "normal"])
+        .args(["--prefix", "none", "--format", "{p}"])
+        .output()
+        .context("cannot run `cargo tree`")?;
+    if !output.status.success() {
+        bail!(
+            "`cargo tree` failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+    let names: BTreeSet<String> = lines
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .map(String::from)
+        .collect();
+    if !names.contains(package) {
+        bail!("`cargo tree` does not list `{package}` itself");
+    }
+    Ok(names)
+}

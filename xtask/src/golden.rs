@@ -1,0 +1,36 @@
+//! `cargo xtask golden`: the tests' reference values, made by the scripts beside them.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::root;
+
+/// Scripts, each with the folder that it fills; paths from the workspace's folder.
+const SCRIPTS: [(&str, &str); 2] = [
+    (
+        "crates/diffuse-schedulers/tests/golden.py",
+        "crates/diffuse-schedulers/tests/fixtures",
+    ),
+    (
+        "xtask/golden/golden.py",
+        "crates/diffuse-pipelines/tests/reference",
+    ),
+];
+
+pub fn run(arguments: &[String]) -> Result<()> {
+    let python = match arguments {
+        [] => "python3",
+        [flag, python] if flag == "--python" => python,
+        _ => bail!("usage: cargo xtask golden [--python PYTHON]"),
+    };
+    for (script, output) in SCRIPTS {
+        println!("{script}");
+        crate::run(
+            Command::new(python)
+                .current_dir(root())
+                .args([script, output]),
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! `cargo xtask test`: all tests, in the profile that users run, so that nothing is built twice.
+
+use anyhow::Result;
+
+use crate::cargo;
+
+pub fn run(arguments: &[String]) -> Result<()> {
+    crate::run(
+        cargo()
+            .args(["test", "--workspace", "--release"])
+            .args(arguments),
+    )
+}

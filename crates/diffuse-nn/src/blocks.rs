@@ -21,6 +21,7 @@ pub enum SpatialAttentionConfig {
 }
 
 /// Attention over the positions of a picture.
+#[expect(clippy::large_enum_variant, reason = "there is one a residual block")]
 #[derive(Module, Debug)]
 pub enum SpatialAttention<B: Backend> {
     /// Self-attention over positions.

@@ -154,9 +154,10 @@ pub trait ModelConfig: Serialize + DeserializeOwned {
 
 /// Whether `value` is the JSON text `expected`; `1` and `1.0` are the same number.
 fn same_json(value: &Value, expected: &str) -> bool {
-    match (value.as_f64(), expected.parse::<f64>()) {
-        (Some(value), Ok(expected)) => value == expected,
-        _ => value.to_string() == expected,
+    let expected: Value = serde_json::from_str(expected).expect("tables hold JSON");
+    match (value.as_f64(), expected.as_f64()) {
+        (Some(value), Some(expected)) => value == expected,
+        _ => *value == expected,
     }
 }
 

@@ -28,3 +28,12 @@ pub use diffuse_unet as unet;
 pub use diffuse_vae as vae;
 
 pub use diffuse_nn::pretrained::{LoadOptions, Pretrained, replace_file};
+
+/// The documents outside this crate whose snippets are tests.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../../../README.md")]
+    struct Readme;
+    #[doc = include_str!("../../../docs/tutorial.md")]
+    struct Tutorial;
+}

@@ -18,7 +18,7 @@ pub struct Conv2dConfig {
     /// Zeros added above and to the left.
     #[config(default = 0)]
     pub padding_start: usize,
-    /// Zeros added below and to the right.
+    /// Zeros added below and to the right, at least as many.
     #[config(default = 0)]
     pub padding_end: usize,
 }

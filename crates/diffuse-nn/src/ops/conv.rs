@@ -1,4 +1,4 @@
-use burn::tensor::ops::{InterpolateMode, InterpolateOptions, PaddedConvOptions};
+use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend, module};
 
 /// Stride and zero padding of a convolution, the same for height and width.
@@ -8,7 +8,7 @@ pub struct ConvGeometry {
     pub stride: usize,
     /// Zeros added above and to the left.
     pub padding_start: usize,
-    /// Zeros added below and to the right.
+    /// Zeros added below and to the right, at least as many.
     pub padding_end: usize,
 }
 
@@ -34,14 +34,22 @@ pub fn conv2d<B: Backend>(
         channels, expected,
         "a convolution for {expected} channels got {channels}"
     );
-    let options = PaddedConvOptions::asymmetric(
-        [geometry.stride; 2],
-        [geometry.padding_start; 2],
-        [geometry.padding_end; 2],
-        [1; 2],
-        1,
-    );
+    let extra = geometry.padding_end.saturating_sub(geometry.padding_start);
+    let x = zeros_after(zeros_after(x, 2, extra), 3, extra);
+    let options = ConvOptions::new([geometry.stride; 2], [geometry.padding_start; 2], [1; 2], 1);
     module::conv2d(x, weight, bias, options)
+}
+
+/// Appends `count` zeros along a dimension. burn's own padding makes them in the backend's default type, which `Flex`
+/// refuses for tensors of another.
+fn zeros_after<B: Backend>(x: Tensor<B, 4>, dim: usize, count: usize) -> Tensor<B, 4> {
+    if count == 0 {
+        return x;
+    }
+    let mut shape = x.dims();
+    shape[dim] = count;
+    let zeros = Tensor::zeros(shape, (&x.device(), x.dtype()));
+    Tensor::cat(vec![x, zeros], dim)
 }
 
 /// Nearest-neighbour resizing: output position `i` shows input position `⌊i · input / output⌋`.

@@ -1,0 +1,71 @@
+//! Whole runs in half precision: close to the single-precision picture, and never black.
+
+use burn::tensor::DType;
+use burn_flex::Flex;
+use diffuse_pipelines::{
+    DDPMOptions, DDPMPipeline, LoadOptions, StableDiffusionOptions, StableDiffusionPipeline,
+};
+use diffuse_testing::reference;
+use image::RgbImage;
+
+fn text_to_image(dtype: DType) -> RgbImage {
+    let load = LoadOptions {
+        dtype: Some(dtype),
+        ..LoadOptions::default()
+    };
+    let folder = reference().join("sd/base");
+    let pipeline =
+        StableDiffusionPipeline::<Flex>::from_pretrained_with(folder, &load, &Default::default());
+    let options = StableDiffusionOptions {
+        num_inference_steps: 8,
+        seeds: vec![3],
+        ..StableDiffusionOptions::from("a lighthouse")
+    };
+    pipeline
+        .unwrap()
+        .generate(&options)
+        .unwrap()
+        .images
+        .remove(0)
+}
+
+fn unconditional(dtype: DType) -> RgbImage {
+    let load = LoadOptions {
+        dtype: Some(dtype),
+        ..LoadOptions::default()
+    };
+    let folder = reference().join("ddpm/cat");
+    let pipeline = DDPMPipeline::<Flex>::from_pretrained_with(folder, &load, &Default::default());
+    let options = DDPMOptions {
+        num_inference_steps: 8,
+        seeds: vec![3],
+        ..DDPMOptions::default()
+    };
+    pipeline
+        .unwrap()
+        .generate(&options)
+        .unwrap()
+        .images
+        .remove(0)
+}
+
+/// Mean difference of levels.
+fn difference(got: &RgbImage, expected: &RgbImage) -> f64 {
+    let pairs = got.as_raw().iter().zip(expected.as_raw());
+    let total: u64 = pairs
+        .map(|(got, expected)| u64::from(got.abs_diff(*expected)))
+        .sum();
+    total as f64 / got.as_raw().len() as f64
+}
+
+#[test]
+fn half_precision_gives_nearly_the_same_pictures() {
+    for picture in [text_to_image, unconditional] {
+        let expected = picture(DType::F32);
+        for (dtype, allowed) in [(DType::F16, 1.0), (DType::BF16, 6.0)] {
+            let difference = difference(&picture(dtype), &expected);
+            assert!(difference < allowed, "{dtype:?}: {difference}");
+            assert!(difference > 0.0, "{dtype:?} is computed in half precision");
+        }
+    }
+}

@@ -8,6 +8,7 @@ mod guidance;
 mod picture;
 mod stable_diffusion;
 
+pub mod convert;
 pub mod inspect;
 pub mod latents;
 

@@ -168,7 +168,11 @@ impl Checkpoint {
         let info = self.tensors[&parameter.key].clone();
         let shape = Shape::from(parameter.shape);
         let path = parameter.key.split('.').map(String::from).collect();
-        let read = move || Ok(convert(checkpoint.bytes(&info), &info, dtype));
+        let read = move || {
+            let data = convert(checkpoint.bytes(&info), &info, dtype);
+            checkpoint.release(&info);
+            Ok(data)
+        };
         TensorSnapshot::from_closure(
             Rc::new(read),
             dtype,
@@ -204,7 +208,7 @@ impl Checkpoint {
 
 /// Copies little-endian elements into a vector of the wanted type, each through `f32`, which is exact for all types
 /// but `F64`.
-fn convert(bytes: &[u8], info: &TensorInfo, to: DType) -> TensorData {
+pub(super) fn convert(bytes: &[u8], info: &TensorInfo, to: DType) -> TensorData {
     let from = info.float().expect("the type was checked");
     let shape = info.shape.clone();
     match to {

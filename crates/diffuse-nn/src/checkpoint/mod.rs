@@ -8,6 +8,7 @@ mod load;
 mod pickle;
 mod safetensors;
 mod save;
+mod stream;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -223,6 +224,21 @@ impl Checkpoint {
 
     fn bytes(&self, info: &TensorInfo) -> &[u8] {
         &self.map[info.bytes.clone()]
+    }
+
+    /// Gives the memory of a tensor that has been read back to the system, so that loading a model does not hold its
+    /// weights twice. It is read from the file again if need be.
+    fn release(&self, info: &TensorInfo) {
+        #[cfg(unix)]
+        {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            let (start, length) = (info.bytes.start, info.bytes.len());
+            // SAFETY: the map is read-only and of a file, so dropped pages come back from the file with the same
+            // content; this type's contract excludes that the file changes.
+            let _ = unsafe { self.map.unchecked_advise_range(advice, start, length) };
+        }
+        #[cfg(not(unix))]
+        let _ = info;
     }
 }
 

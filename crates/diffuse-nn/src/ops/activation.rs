@@ -1,5 +1,7 @@
 use burn::tensor::{Tensor, activation, backend::Backend};
 
+use super::in_f32;
+
 /// `x · σ(x)` (Elfwing et al. 2018, <https://arxiv.org/abs/1702.03118>).
 pub fn silu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     activation::silu(x)
@@ -7,7 +9,7 @@ pub fn silu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
 
 /// `x · Φ(x)` with the exact error function (Hendrycks & Gimpel 2016, <https://arxiv.org/abs/1606.08415>).
 pub fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
-    activation::gelu(x)
+    in_f32(x, activation::gelu)
 }
 
 /// `x · σ(1.702 x)`.

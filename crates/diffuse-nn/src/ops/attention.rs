@@ -67,7 +67,8 @@ fn attend<B: Backend>(
         let scores = match hidden {
             Some(hidden) => {
                 let shape = scores.shape();
-                scores.mask_fill(hidden.unsqueeze::<4>().expand(shape), f32::NEG_INFINITY)
+                // Not -∞, which shaders may take for a number of their choice.
+                scores.mask_fill(hidden.unsqueeze::<4>().expand(shape), f32::MIN)
             }
             None => scores,
         };

@@ -54,7 +54,7 @@ pub fn group_norm_silu<B: Backend>(
     groups: usize,
     eps: f64,
 ) -> Tensor<B, 4> {
-    silu(group_norm(x, weight, bias, groups, eps))
+    in_f32(x, |x| silu(group_norm(x, weight, bias, groups, eps)))
 }
 
 /// Layer normalisation over the last dimension: `(x - mean) / sqrt(var + eps) · weight + bias`.

@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -22,6 +23,8 @@ pub enum Command {
     Ddpm(Box<Ddpm>),
     /// Say what a checkpoint is: components, parameters, types, what is not supported
     Inspect(Inspect),
+    /// List what this build can compute on
+    Devices,
 }
 
 #[derive(Debug, Args)]
@@ -129,7 +132,10 @@ pub struct Model {
     /// What computes
     #[arg(long, value_enum, default_value_t = BackendName::Flex)]
     pub backend: BackendName,
-    /// Type of the weights and activations [default: f32 on the CPU, f16 on GPUs]
+    /// Which of the backend's devices, as `diffuse devices` counts them [default: the fastest kind]
+    #[arg(long, value_name = "INDEX")]
+    pub device: Option<usize>,
+    /// Type of the weights and activations [default: f32 on the CPU, f16 on GPUs that have it]
     #[arg(long, value_enum)]
     pub dtype: Option<FloatType>,
     /// Scheduler in place of the checkpoint's: a class (`EulerDiscreteScheduler`) or a short name (`euler`)
@@ -176,6 +182,16 @@ pub enum BackendName {
     Wgpu,
     /// An NVIDIA GPU
     Cuda,
+}
+
+impl fmt::Display for BackendName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            BackendName::Flex => "flex",
+            BackendName::Wgpu => "wgpu",
+            BackendName::Cuda => "cuda",
+        })
+    }
 }
 
 /// Floating point types.

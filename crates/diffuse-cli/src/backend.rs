@@ -5,6 +5,16 @@ use burn::tensor::{DType, backend::Backend};
 use diffuse_pipelines::LoadOptions;
 
 use crate::args::{BackendName, FloatType, Model};
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use crate::devices;
+
+/// A backend that is built in, for what needs its types only: no device is looked for.
+#[cfg(feature = "flex")]
+pub type AnyBackend = burn_flex::Flex;
+#[cfg(all(feature = "wgpu", not(feature = "flex")))]
+pub type AnyBackend = burn::backend::Wgpu;
+#[cfg(all(feature = "cuda", not(any(feature = "flex", feature = "wgpu"))))]
+pub type AnyBackend = burn::backend::Cuda;
 
 /// Something to do on a backend that is chosen while the program runs.
 pub trait Job {
@@ -12,27 +22,26 @@ pub trait Job {
     fn run<B: Backend>(self, device: B::Device) -> Result<()>;
 }
 
-/// Does a job on the backend that was asked for.
-pub fn with_backend(name: BackendName, job: impl Job) -> Result<()> {
+/// Does a job on the backend that was asked for, on one of its devices by index.
+pub fn with_backend(name: BackendName, device: Option<usize>, job: impl Job) -> Result<()> {
     match name {
         #[cfg(feature = "flex")]
-        BackendName::Flex => job.run::<burn_flex::Flex>(Default::default()),
+        BackendName::Flex => match device {
+            None | Some(0) => job.run::<burn_flex::Flex>(Default::default()),
+            Some(index) => bail!("there is no device {index}: `flex` has one, the CPU"),
+        },
         #[cfg(feature = "wgpu")]
-        BackendName::Wgpu => job.run::<burn::backend::Wgpu>(Default::default()),
+        BackendName::Wgpu => job.run::<burn::backend::Wgpu>(devices::wgpu::choose(device)?),
         #[cfg(feature = "cuda")]
-        BackendName::Cuda => job.run::<burn::backend::Cuda>(Default::default()),
+        BackendName::Cuda => job.run::<burn::backend::Cuda>(devices::cuda::choose(device)?),
         #[allow(unreachable_patterns)]
         name => not_built_in(name),
     }
 }
 
+/// The error for a backend that this build does not have.
 #[allow(dead_code)]
-fn not_built_in<T>(name: BackendName) -> Result<T> {
-    let feature = match name {
-        BackendName::Flex => "flex",
-        BackendName::Wgpu => "wgpu",
-        BackendName::Cuda => "cuda",
-    };
+pub fn not_built_in<T>(name: BackendName) -> Result<T> {
     let built_in: Vec<&str> = [
         ("flex", cfg!(feature = "flex")),
         ("wgpu", cfg!(feature = "wgpu")),
@@ -42,23 +51,38 @@ fn not_built_in<T>(name: BackendName) -> Result<T> {
     .filter_map(|(name, built_in)| built_in.then_some(name))
     .collect();
     bail!(
-        "the backend `{feature}` is not built in: build the program with `--features {feature}` (built in: {})",
+        "the backend `{name}` is not built in: build the program with `--features {name}` (built in: {})",
         built_in.join(", ")
     )
 }
 
-/// How to load a model's weights.
-pub fn load_options(model: &Model) -> LoadOptions {
-    let by_backend = match model.backend {
-        BackendName::Flex => FloatType::F32,
-        BackendName::Wgpu | BackendName::Cuda => FloatType::F16,
+/// How to load a model's weights: in the type that was asked for, or else in `f32` on the CPU, and on a GPU in `f16`
+/// if it computes in that.
+pub fn load_options<B: Backend>(model: &Model, device: &B::Device) -> Result<LoadOptions> {
+    let supported = |dtype| B::supports_dtype(device, dtype);
+    let dtype = match (model.dtype, model.backend) {
+        (Some(FloatType::F32), _) | (None, BackendName::Flex) => DType::F32,
+        (Some(FloatType::F16), _) => DType::F16,
+        (Some(FloatType::Bf16), _) => DType::BF16,
+        (None, BackendName::Wgpu | BackendName::Cuda) if supported(DType::F16) => DType::F16,
+        (None, BackendName::Wgpu | BackendName::Cuda) => {
+            eprintln!("warning: the device does not compute in f16; f32 takes its place");
+            DType::F32
+        }
     };
-    LoadOptions {
-        variant: model.variant.clone(),
-        dtype: Some(match model.dtype.unwrap_or(by_backend) {
-            FloatType::F32 => DType::F32,
-            FloatType::F16 => DType::F16,
-            FloatType::Bf16 => DType::BF16,
-        }),
+    if !supported(dtype) {
+        bail!(
+            "the device does not compute in {}: `--dtype f32` works everywhere",
+            name(dtype)
+        );
     }
+    Ok(LoadOptions {
+        variant: model.variant.clone(),
+        dtype: Some(dtype),
+    })
+}
+
+/// `f16`
+pub fn name(dtype: DType) -> String {
+    format!("{dtype:?}").to_lowercase()
 }

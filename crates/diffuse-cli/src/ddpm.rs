@@ -7,7 +7,7 @@ use diffuse_pipelines::{DDPMOptions, DDPMPipeline, generators, random_seed};
 use serde_json::{Map, Value, json};
 
 use crate::args::Ddpm;
-use crate::backend::{Job, load_options, with_backend};
+use crate::backend::{self, Job, load_options, with_backend};
 use crate::output;
 use crate::progress::Progress;
 
@@ -19,7 +19,7 @@ pub fn run(mut args: Box<Ddpm>) -> Result<()> {
     if args.run.seed.is_empty() {
         args.run.seed.push(random_seed());
     }
-    with_backend(args.model.backend, Unconditional(args))
+    with_backend(args.model.backend, args.model.device, Unconditional(args))
 }
 
 struct Unconditional(Box<Ddpm>);
@@ -27,11 +27,9 @@ struct Unconditional(Box<Ddpm>);
 impl Job for Unconditional {
     fn run<B: Backend>(self, device: B::Device) -> Result<()> {
         let args = *self.0;
-        let mut pipeline = DDPMPipeline::<B>::from_pretrained_with(
-            &args.model.model,
-            &load_options(&args.model),
-            &device,
-        )?;
+        let load = load_options::<B>(&args.model, &device)?;
+        let mut pipeline =
+            DDPMPipeline::<B>::from_pretrained_with(&args.model.model, &load, &device)?;
         pipeline.scheduler = scheduler_from_config(
             pipeline.scheduler.config(),
             args.model.scheduler.as_deref(),
@@ -56,6 +54,7 @@ impl Job for Unconditional {
             pipeline.generate_with(&options, &mut noise, |event| progress.update(&event));
         progress.finish();
         let mut record = record(&args, &options);
+        record.insert("dtype".into(), load.dtype.map(backend::name).into());
         output::record_scheduler(&mut record, pipeline.scheduler.config());
         output::write(&generated?, &args.run, record)
     }
@@ -73,8 +72,7 @@ fn record(args: &Ddpm, options: &DDPMOptions) -> Map<String, Value> {
         "use_clipped_model_output": args.use_clipped_model_output,
         "seed": args.run.seed,
         "num_images": args.run.num_images,
-        "backend": format!("{:?}", args.model.backend).to_lowercase(),
-        "dtype": load_options(&args.model).dtype.map(|dtype| format!("{dtype:?}").to_lowercase()),
+        "backend": args.model.backend.to_string(),
     });
     match record {
         Value::Object(record) => record,

@@ -1,46 +1,30 @@
 //! `diffuse inspect`.
 
 use anyhow::Result;
-use burn::tensor::backend::Backend;
 use diffuse_pipelines::inspect::{Component, Inspection, Weights};
 
-use crate::args::{BackendName, Inspect};
-use crate::backend::{Job, with_backend};
+use crate::args::Inspect;
+use crate::backend::AnyBackend;
 
 pub fn run(args: &Inspect) -> Result<()> {
     // Nothing is computed: any backend will do.
-    let backend = if cfg!(feature = "flex") {
-        BackendName::Flex
-    } else if cfg!(feature = "wgpu") {
-        BackendName::Wgpu
-    } else {
-        BackendName::Cuda
-    };
-    with_backend(backend, Look(args))
-}
-
-struct Look<'a>(&'a Inspect);
-
-impl Job for Look<'_> {
-    fn run<B: Backend>(self, _device: B::Device) -> Result<()> {
-        let inspection = Inspection::read::<B>(&self.0.model)?;
-        if let Some(class) = &inspection.class {
-            println!("{class}");
-        }
-        for component in &inspection.components {
-            print_component(component);
-        }
-        let problems = inspection.all_problems();
-        if problems.is_empty() {
-            println!("everything is supported");
-        } else {
-            println!("not supported:");
-        }
-        for problem in problems {
-            println!("  {problem}");
-        }
-        Ok(())
+    let inspection = Inspection::read::<AnyBackend>(&args.model)?;
+    if let Some(class) = &inspection.class {
+        println!("{class}");
     }
+    for component in &inspection.components {
+        print_component(component);
+    }
+    let problems = inspection.all_problems();
+    if problems.is_empty() {
+        println!("everything is supported");
+    } else {
+        println!("not supported:");
+    }
+    for problem in problems {
+        println!("  {problem}");
+    }
+    Ok(())
 }
 
 fn print_component(component: &Component) {

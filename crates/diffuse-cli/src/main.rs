@@ -3,6 +3,8 @@
 mod args;
 mod backend;
 mod ddpm;
+mod devices;
+mod failure;
 mod inspect;
 mod output;
 mod progress;
@@ -15,6 +17,7 @@ use clap::Parser;
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
+    failure::exit_on_panic();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -28,6 +31,10 @@ fn main() -> ExitCode {
         Command::Txt2img(args) => txt2img::run(args),
         Command::Ddpm(args) => ddpm::run(args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Devices => {
+            devices::run();
+            Ok(())
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

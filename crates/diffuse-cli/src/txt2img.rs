@@ -9,7 +9,7 @@ use diffuse_pipelines::{
 use serde_json::{Map, Value, json};
 
 use crate::args::Txt2img;
-use crate::backend::{Job, load_options, with_backend};
+use crate::backend::{self, Job, load_options, with_backend};
 use crate::output;
 use crate::progress::Progress;
 
@@ -23,7 +23,7 @@ pub fn run(mut args: Box<Txt2img>) -> Result<()> {
     if args.run.seed.is_empty() {
         args.run.seed.push(random_seed());
     }
-    with_backend(args.model.backend, TextToImage(args))
+    with_backend(args.model.backend, args.model.device, TextToImage(args))
 }
 
 struct TextToImage(Box<Txt2img>);
@@ -31,11 +31,9 @@ struct TextToImage(Box<Txt2img>);
 impl Job for TextToImage {
     fn run<B: Backend>(self, device: B::Device) -> Result<()> {
         let args = *self.0;
-        let mut pipeline = StableDiffusionPipeline::<B>::from_pretrained_with(
-            &args.model.model,
-            &load_options(&args.model),
-            &device,
-        )?;
+        let load = load_options::<B>(&args.model, &device)?;
+        let mut pipeline =
+            StableDiffusionPipeline::<B>::from_pretrained_with(&args.model.model, &load, &device)?;
         pipeline.scheduler = scheduler_from_config(
             pipeline.scheduler.config(),
             args.model.scheduler.as_deref(),
@@ -71,6 +69,7 @@ impl Job for TextToImage {
             pipeline.generate_with(&options, &mut noise, |event| progress.update(&event));
         progress.finish();
         let mut record = record(&args, &options);
+        record.insert("dtype".into(), load.dtype.map(backend::name).into());
         output::record_scheduler(&mut record, pipeline.scheduler.config());
         output::write(&generated?, &args.run, record)
     }
@@ -97,8 +96,7 @@ fn record<B: Backend>(args: &Txt2img, options: &StableDiffusionOptions<B>) -> Ma
         "seed": args.run.seed,
         "num_images": args.run.num_images,
         "init_latents": args.init_latents,
-        "backend": format!("{:?}", args.model.backend).to_lowercase(),
-        "dtype": load_options(&args.model).dtype.map(|dtype| format!("{dtype:?}").to_lowercase()),
+        "backend": args.model.backend.to_string(),
     });
     match record {
         Value::Object(record) => record,

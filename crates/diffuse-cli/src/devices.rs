@@ -1,0 +1,56 @@
+//! `diffuse devices`: what this build computes on. A run takes its device from the same lists, so that a missing
+//! driver is one message here and not a panic inside burn.
+
+#[cfg(feature = "cuda")]
+pub mod cuda;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::args::BackendName;
+use crate::backend::not_built_in;
+
+pub fn run() {
+    for backend in BackendName::value_variants() {
+        println!("{backend}");
+        match list(*backend) {
+            Ok(devices) => {
+                for (index, device) in devices.iter().enumerate() {
+                    println!("  {index}  {device}");
+                }
+            }
+            Err(reason) => println!("  {reason:#}"),
+        }
+    }
+}
+
+/// A line for each device, in the order of their indices.
+fn list(backend: BackendName) -> Result<Vec<String>> {
+    match backend {
+        #[cfg(feature = "flex")]
+        BackendName::Flex => {
+            let threads = std::thread::available_parallelism()?;
+            Ok(vec![format!("the CPU, {threads} threads; f32, f16, bf16")])
+        }
+        #[cfg(feature = "wgpu")]
+        BackendName::Wgpu => Ok(wgpu::adapters()?.iter().map(ToString::to_string).collect()),
+        #[cfg(feature = "cuda")]
+        BackendName::Cuda => Ok(cuda::devices()?.iter().map(ToString::to_string).collect()),
+        #[allow(unreachable_patterns)]
+        name => not_built_in(name),
+    }
+}
+
+/// `11.9 GiB`
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn gibibytes(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+/// The error for an index that is not in a list.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn no_such_device(index: usize, count: usize) -> anyhow::Error {
+    anyhow::anyhow!("there is no device {index}: `diffuse devices` lists {count}, counted from 0")
+}

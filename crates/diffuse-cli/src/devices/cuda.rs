@@ -1,0 +1,95 @@
+//! NVIDIA's GPUs, asked of the driver before burn touches it: without one, burn panics in a thread of its own.
+
+use std::fmt;
+
+use anyhow::{Context, Result, bail};
+use burn::backend::cuda::CudaDevice;
+use cudarc::driver::result::{self, device};
+use cudarc::driver::sys::CUdevice_attribute;
+
+use super::{gibibytes, no_such_device};
+
+/// A GPU.
+pub struct Device {
+    name: String,
+    memory: u64,
+    /// Major and minor version.
+    compute_capability: (i32, i32),
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (major, minor) = self.compute_capability;
+        let memory = gibibytes(self.memory);
+        write!(
+            f,
+            "{}: {memory}; compute capability {major}.{minor}; f32, f16, bf16",
+            self.name
+        )
+    }
+}
+
+/// All GPUs, in the driver's order.
+pub fn devices() -> Result<Vec<Device>> {
+    // SAFETY: what is loaded is the library of that name in the system's search path, as burn loads it.
+    let (driver, compiler) = unsafe {
+        (
+            cudarc::driver::sys::is_culib_present(),
+            cudarc::nvrtc::sys::is_culib_present(),
+        )
+    };
+    if !driver {
+        bail!(
+            "NVIDIA's driver is not found (`libcuda.so`, or `nvcuda.dll` on Windows): install it, or take \
+             `--backend flex`"
+        );
+    }
+    if !compiler {
+        bail!(
+            "the CUDA toolkit's compiler is not found (`libnvrtc.so`, or `nvrtc64_*.dll` on Windows), with which \
+             kernels are built while the program runs: install the toolkit, or take `--backend flex`"
+        );
+    }
+    result::init().context("NVIDIA's driver does not start")?;
+    let count = device::get_count().context("NVIDIA's driver lists no GPUs")?;
+    if count == 0 {
+        bail!("NVIDIA's driver finds no GPU");
+    }
+    (0..count)
+        .map(|index| describe(index).with_context(|| format!("GPU {index}")))
+        .collect()
+}
+
+fn describe(index: i32) -> Result<Device, result::DriverError> {
+    let gpu = device::get(index)?;
+    let name = device::get_name(gpu)?;
+    // SAFETY: `gpu` comes from `get`.
+    let (memory, major, minor) = unsafe {
+        (
+            device::total_mem(gpu)?,
+            device::get_attribute(
+                gpu,
+                CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+            )?,
+            device::get_attribute(
+                gpu,
+                CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            )?,
+        )
+    };
+    Ok(Device {
+        name,
+        memory: memory as u64,
+        compute_capability: (major, minor),
+    })
+}
+
+/// The GPU with an index, or else the first.
+pub fn choose(index: Option<usize>) -> Result<CudaDevice> {
+    let count = devices()?.len();
+    let index = index.unwrap_or(0);
+    if index >= count {
+        return Err(no_such_device(index, count));
+    }
+    Ok(CudaDevice::new(index))
+}

@@ -12,7 +12,7 @@ use diffuse_schedulers::{
 };
 use diffuse_unet::{LoadOptions, Pretrained, UNet2DModel};
 
-use crate::folder::{ModelIndex, component_folder};
+use crate::folder::{ModelIndex, PipelineKind, component_folder, pipeline_folder};
 use crate::generation::{check_finite, check_generators, seeds_or_random};
 use crate::{Generated, PipelineError, StepEvent, generators, to_pictures};
 
@@ -49,7 +49,8 @@ pub struct DDPMPipeline<B: Backend> {
 }
 
 impl<B: Backend> DDPMPipeline<B> {
-    /// Loads a published folder, such as that of `google/ddpm-cat-256`.
+    /// Loads a published folder, such as that of `google/ddpm-cat-256`. With the crate's feature `hub` that name will
+    /// do: what is not in the cache is fetched.
     ///
     /// # Errors
     /// If a file is missing or damaged, or asks for something that is not computed here.
@@ -69,12 +70,12 @@ impl<B: Backend> DDPMPipeline<B> {
         options: &LoadOptions,
         device: &B::Device,
     ) -> Result<Self, PipelineError> {
-        let folder = folder.as_ref();
-        let index = ModelIndex::read(folder)?;
-        index.require("unet", &["UNet2DModel"])?;
-        let config = SchedulerConfig::from_file(component_folder(folder, "scheduler"))?;
+        let kind = PipelineKind::Unconditional;
+        let folder = pipeline_folder(folder.as_ref(), kind, options.variant.as_deref())?;
+        kind.check(&ModelIndex::read(&folder)?)?;
+        let config = SchedulerConfig::from_file(component_folder(&folder, "scheduler"))?;
         let scheduler = scheduler_from_config(&config, None, &Overrides::new())?;
-        let folder = component_folder(folder, "unet");
+        let folder = component_folder(&folder, "unet");
         let unet = UNet2DModel::from_pretrained_with(folder, options, device)?;
         Ok(Self { unet, scheduler })
     }
@@ -230,7 +231,8 @@ impl<B: Backend> DDIMPipeline<B> {
         })
     }
 
-    /// Loads a published folder, such as that of `google/ddpm-cat-256`.
+    /// Loads a published folder, such as that of `google/ddpm-cat-256`. With the crate's feature `hub` that name will
+    /// do: what is not in the cache is fetched.
     ///
     /// # Errors
     /// If a file is missing or damaged, or asks for something that is not computed here.

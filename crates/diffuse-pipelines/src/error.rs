@@ -24,6 +24,15 @@ pub enum PipelineError {
     /// The model's folder does not exist.
     #[error("there is no folder `{}`", .0.display())]
     NoFolder(PathBuf),
+    /// There is no such folder, and no such repository can be had from the hub.
+    #[cfg(feature = "hub")]
+    #[error("there is no folder `{id}`, and no repository of that name can be had from the hub")]
+    Hub {
+        /// What was asked for.
+        id: String,
+        /// Why not.
+        source: crate::hub::HubError,
+    },
     /// A file of the model's folder cannot be read.
     #[error("cannot read `{}`", path.display())]
     Read {

@@ -75,6 +75,71 @@ impl ModelIndex {
     }
 }
 
+/// The pipelines that can be run here, by the components they need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PipelineKind {
+    /// [`StableDiffusionPipeline`](crate::StableDiffusionPipeline)
+    StableDiffusion,
+    /// [`DDPMPipeline`](crate::DDPMPipeline) and [`DDIMPipeline`](crate::DDIMPipeline)
+    Unconditional,
+}
+
+impl PipelineKind {
+    /// The pipeline that an index is for, if it can be run here.
+    pub fn of(index: &ModelIndex) -> Option<Self> {
+        match index.class()? {
+            "StableDiffusionPipeline" => Some(Self::StableDiffusion),
+            "DDPMPipeline" | "DDIMPipeline" => Some(Self::Unconditional),
+            _ => None,
+        }
+    }
+
+    /// Its components beside the scheduler, each with the classes it may have.
+    pub fn components(self) -> &'static [(&'static str, &'static [&'static str])] {
+        match self {
+            Self::StableDiffusion => &[
+                ("tokenizer", &["CLIPTokenizer", "CLIPTokenizerFast"]),
+                ("text_encoder", &["CLIPTextModel"]),
+                ("unet", &["UNet2DConditionModel"]),
+                ("vae", &["AutoencoderKL"]),
+            ],
+            Self::Unconditional => &[("unet", &["UNet2DModel"])],
+        }
+    }
+
+    /// Checks that an index has these components.
+    ///
+    /// # Errors
+    /// If it has not.
+    pub fn check(self, index: &ModelIndex) -> Result<(), PipelineError> {
+        self.components()
+            .iter()
+            .try_for_each(|(component, classes)| index.require(component, classes))
+    }
+}
+
+/// The folder that a pipeline is loaded from: the one that is named or, with the feature `hub`, the snapshot in the
+/// cache of a repository that is named.
+pub(crate) fn pipeline_folder(
+    folder: &Path,
+    _kind: PipelineKind,
+    _variant: Option<&str>,
+) -> Result<PathBuf, PipelineError> {
+    #[cfg(feature = "hub")]
+    if let Some(id) = crate::hub::as_hub_id(folder) {
+        let options = crate::hub::FetchOptions {
+            variant: _variant.map(String::from),
+            pipeline: Some(_kind),
+            ..crate::hub::FetchOptions::from_env()
+        };
+        return crate::hub::resolve(id, &options).map_err(|source| PipelineError::Hub {
+            id: id.to_string(),
+            source,
+        });
+    }
+    Ok(folder.to_path_buf())
+}
+
 /// Where a component's files are: in its own folder or, as in the DDPM repositories, in the pipeline's.
 pub fn component_folder(folder: &Path, component: &str) -> PathBuf {
     let own = folder.join(component);

@@ -9,12 +9,14 @@ mod picture;
 mod stable_diffusion;
 
 pub mod convert;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod inspect;
 pub mod latents;
 
 pub use ddpm::{DDIMOptions, DDIMPipeline, DDPMOptions, DDPMPipeline};
 pub use error::PipelineError;
-pub use folder::{MODEL_INDEX_NAME, ModelIndex, component_folder};
+pub use folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind, component_folder};
 pub use generation::{Generated, StepEvent, generators, random_seed};
 pub use guidance::{guide, rescale_noise};
 pub use picture::{to_pictures, to_unit_range};

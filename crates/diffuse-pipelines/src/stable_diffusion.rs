@@ -18,7 +18,7 @@ use diffuse_unet::{LoadOptions, Pretrained, SampleSize, UNet2DConditionModel};
 use diffuse_vae::AutoencoderKL;
 use image::RgbImage;
 
-use crate::folder::{ModelIndex, component_folder};
+use crate::folder::{ModelIndex, PipelineKind, component_folder, pipeline_folder};
 use crate::generation::{check_finite, check_generators, seeds_or_random};
 use crate::{Generated, PipelineError, StepEvent, generators, guide, rescale_noise, to_pictures};
 
@@ -173,7 +173,8 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         })
     }
 
-    /// Loads a published folder, such as that of `CompVis/stable-diffusion-v1-4`.
+    /// Loads a published folder, such as that of `CompVis/stable-diffusion-v1-4`. With the crate's feature `hub` that
+    /// name will do: what is not in the cache is fetched.
     ///
     /// # Errors
     /// If a file is missing or damaged, or asks for something that is not computed here.
@@ -194,13 +195,10 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         options: &LoadOptions,
         device: &B::Device,
     ) -> Result<Self, PipelineError> {
-        let folder = folder.as_ref();
-        let index = ModelIndex::read(folder)?;
-        index.require("tokenizer", &["CLIPTokenizer", "CLIPTokenizerFast"])?;
-        index.require("text_encoder", &["CLIPTextModel"])?;
-        index.require("unet", &["UNet2DConditionModel"])?;
-        index.require("vae", &["AutoencoderKL"])?;
-        let component = |name| component_folder(folder, name);
+        let kind = PipelineKind::StableDiffusion;
+        let folder = pipeline_folder(folder.as_ref(), kind, options.variant.as_deref())?;
+        kind.check(&ModelIndex::read(&folder)?)?;
+        let component = |name| component_folder(&folder, name);
 
         // Small files first: what is wrong with them is told before gigabytes are read.
         let tokenizer = CLIPTokenizer::from_pretrained(component("tokenizer"))?;

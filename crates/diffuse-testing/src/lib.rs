@@ -3,6 +3,8 @@
 //! The values lie in `crates/diffuse-pipelines/tests/reference`, made by `cargo xtask golden`. A larger set of the same
 //! layout can be named in the environment variable `DIFFUSE_REFERENCE`.
 
+pub mod hub;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -1,0 +1,224 @@
+//! The cache that all programs for the hub share.
+//!
+//! ```text
+//! models--owner--name/refs/main                      the commit that a revision means
+//! models--owner--name/snapshots/COMMIT/unet/...      links to blobs
+//! models--owner--name/blobs/ETAG                     contents, whole and checked
+//! models--owner--name/blobs/ETAG.incomplete          contents on their way
+//! models--owner--name/.no_exist/COMMIT/FILE          files that a commit is known not to have
+//! .locks/models--owner--name/ETAG.lock               held while a blob is being fetched
+//! ```
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use hf_hub::{Cache, CacheRepo, Repo};
+
+use super::HubError;
+use super::client::Remote;
+use super::files::Listing;
+use crate::replace_file;
+
+/// How often to look whether another program has let go of a lock.
+const LOCK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// One repository's part of the cache.
+pub struct RepoCache {
+    root: PathBuf,
+    folder_name: String,
+    paths: CacheRepo,
+}
+
+impl RepoCache {
+    pub fn new(root: PathBuf, id: &str) -> Self {
+        let repo = Repo::model(id.to_string());
+        Self {
+            folder_name: repo.folder_name(),
+            paths: Cache::new(root.clone()).repo(repo),
+            root,
+        }
+    }
+
+    pub fn folder(&self) -> PathBuf {
+        self.root.join(&self.folder_name)
+    }
+
+    /// The commit that a revision means, as far as the cache knows.
+    pub fn commit(&self, revision: &str) -> Option<String> {
+        if self.snapshot(revision).is_dir() {
+            return Some(revision.to_string());
+        }
+        let text = fs::read_to_string(self.folder().join("refs").join(revision)).ok()?;
+        let commit = text.trim();
+        is_file_name(commit).then(|| commit.to_string())
+    }
+
+    /// Makes a revision mean a commit.
+    pub fn set_commit(&self, revision: &str, commit: &str) -> Result<(), HubError> {
+        if revision == commit {
+            return Ok(());
+        }
+        let path = self.folder().join("refs").join(revision);
+        make_folder_of(&path)
+            .and_then(|()| replace_text(&path, commit))
+            .map_err(HubError::writing(&path))
+    }
+
+    pub fn snapshot(&self, commit: &str) -> PathBuf {
+        self.paths.pointer_path(commit)
+    }
+
+    /// The files of a commit that are here.
+    pub fn listing(&self, commit: &str) -> Listing {
+        let folder = self.snapshot(commit);
+        let files = |folder: &Path| {
+            let entries = fs::read_dir(folder).into_iter().flatten();
+            entries.filter_map(|entry| {
+                let entry = entry.ok()?;
+                Some((entry.file_name().into_string().ok()?, entry.path()))
+            })
+        };
+        let mut listing = Vec::new();
+        for (name, path) in files(&folder) {
+            if path.is_dir() {
+                let inner = files(&path).filter(|(_, path)| path.is_file());
+                listing.extend(inner.map(|(file, _)| format!("{name}/{file}")));
+            } else if path.is_file() {
+                listing.push(name);
+            }
+        }
+        Listing::new(listing)
+    }
+
+    /// Whether a commit is known not to have a file.
+    pub fn is_absent(&self, commit: &str, file: &str) -> bool {
+        self.absent(commit, file).is_file()
+    }
+
+    /// Takes note that a commit does not have a file.
+    pub fn set_absent(&self, commit: &str, file: &str) -> Result<(), HubError> {
+        let path = self.absent(commit, file);
+        make_folder_of(&path)
+            .and_then(|()| fs::write(&path, ""))
+            .map_err(HubError::writing(&path))
+    }
+
+    fn absent(&self, commit: &str, file: &str) -> PathBuf {
+        self.folder().join(".no_exist").join(commit).join(file)
+    }
+
+    pub fn has_blob(&self, etag: &str) -> bool {
+        self.paths.blob_path(etag).is_file()
+    }
+
+    /// Where a blob's contents are while they arrive.
+    pub fn incomplete(&self, etag: &str) -> PathBuf {
+        self.paths.blob_path(&format!("{etag}.incomplete"))
+    }
+
+    /// Gives contents that are whole and checked the name of a blob.
+    pub fn complete(&self, etag: &str) -> Result<(), HubError> {
+        let blob = self.paths.blob_path(etag);
+        fs::rename(self.incomplete(etag), &blob).map_err(HubError::writing(&blob))
+    }
+
+    /// Puts a blob into its commit's snapshot under its own name.
+    pub fn link(&self, remote: &Remote) -> Result<(), HubError> {
+        let path = self.snapshot(&remote.commit).join(&remote.file);
+        if path.is_file() {
+            return Ok(());
+        }
+        let blob = self.paths.blob_path(&remote.etag);
+        make_folder_of(&path)
+            .and_then(|()| link(&blob, &path))
+            .map_err(HubError::writing(&path))
+    }
+
+    /// Waits until no other program fetches this blob. The lock ends when it is dropped.
+    pub fn lock(
+        &self,
+        remote: &Remote,
+        on_wait: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<File, HubError> {
+        let name = format!("{}.lock", remote.etag);
+        let path = self.root.join(".locks").join(&self.folder_name).join(name);
+        let file = make_folder_of(&path)
+            .and_then(|()| File::create(&path))
+            .map_err(HubError::writing(&path))?;
+        loop {
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) => thread::sleep(LOCK_INTERVAL),
+                // Not every file system has locks; a cache on one is for one program at a time.
+                Ok(()) | Err(TryLockError::Error(_)) => return Ok(file),
+            }
+            let arrived = fs::metadata(self.incomplete(&remote.etag)).map_or(0, |meta| meta.len());
+            if on_wait(arrived.min(remote.size)).is_break() {
+                return Err(HubError::Stopped(remote.file.clone()));
+            }
+        }
+    }
+}
+
+/// Whether a commit or an etag can be a file's name.
+pub fn is_file_name(text: &str) -> bool {
+    (1..=128).contains(&text.len())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+}
+
+fn make_folder_of(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)
+}
+
+/// Replaces a small file. Several threads may do so at once, which the process's number alone does not tell apart.
+fn replace_text(path: &Path, text: &str) -> io::Result<()> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    name.push(format!(".{}-{count}.part", std::process::id()));
+    let temporary = path.with_file_name(name);
+    fs::write(&temporary, text)
+        .and_then(|()| fs::rename(&temporary, path))
+        .inspect_err(|_| {
+            let _ = fs::remove_file(&temporary);
+        })
+}
+
+/// A link to a blob; a copy where there are no links. Someone else may be making the same one.
+fn link(blob: &Path, path: &Path) -> io::Result<()> {
+    // `path` is `snapshots/COMMIT/...`, and blobs are beside `snapshots`.
+    let folders = path
+        .ancestors()
+        .skip(1)
+        .take_while(|folder| folder.file_name().is_some_and(|name| name != "snapshots"))
+        .count();
+    let mut target = PathBuf::new();
+    target.extend(std::iter::repeat_n("..", folders + 1));
+    target.push("blobs");
+    target.push(blob.file_name().unwrap_or_default());
+    symlink(&target, path)
+        .or_else(|_| fs::hard_link(blob, path))
+        .or_else(|_| {
+            if path.is_file() {
+                return Ok(());
+            }
+            replace_file(path, |temporary| fs::copy(blob, temporary).map(drop))
+        })
+}
+
+#[cfg(unix)]
+use std::os::unix::fs::symlink;
+
+#[cfg(windows)]
+use std::os::windows::fs::symlink_file as symlink;
+
+#[cfg(not(any(unix, windows)))]
+fn symlink(_target: &Path, _path: &Path) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}

@@ -1,0 +1,187 @@
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::PipelineError;
+
+/// Why a repository could not be had.
+#[derive(Debug, Error)]
+pub enum HubError {
+    /// Neither a folder nor `owner/name`.
+    #[error("`{0}` is neither a folder nor the name of a repository (`owner/name`)")]
+    NotAnId(String),
+    /// A revision that cannot be one.
+    #[error("`{0}` cannot be a revision: that is a branch, a tag or a commit")]
+    BadRevision(String),
+    /// There is no place for the cache.
+    #[error("there is no home folder to keep the cache in: say where with `HF_HOME`")]
+    NoCache,
+    /// The hub may not be asked, and the cache does not have it.
+    #[error(
+        "`{id}` (revision `{revision}`) is not in the cache `{}`, and `HF_HUB_OFFLINE` forbids asking the hub: unset \
+         it to fetch the model", cache.display()
+    )]
+    Offline {
+        /// The repository.
+        id: String,
+        /// The revision.
+        revision: String,
+        /// The repository's folder in the cache.
+        cache: PathBuf,
+    },
+    /// No connection.
+    #[error(
+        "cannot reach the hub at `{endpoint}`: check the connection, `HTTPS_PROXY` and `HF_ENDPOINT`; to work without \
+         one, fetch the model elsewhere and copy its folder here"
+    )]
+    Unreachable {
+        /// The hub's address.
+        endpoint: String,
+        /// What the network says.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The hub does not tell strangers.
+    #[error(
+        "the hub does not let us see `{id}`: check the name and, if the repository is private, give a token that may \
+         read it in `HF_TOKEN`"
+    )]
+    Unauthorized {
+        /// The repository.
+        id: String,
+    },
+    /// A licence has to be accepted.
+    #[error(
+        "`{id}` is only for those who accepted its licence: do so at {page}, then give your token in `HF_TOKEN`"
+    )]
+    Gated {
+        /// The repository.
+        id: String,
+        /// Its page.
+        page: String,
+    },
+    /// There is no such repository.
+    #[error(
+        "there is no repository `{id}` on the hub: check the name; a private one needs a token in `HF_TOKEN`"
+    )]
+    NoRepository {
+        /// The repository.
+        id: String,
+    },
+    /// There is no such revision.
+    #[error("`{id}` has no revision `{revision}`: that is a branch, a tag or a commit of it")]
+    NoRevision {
+        /// The repository.
+        id: String,
+        /// The revision.
+        revision: String,
+    },
+    /// There is no such file.
+    #[error("`{id}` has no file `{file}` in revision `{revision}`{hint}")]
+    NoFile {
+        /// The repository.
+        id: String,
+        /// The revision.
+        revision: String,
+        /// The file.
+        file: String,
+        /// What is there instead.
+        hint: String,
+    },
+    /// The repository is of another kind of model.
+    #[error("`{id}` is a {class}, which cannot be run here; nothing else of it was fetched")]
+    Unsupported {
+        /// The repository.
+        id: String,
+        /// Its class in the reference.
+        class: String,
+    },
+    /// The index of the repository is damaged, or names something else than the pipeline needs.
+    #[error(transparent)]
+    Index(Box<PipelineError>),
+    /// The hub is overloaded or down.
+    #[error("the hub answers {status} for `{url}`: try again later")]
+    Busy {
+        /// HTTP's number.
+        status: u16,
+        /// What was asked for.
+        url: String,
+    },
+    /// The hub, or something in between, does not speak as a hub does.
+    #[error("the answer for `{url}` is not the hub's: {message}")]
+    Protocol {
+        /// What was asked for.
+        url: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A transfer broke off.
+    #[error(
+        "the transfer of `{file}` broke off at {done} of {size} bytes: run again to continue from there"
+    )]
+    Interrupted {
+        /// The file.
+        file: String,
+        /// How many bytes are here.
+        done: u64,
+        /// How many it has.
+        size: u64,
+        /// What the network says.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The callback stopped the fetch.
+    #[error("stopped at `{0}`: what has arrived is kept")]
+    Stopped(String),
+    /// What arrived is not what the hub has.
+    #[error(
+        "`{file}` arrived damaged and was removed: its checksum is {found}, the hub's {expected}; run again to fetch \
+         it anew"
+    )]
+    Checksum {
+        /// The file.
+        file: String,
+        /// The hub's checksum.
+        expected: String,
+        /// The checksum of what arrived.
+        found: String,
+    },
+    /// There is no room.
+    #[error(
+        "no room for `{}`: make some, or move the cache with `HF_HOME`, and run again; what has arrived is kept",
+        path.display()
+    )]
+    DiskFull {
+        /// The file in the cache.
+        path: PathBuf,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// The cache cannot be written.
+    #[error("cannot write `{}` in the cache", path.display())]
+    Write {
+        /// The file in the cache.
+        path: PathBuf,
+        /// What the operating system says.
+        source: io::Error,
+    },
+}
+
+impl HubError {
+    /// What it means that a file of the cache could not be written.
+    pub(super) fn writing(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::DiskFull { path, source }
+            }
+            _ => Self::Write { path, source },
+        }
+    }
+}
+
+impl From<PipelineError> for HubError {
+    fn from(error: PipelineError) -> Self {
+        Self::Index(Box::new(error))
+    }
+}

@@ -1,6 +1,7 @@
 //! The workspace's own commands: `cargo xtask COMMAND`.
 
 mod check;
+mod fetch;
 mod golden;
 mod test;
 
@@ -14,6 +15,8 @@ usage: cargo xtask COMMAND
 
   test [ARGS]              run all tests; ARGS go to `cargo test`
   check                    formatting, lints, documentation, dependency arrows
+  fetch MODEL [--revision R] [--variant V] [--into FOLDER]
+                           fetch a checkpoint from the hub: sd-v1-4, sd-v1-5, ddpm-cat-256 or OWNER/NAME
   golden [--python PYTHON] make the tests' reference values again, from the Python reference
 ";
 
@@ -26,6 +29,7 @@ fn main() -> ExitCode {
     let result = match command {
         "test" => test::run(rest),
         "check" => check::run(rest),
+        "fetch" => fetch::run(rest),
         "golden" => golden::run(rest),
         "help" | "--help" | "-h" => {
             print!("{HELP}");

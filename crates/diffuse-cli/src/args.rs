@@ -23,6 +23,9 @@ pub enum Command {
     Ddpm(Box<Ddpm>),
     /// Say what a checkpoint is: components, parameters, types, what is not supported
     Inspect(Inspect),
+    /// Fetch a checkpoint from the hub, without making a picture
+    #[cfg(feature = "hub")]
+    Fetch(Fetch),
     /// List what this build can compute on
     Devices,
 }
@@ -115,17 +118,46 @@ pub struct Ddpm {
 
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// A pipeline's folder, a component's folder, or a weights file
+    /// A pipeline's folder, a component's folder, a weights file, or a name on the hub
     #[arg(value_name = "MODEL")]
     pub model: PathBuf,
+    /// Branch, tag or commit of a model from the hub [default: main]
+    #[arg(long, value_name = "R")]
+    pub revision: Option<String>,
+    /// Variant to fetch of a model from the hub; all variants that are there are told
+    #[arg(long, value_name = "NAME")]
+    pub variant: Option<String>,
+}
+
+#[cfg(feature = "hub")]
+#[derive(Debug, Args)]
+pub struct Fetch {
+    /// `OWNER/NAME` on the hub, or `sd-v1-4`, `sd-v1-5`, `ddpm-cat-256`
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+    /// Branch, tag or commit [default: main]
+    #[arg(long, value_name = "R")]
+    pub revision: Option<String>,
+    /// Variant of the weights files: `fp16` takes `*.fp16.safetensors`
+    #[arg(long, value_name = "NAME")]
+    pub variant: Option<String>,
+    /// Make a folder of it, too, which needs no cache
+    #[arg(long, value_name = "FOLDER")]
+    pub into: Option<PathBuf>,
+    /// Print nothing but errors
+    #[arg(long)]
+    pub quiet: bool,
 }
 
 /// Which weights, and what to compute them with.
 #[derive(Debug, Args)]
 pub struct Model {
-    /// The checkpoint's folder, in Diffusers' format
-    #[arg(long, value_name = "FOLDER")]
+    /// The checkpoint: a folder in Diffusers' format, or a name on the hub (`CompVis/stable-diffusion-v1-4`)
+    #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
+    /// Branch, tag or commit of a model from the hub [default: main]
+    #[arg(long, value_name = "R")]
+    pub revision: Option<String>,
     /// Variant of the weights files: `fp16` takes `*.fp16.safetensors`
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,

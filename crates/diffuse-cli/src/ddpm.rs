@@ -3,11 +3,12 @@
 use anyhow::{Result, bail};
 use burn::tensor::backend::Backend;
 use diffuse_pipelines::schedulers::{StepOptions, scheduler_from_config};
-use diffuse_pipelines::{DDPMOptions, DDPMPipeline, generators, random_seed};
+use diffuse_pipelines::{DDPMOptions, DDPMPipeline, PipelineKind, generators, random_seed};
 use serde_json::{Map, Value, json};
 
 use crate::args::Ddpm;
 use crate::backend::{self, Job, load_options, with_backend};
+use crate::model::Wanted;
 use crate::output;
 use crate::progress::Progress;
 
@@ -27,9 +28,10 @@ struct Unconditional(Box<Ddpm>);
 impl Job for Unconditional {
     fn run<B: Backend>(self, device: B::Device) -> Result<()> {
         let args = *self.0;
+        let wanted = Wanted::of_model(&args.model, PipelineKind::Unconditional, args.run.quiet);
+        let source = wanted.find()?;
         let load = load_options::<B>(&args.model, &device)?;
-        let mut pipeline =
-            DDPMPipeline::<B>::from_pretrained_with(&args.model.model, &load, &device)?;
+        let mut pipeline = DDPMPipeline::<B>::from_pretrained_with(&source.folder, &load, &device)?;
         pipeline.scheduler = scheduler_from_config(
             pipeline.scheduler.config(),
             args.model.scheduler.as_deref(),
@@ -54,6 +56,7 @@ impl Job for Unconditional {
             pipeline.generate_with(&options, &mut noise, |event| progress.update(&event));
         progress.finish();
         let mut record = record(&args, &options);
+        record.insert("revision".into(), source.commit.into());
         record.insert("dtype".into(), load.dtype.map(backend::name).into());
         output::record_scheduler(&mut record, pipeline.scheduler.config());
         output::write(&generated?, &args.run, record)

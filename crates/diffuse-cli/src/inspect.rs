@@ -5,10 +5,12 @@ use diffuse_pipelines::inspect::{Component, Inspection, Weights};
 
 use crate::args::Inspect;
 use crate::backend::AnyBackend;
+use crate::model::Wanted;
 
 pub fn run(args: &Inspect) -> Result<()> {
     // Nothing is computed: any backend will do.
-    let inspection = Inspection::read::<AnyBackend>(&args.model)?;
+    let source = Wanted::of_inspect(args).find()?;
+    let inspection = Inspection::read::<AnyBackend>(&source.folder)?;
     if let Some(class) = &inspection.class {
         println!("{class}");
     }

@@ -5,7 +5,10 @@ mod backend;
 mod ddpm;
 mod devices;
 mod failure;
+#[cfg(feature = "hub")]
+mod fetch;
 mod inspect;
+mod model;
 mod output;
 mod progress;
 mod txt2img;
@@ -31,6 +34,8 @@ fn main() -> ExitCode {
         Command::Txt2img(args) => txt2img::run(args),
         Command::Ddpm(args) => ddpm::run(args),
         Command::Inspect(args) => inspect::run(&args),
+        #[cfg(feature = "hub")]
+        Command::Fetch(args) => fetch::run(&args),
         Command::Devices => {
             devices::run();
             Ok(())

@@ -4,12 +4,13 @@ use anyhow::{Result, bail};
 use burn::tensor::backend::Backend;
 use diffuse_pipelines::schedulers::scheduler_from_config;
 use diffuse_pipelines::{
-    StableDiffusionOptions, StableDiffusionPipeline, generators, latents, random_seed,
+    PipelineKind, StableDiffusionOptions, StableDiffusionPipeline, generators, latents, random_seed,
 };
 use serde_json::{Map, Value, json};
 
 use crate::args::Txt2img;
 use crate::backend::{self, Job, load_options, with_backend};
+use crate::model::Wanted;
 use crate::output;
 use crate::progress::Progress;
 
@@ -31,9 +32,11 @@ struct TextToImage(Box<Txt2img>);
 impl Job for TextToImage {
     fn run<B: Backend>(self, device: B::Device) -> Result<()> {
         let args = *self.0;
+        let wanted = Wanted::of_model(&args.model, PipelineKind::StableDiffusion, args.run.quiet);
+        let source = wanted.find()?;
         let load = load_options::<B>(&args.model, &device)?;
         let mut pipeline =
-            StableDiffusionPipeline::<B>::from_pretrained_with(&args.model.model, &load, &device)?;
+            StableDiffusionPipeline::<B>::from_pretrained_with(&source.folder, &load, &device)?;
         pipeline.scheduler = scheduler_from_config(
             pipeline.scheduler.config(),
             args.model.scheduler.as_deref(),
@@ -69,6 +72,7 @@ impl Job for TextToImage {
             pipeline.generate_with(&options, &mut noise, |event| progress.update(&event));
         progress.finish();
         let mut record = record(&args, &options);
+        record.insert("revision".into(), source.commit.into());
         record.insert("dtype".into(), load.dtype.map(backend::name).into());
         output::record_scheduler(&mut record, pipeline.scheduler.config());
         output::write(&generated?, &args.run, record)

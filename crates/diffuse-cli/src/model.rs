@@ -1,0 +1,122 @@
+//! From what was typed as a model to a folder.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use diffuse_pipelines::PipelineKind;
+#[cfg(feature = "hub")]
+use diffuse_pipelines::{
+    PipelineError,
+    hub::{self, FetchOptions, HubError, Snapshot},
+};
+
+use crate::args::{Inspect, Model};
+#[cfg(feature = "hub")]
+use crate::progress::DownloadProgress;
+
+/// Where a model is.
+pub struct Source {
+    pub folder: PathBuf,
+    /// The commit, of a model from the hub.
+    pub commit: Option<String>,
+}
+
+/// Which model is wanted.
+#[cfg_attr(not(feature = "hub"), allow(dead_code))]
+pub struct Wanted<'a> {
+    pub model: &'a Path,
+    pub revision: Option<&'a str>,
+    pub variant: Option<&'a str>,
+    /// The pipeline that it has to be of; any by default.
+    pub pipeline: Option<PipelineKind>,
+    pub quiet: bool,
+}
+
+impl<'a> Wanted<'a> {
+    pub fn of_model(model: &'a Model, pipeline: PipelineKind, quiet: bool) -> Self {
+        Self {
+            model: &model.model,
+            revision: model.revision.as_deref(),
+            variant: model.variant.as_deref(),
+            pipeline: Some(pipeline),
+            quiet,
+        }
+    }
+
+    pub fn of_inspect(args: &'a Inspect) -> Self {
+        Self {
+            model: &args.model,
+            revision: args.revision.as_deref(),
+            variant: args.variant.as_deref(),
+            pipeline: None,
+            quiet: false,
+        }
+    }
+
+    /// Finds the model, and fetches it if it is named as on the hub.
+    pub fn find(&self) -> Result<Source> {
+        if let Some(id) = self.hub_id() {
+            return self.find_on_hub(id);
+        }
+        if let Some(revision) = self.revision.filter(|_| self.model.exists()) {
+            bail!(
+                "`--revision {revision}` is for models from the hub, but `{}` is on this machine",
+                self.model.display()
+            );
+        }
+        // If it is not there, loading says so.
+        Ok(Source {
+            folder: self.model.to_path_buf(),
+            commit: None,
+        })
+    }
+
+    #[cfg(feature = "hub")]
+    fn hub_id(&self) -> Option<&str> {
+        hub::as_hub_id(self.model)
+    }
+
+    #[cfg(feature = "hub")]
+    fn find_on_hub(&self, id: &str) -> Result<Source> {
+        let snapshot = self.fetch(id, false).map_err(|source| PipelineError::Hub {
+            id: id.to_string(),
+            source,
+        })?;
+        Ok(Source {
+            folder: snapshot.folder,
+            commit: Some(snapshot.commit),
+        })
+    }
+
+    /// The snapshot of a repository; with `update`, of the commit that the revision means today.
+    #[cfg(feature = "hub")]
+    pub fn fetch(&self, id: &str, update: bool) -> Result<Snapshot, HubError> {
+        let options = FetchOptions {
+            revision: self.revision.map(String::from),
+            variant: self.variant.map(String::from),
+            pipeline: self.pipeline,
+            update,
+            ..FetchOptions::from_env()
+        };
+        let mut progress = DownloadProgress::new(self.quiet);
+        let snapshot = hub::fetch(id, &options, |event| progress.update(&event));
+        progress.finish();
+        snapshot
+    }
+
+    /// `owner/name`, as far as can be told without the hub's own rules.
+    #[cfg(not(feature = "hub"))]
+    fn hub_id(&self) -> Option<&str> {
+        let id = self.model.to_str().filter(|_| !self.model.exists())?;
+        let (owner, name) = id.split_once('/')?;
+        let is_name = |part: &str| !part.is_empty() && !part.starts_with('.');
+        (is_name(owner) && is_name(name) && !name.contains('/')).then_some(id)
+    }
+
+    #[cfg(not(feature = "hub"))]
+    fn find_on_hub(&self, id: &str) -> Result<Source> {
+        bail!(
+            "there is no folder `{id}`; to have it fetched from the hub, build the program with `--features hub`"
+        )
+    }
+}

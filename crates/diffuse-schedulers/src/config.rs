@@ -377,6 +377,7 @@ macro_rules! scheduler_config {
                     timestep_spacing: self.timestep_spacing,
                     num_train_timesteps: self.num_train_timesteps,
                     steps_offset: self.steps_offset,
+                    reach: self.num_train_timesteps,
                 }
             }
         } {
@@ -461,8 +462,7 @@ macro_rules! scheduler_config {
             /// Refuses the sigmas of flow-matching models.
             fn refuse_flow(&self) -> Result<(), $crate::SchedulerError> {
                 use $crate::config::{ClassConfig, require};
-                require(Self::CLASS, "use_flow_sigmas", &self.use_flow_sigmas, &[false])?;
-                require(Self::CLASS, "use_dynamic_shifting", &self.use_dynamic_shifting, &[false])
+                require(Self::CLASS, "use_flow_sigmas", &self.use_flow_sigmas, &[false])
             }
         } {
             $($fields)*
@@ -470,10 +470,72 @@ macro_rules! scheduler_config {
             pub use_flow_sigmas: bool = false,
             /// An option of flow-matching models, without effect.
             pub flow_shift: f64 = 1.0,
+        } }
+    };
+
+    (@ $head:tt [shifting $(, $($rest:tt)*)?] { $($methods:tt)* } { $($fields:tt)* }) => {
+        $crate::config::scheduler_config! { @ $head [$($($rest)*)?] {
+            $($methods)*
+            /// Refuses the timesteps of flow-matching models.
+            fn refuse_shifting(&self) -> Result<(), $crate::SchedulerError> {
+                use $crate::config::{ClassConfig, require};
+                require(Self::CLASS, "use_dynamic_shifting", &self.use_dynamic_shifting, &[false])
+            }
+        } {
+            $($fields)*
             /// Must be `false`: flow-matching models are not supported.
             pub use_dynamic_shifting: bool = false,
             /// An option of flow-matching models, without effect.
             pub time_shift_type: String = "exponential".to_string(),
+        } }
+    };
+
+    (@ $head:tt [clipped_lambdas $(, $($rest:tt)*)?] { $($methods:tt)* } { $($fields:tt)* }) => {
+        $crate::config::scheduler_config! { @ $head [$($($rest)*)?] { $($methods)* } {
+            $($fields)*
+            /// The smallest `λ = ln(α / σ)` to visit: a bound for schedules that end in pure noise.
+            pub lambda_min_clipped: f64 = f64::NEG_INFINITY,
+            /// The kind of variance that the model predicts along; only `learned` and `learned_range` have an effect,
+            /// which is that the predicted variance is left out.
+            pub variance_type: Option<$crate::VarianceType> = None,
+        } }
+    };
+
+    (@ $head:tt [edm $(, $($rest:tt)*)?] { $($methods:tt)* } { $($fields:tt)* }) => {
+        $crate::config::scheduler_config! { @ $head [$($($rest)*)?] {
+            $($methods)*
+            /// The model and the noise levels that these options describe.
+            fn edm(&self) -> $crate::edm::EDM {
+                use $crate::config::ClassConfig;
+                $crate::edm::EDM {
+                    class: Self::CLASS,
+                    sigma_min: self.sigma_min,
+                    sigma_max: self.sigma_max,
+                    sigma_data: self.sigma_data,
+                    sigma_schedule: self.sigma_schedule,
+                    num_train_timesteps: self.num_train_timesteps,
+                    prediction_type: self.prediction_type,
+                    rho: self.rho,
+                }
+            }
+        } {
+            $($fields)*
+            /// The lowest noise level.
+            pub sigma_min: f64 = 0.002,
+            /// The highest noise level.
+            pub sigma_max: f64 = 80.0,
+            /// The standard deviation of the images that the model was trained on.
+            pub sigma_data: f64 = 0.5,
+            /// The curve that noise levels follow.
+            pub sigma_schedule: $crate::EDMSigmaSchedule = $crate::EDMSigmaSchedule::Karras,
+            /// The number of steps that a run has at most.
+            pub num_train_timesteps: usize = 1000,
+            /// The sign of the model's answer: `epsilon` or `v_prediction`.
+            pub prediction_type: $crate::PredictionType = $crate::PredictionType::Epsilon,
+            /// The exponent of Karras's curve.
+            pub rho: f64 = 7.0,
+            /// The noise level that a run ends at.
+            pub final_sigmas_type: $crate::FinalSigmasType = $crate::FinalSigmasType::Zero,
         } }
     };
 

@@ -15,15 +15,16 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ClassConfig, Resolved, scheduler_config};
-use crate::ladder::Ladder;
-use crate::mixture::{self, Mixture};
+use crate::ladder::{Ladder, ladder_methods, noise_level_methods};
+use crate::levels::Levels;
+use crate::mixture;
 use crate::noise_schedule::linspace;
 use crate::prediction::Prediction;
-use crate::sigmas::{LogSigmas, SigmaRange, sigma_at};
-use crate::tensor::{cast, combine, widen};
+use crate::sigmas::LogSigmas;
+use crate::tensor::combine;
 use crate::{
     BetaSchedule, Capabilities, FinalSigmasType, NoiseSchedule, PredictionType, Scheduler,
-    SchedulerConfig, SchedulerError, Step, StepOutput, TimestepRequest, TimestepSpacing,
+    SchedulerError, Step, StepOutput, TimestepRequest,
 };
 
 /// How noise levels between tabulated ones are found (the key `interpolation_type`).
@@ -63,6 +64,8 @@ scheduler_config! {
         pub final_sigmas_type: FinalSigmasType = FinalSigmasType::Zero,
     }
 }
+
+const CLASS: &str = EulerDiscreteConfig::CLASS;
 
 /// Euler's method: the plainest solver, and a good one.
 #[derive(Debug)]
@@ -108,53 +111,26 @@ impl<B: Backend> EulerDiscreteScheduler<B> {
     ) -> Result<(Vec<f64>, Vec<f32>), SchedulerError> {
         let options = &self.resolved.options;
         let table = self.noise_schedule.sigmas();
-        let steps = timesteps.len();
-        let levels: Vec<f64> = match options.interpolation_type {
-            InterpolationType::Linear => timesteps
-                .iter()
-                .map(|&timestep| sigma_at(&table, timestep))
-                .collect(),
+        let mut levels = Levels::at(timesteps, &table);
+        let steps = levels.sigmas.len();
+        if options.interpolation_type == InterpolationType::LogLinear {
             // The reference's quirk: one level more than there are timesteps.
-            InterpolationType::LogLinear => {
-                let ends = [table[table.len() - 1], table[0]].map(|sigma| f64::from(sigma.ln()));
-                linspace(ends[0], ends[1], steps + 1)
-                    .into_iter()
-                    .map(|log| f64::from(log.exp()))
-                    .collect()
-            }
-        };
-        let (timesteps, levels) = match options.sigma_curve()? {
-            None => (timesteps, levels),
-            Some(curve) => {
-                let range = SigmaRange {
-                    min: levels[levels.len() - 1],
-                    max: levels[0],
-                };
-                let range = range.with(
-                    EulerDiscreteConfig::CLASS,
-                    options.sigma_min,
-                    options.sigma_max,
-                )?;
-                let levels = curve.levels(range, steps);
-                let logs = LogSigmas::new(&table);
-                (
-                    levels.iter().map(|&sigma| logs.timestep(sigma)).collect(),
-                    levels,
-                )
-            }
-        };
+            let ends = [table[table.len() - 1], table[0]].map(|sigma| f64::from(sigma.ln()));
+            let logs = linspace(ends[0], ends[1], steps + 1);
+            levels.sigmas = logs.into_iter().map(|log| f64::from(log.exp())).collect();
+        }
+        if let Some(curve) = options.sigma_curve()? {
+            let range = levels
+                .range()
+                .with(CLASS, options.sigma_min, options.sigma_max)?;
+            levels = Levels::along(curve, range, steps, &table);
+        }
         let last = match options.final_sigmas_type {
             FinalSigmasType::Zero => 0.0,
             FinalSigmasType::SigmaMin => table[0],
         };
-        Ok((
-            timesteps,
-            levels
-                .into_iter()
-                .map(|sigma| sigma as f32)
-                .chain([last])
-                .collect(),
-        ))
+        let sigmas = levels.sigmas_down_to(last);
+        Ok((levels.timesteps, sigmas))
     }
 
     /// Refuses lists that are no way from noise to image.
@@ -179,29 +155,41 @@ impl<B: Backend> EulerDiscreteScheduler<B> {
             _ => return Ok(()),
         };
         Err(SchedulerError::Schedule {
-            class: EulerDiscreteConfig::CLASS,
+            class: CLASS,
             what,
             reason: reason.into(),
         })
     }
+}
 
-    /// `γ`: how far to go back up before a step.
-    fn churn(&self, step: &Step<'_, B>, sigma: f32) -> f32 {
-        let options = step.options;
-        let within = (options.s_tmin..=options.s_tmax).contains(&f64::from(sigma));
-        let levels = self.ladder.sigmas().len() - 1;
-        if within {
-            (options.s_churn / levels as f64).min(2f64.sqrt() - 1.0) as f32
-        } else {
-            0.0
-        }
+/// Goes back up from a level with new noise, where `s_churn` and its bounds say so: changes the sample of the step and
+/// gives the level `σ̂`.
+pub(crate) fn churn<B: Backend>(
+    step: &mut Step<'_, B>,
+    sigma: f32,
+    steps: usize,
+) -> Result<f32, SchedulerError> {
+    let options = step.options;
+    let within = (options.s_tmin..=options.s_tmax).contains(&f64::from(sigma));
+    let gamma = match within {
+        true => (options.s_churn / steps as f64).min(2f64.sqrt() - 1.0) as f32,
+        false => 0.0,
+    };
+    let sigma_hat = sigma * (gamma + 1.0);
+    if gamma > 0.0 {
+        let back = (sigma_hat * sigma_hat - sigma * sigma).sqrt();
+        let noise = step.noise.like(&step.sample)?;
+        step.sample = combine([
+            (1.0, step.sample.clone()),
+            (options.s_noise as f32 * back, noise),
+        ]);
     }
+    Ok(sigma_hat)
 }
 
 impl<B: Backend> Scheduler<B> for EulerDiscreteScheduler<B> {
-    fn config(&self) -> &SchedulerConfig {
-        &self.resolved.config
-    }
+    ladder_methods!(of_level);
+    noise_level_methods!();
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
@@ -248,51 +236,11 @@ impl<B: Backend> Scheduler<B> for EulerDiscreteScheduler<B> {
         Ok(())
     }
 
-    fn timesteps(&self) -> &[f64] {
-        self.ladder.timesteps()
-    }
-
-    fn sigmas(&self) -> Option<&[f32]> {
-        Some(self.ladder.sigmas())
-    }
-
-    fn init_noise_sigma(&self) -> f64 {
-        let max = self.ladder.max_sigma();
-        match self.resolved.options.timestep_spacing {
-            TimestepSpacing::Leading => (max * max + 1.0).sqrt().into(),
-            TimestepSpacing::Linspace | TimestepSpacing::Trailing => max.into(),
-        }
-    }
-
-    fn set_begin_index(&mut self, begin_index: usize) {
-        self.ladder.begin_at(begin_index);
-    }
-
-    fn scale_model_input(
-        &mut self,
-        sample: Tensor<B, 4>,
-        timestep: f64,
-    ) -> Result<Tensor<B, 4>, SchedulerError> {
-        let rung = self.ladder.rung(timestep)?;
-        let sigma = self.ladder.sigmas()[rung];
-        let dtype = sample.dtype();
-        Ok(cast(
-            widen(sample).div_scalar((sigma * sigma + 1.0).sqrt()),
-            dtype,
-        ))
-    }
-
     fn advance(&mut self, mut step: Step<'_, B>) -> Result<StepOutput<B>, SchedulerError> {
         let rung = self.ladder.rung(step.timestep)?;
         let [sigma, next] = [rung, rung + 1].map(|rung| self.ladder.sigmas()[rung]);
-        let gamma = self.churn(&step, sigma);
-        let sigma_hat = sigma * (gamma + 1.0);
-        let mut sample = step.sample;
-        if gamma > 0.0 {
-            let back = (sigma_hat * sigma_hat - sigma * sigma).sqrt();
-            let noise = step.noise.like(&sample)?;
-            sample = combine([(1.0, sample), (step.options.s_noise as f32 * back, noise)]);
-        }
+        let sigma_hat = churn(&mut step, sigma, self.ladder.sigmas().len() - 1)?;
+        let sample = step.sample;
         let kind = self.resolved.options.prediction_type;
         let prediction = Prediction {
             kind,
@@ -315,17 +263,6 @@ impl<B: Backend> Scheduler<B> for EulerDiscreteScheduler<B> {
             prev_sample,
             pred_original_sample: Some(original),
         })
-    }
-
-    fn add_noise(
-        &self,
-        original: Tensor<B, 4>,
-        noise: Tensor<B, 4>,
-        timesteps: &[f64],
-    ) -> Result<Tensor<B, 4>, SchedulerError> {
-        let levels = self.ladder.noising_levels(timesteps)?;
-        let mixtures: Vec<Mixture> = levels.into_iter().map(Mixture::of_level).collect();
-        mixture::add_noise(&mixtures, original, noise)
     }
 
     /// The reference's quirk: `ᾱ` is read at the *place* of a timestep in the run, not at the timestep.

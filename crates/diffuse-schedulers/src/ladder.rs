@@ -10,6 +10,8 @@ use crate::SchedulerError;
 pub(crate) struct Ladder {
     timesteps: Vec<f64>,
     sigmas: Vec<f32>,
+    /// The level of the sample that the model sees at each rung, where that is not `sigmas`.
+    seen: Option<Vec<f32>>,
     begin: Option<usize>,
     rung: Option<usize>,
 }
@@ -20,9 +22,23 @@ impl Ladder {
         Self {
             timesteps,
             sigmas,
+            seen: None,
             begin: None,
             rung: None,
         }
+    }
+
+    /// A ladder on which the model sees samples at other levels than those of the rungs.
+    pub fn with_seen(self, seen: Vec<f32>) -> Self {
+        Self {
+            seen: Some(seen),
+            ..self
+        }
+    }
+
+    /// The level of the sample that the model sees at a rung.
+    pub fn seen(&self, rung: usize) -> f32 {
+        self.seen.as_ref().unwrap_or(&self.sigmas)[rung]
     }
 
     pub fn timesteps(&self) -> &[f64] {
@@ -93,3 +109,69 @@ impl Ladder {
         Ok(found.next().unwrap_or(first))
     }
 }
+
+/// The methods of a [`Scheduler`](crate::Scheduler) whose run is `self.ladder`, with samples of one kind of
+/// [`Mixture`](crate::mixture::Mixture).
+macro_rules! ladder_methods {
+    ($mixture:ident) => {
+        $crate::ladder::ladder_methods!();
+
+        fn sigmas(&self) -> Option<&[f32]> {
+            Some(self.ladder.sigmas())
+        }
+
+        fn add_noise(
+            &self,
+            original: Tensor<B, 4>,
+            noise: Tensor<B, 4>,
+            timesteps: &[f64],
+        ) -> Result<Tensor<B, 4>, SchedulerError> {
+            let levels = self.ladder.noising_levels(timesteps)?;
+            let mixtures: Vec<_> = levels
+                .into_iter()
+                .map($crate::mixture::Mixture::$mixture)
+                .collect();
+            $crate::mixture::add_noise(&mixtures, original, noise)
+        }
+    };
+    () => {
+        fn config(&self) -> &$crate::SchedulerConfig {
+            &self.resolved.config
+        }
+
+        fn timesteps(&self) -> &[f64] {
+            self.ladder.timesteps()
+        }
+
+        fn set_begin_index(&mut self, begin_index: usize) {
+            self.ladder.begin_at(begin_index);
+        }
+    };
+}
+pub(crate) use ladder_methods;
+
+/// The methods of a [`Scheduler`](crate::Scheduler) whose samples are `x0 + σ ε`, and whose model sees `x / √(σ² + 1)`.
+macro_rules! noise_level_methods {
+    () => {
+        fn init_noise_sigma(&self) -> f64 {
+            let max = self.ladder.max_sigma();
+            match self.resolved.options.timestep_spacing {
+                $crate::TimestepSpacing::Leading => (max * max + 1.0).sqrt().into(),
+                $crate::TimestepSpacing::Linspace | $crate::TimestepSpacing::Trailing => max.into(),
+            }
+        }
+
+        fn scale_model_input(
+            &mut self,
+            sample: Tensor<B, 4>,
+            timestep: f64,
+        ) -> Result<Tensor<B, 4>, SchedulerError> {
+            let rung = self.ladder.rung(timestep)?;
+            let sigma = self.ladder.seen(rung);
+            let dtype = sample.dtype();
+            let seen = $crate::tensor::widen(sample).div_scalar((sigma * sigma + 1.0).sqrt());
+            Ok($crate::tensor::cast(seen, dtype))
+        }
+    };
+}
+pub(crate) use noise_level_methods;

@@ -74,6 +74,18 @@ impl<B: Backend> Prediction<B> {
             PredictionType::VPrediction => combine([(alpha, output), (sigma, sample)]),
         }
     }
+
+    /// What a solver integrates: `x0` within a bound, or the `ε` that belongs to it.
+    pub fn image_or_noise(&self, mixture: Mixture, bound: Bound, image: bool) -> Tensor<B, 4> {
+        match (image, bound) {
+            (true, bound) => bound.apply(self.original(mixture)),
+            (false, Bound::None) => self.epsilon(mixture),
+            (false, bound) => {
+                let original = bound.apply(self.original(mixture));
+                noise_between(self.sample.clone(), original, mixture)
+            }
+        }
+    }
 }
 
 /// `ε = (x - α x0) / σ`.

@@ -85,6 +85,8 @@ pub struct StepOptions {
     pub s_tmax: f64,
     /// Euler: the scale of the added noise.
     pub s_noise: f64,
+    /// LMS: the number of derivatives that are combined, at least 1.
+    pub order: usize,
 }
 
 impl Default for StepOptions {
@@ -96,6 +98,7 @@ impl Default for StepOptions {
             s_tmin: 0.0,
             s_tmax: f64::INFINITY,
             s_noise: 1.0,
+            order: 4,
         }
     }
 }
@@ -155,7 +158,35 @@ pub struct StepNoise<'a> {
 impl StepNoise<'_> {
     /// Draws noise of the shape, precision and device of a tensor `[batch, channels, height, width]`.
     pub fn like<B: Backend>(&mut self, x: &Tensor<B, 4>) -> Result<Tensor<B, 4>, SchedulerError> {
-        let noise = randn_tensor(self.source, x.dims(), self.dtype, &x.device())?;
+        self.draw(x, self.dtype)
+    }
+
+    /// The same drawn in single precision, whatever the sample's is.
+    pub fn in_f32<B: Backend>(&mut self, x: &Tensor<B, 4>) -> Result<Tensor<B, 4>, SchedulerError> {
+        self.draw(x, DType::F32)
+    }
+
+    /// A seed for a source of its own, drawn for a batch of so many images.
+    pub fn seed(&mut self, batch: usize) -> Result<u64, SchedulerError> {
+        let numbers = self.source.randn([batch, 1, 1, 2], DType::F32)?;
+        let bits = numbers
+            .iter()
+            .take(2)
+            .map(|number| u64::from(number.to_bits()));
+        Ok(bits.fold(0, |seed, bits| seed << 32 | bits))
+    }
+
+    /// The float type of the caller's sample.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn draw<B: Backend>(
+        &mut self,
+        x: &Tensor<B, 4>,
+        dtype: DType,
+    ) -> Result<Tensor<B, 4>, SchedulerError> {
+        let noise = randn_tensor(self.source, x.dims(), dtype, &x.device())?;
         Ok(cast(noise, x.dtype()))
     }
 }
@@ -261,7 +292,10 @@ pub trait Scheduler<B: Backend>: Debug + Send {
         original: Tensor<B, 4>,
         noise: Tensor<B, 4>,
         timesteps: &[f64],
-    ) -> Result<Tensor<B, 4>, SchedulerError>;
+    ) -> Result<Tensor<B, 4>, SchedulerError> {
+        let _ = (original, noise, timesteps);
+        Err(unsupported(self.config(), "`add_noise`"))
+    }
 
     /// The velocity that a model should predict for a sample and its noise, both `[batch, channels, height, width]`, at
     /// one timestep for each row of the batch or one for all.
@@ -275,14 +309,11 @@ pub trait Scheduler<B: Backend>: Debug + Send {
         timesteps: &[f64],
     ) -> Result<Tensor<B, 4>, SchedulerError> {
         let _ = (sample, noise, timesteps);
-        let class = self
-            .config()
-            .class_name()
-            .unwrap_or("this sampler")
-            .to_string();
-        Err(SchedulerError::Unsupported {
-            class,
-            operation: "velocity",
-        })
+        Err(unsupported(self.config(), "velocity"))
     }
+}
+
+fn unsupported(config: &SchedulerConfig, operation: &'static str) -> SchedulerError {
+    let class = config.class_name().unwrap_or("this sampler").to_string();
+    SchedulerError::Unsupported { class, operation }
 }

@@ -6,6 +6,7 @@
 //! ```text
 //! Karras       (σ_max^(1/ρ) + u (σ_min^(1/ρ) - σ_max^(1/ρ)))^ρ, ρ = 7    https://arxiv.org/abs/2206.00364, equation 5
 //! exponential  exp(ln σ_max + u (ln σ_min - ln σ_max))
+//! Lu           the same in λ = -ln σ                                     https://arxiv.org/abs/2206.00927, section 3.4
 //! beta         σ_min + q(1 - u) (σ_max - σ_min)                           https://arxiv.org/abs/2407.12173
 //! ```
 //!
@@ -33,6 +34,8 @@ pub(crate) enum SigmaCurve {
     Karras,
     Exponential,
     Beta,
+    /// Exponential between logarithms in f32.
+    Lu,
 }
 
 impl SigmaCurve {
@@ -56,6 +59,15 @@ impl SigmaCurve {
         }
     }
 
+    /// How multistep solvers make the timesteps of a curve whole. The reference's quirk: some are rounded, the others
+    /// cut off.
+    pub fn whole(self) -> fn(f64) -> f64 {
+        match self {
+            Self::Karras | Self::Lu => f64::round_ties_even,
+            Self::Exponential | Self::Beta => f64::trunc,
+        }
+    }
+
     /// `steps` noise levels from `max` down to `min`.
     pub fn levels(self, SigmaRange { min, max }: SigmaRange, steps: usize) -> Vec<f64> {
         let from_to = |start: f64, end: f64| {
@@ -64,21 +76,32 @@ impl SigmaCurve {
                 .map(move |u| start + u * (end - start))
         };
         match self {
-            Self::Karras => {
-                let rho = 7.0;
-                from_to(max.powf(1.0 / rho), min.powf(1.0 / rho))
-                    .map(|root| root.powf(rho))
-                    .collect()
-            }
+            Self::Karras => karras(SigmaRange { min, max }, 7.0, steps),
             Self::Exponential => linspace(max.ln(), min.ln(), steps)
                 .into_iter()
                 .map(f64::exp)
                 .collect(),
+            Self::Lu => {
+                let [start, end] = [max, min].map(|sigma| f64::from(sigma.ln() as f32));
+                linspace(0.0, 1.0, steps)
+                    .into_iter()
+                    .map(|u| (start + u * (end - start)).exp())
+                    .collect()
+            }
             Self::Beta => from_to(1.0, 0.0)
                 .map(|p| min + beta_quantile(p) * (max - min))
                 .collect(),
         }
     }
+}
+
+/// `steps` noise levels along Karras's curve with any `ρ`.
+pub(crate) fn karras(SigmaRange { min, max }: SigmaRange, rho: f64, steps: usize) -> Vec<f64> {
+    let (start, end) = (max.powf(1.0 / rho), min.powf(1.0 / rho));
+    linspace(0.0, 1.0, steps)
+        .into_iter()
+        .map(|u| (start + u * (end - start)).powf(rho))
+        .collect()
 }
 
 /// The ends of a curve.
@@ -155,6 +178,13 @@ impl LogSigmas {
         let (low, weight) = self.place(f64::from(f64::from(sigma).max(1e-10).ln() as f32));
         let weight = weight as f32;
         f64::from(1.0 - weight) * low + f64::from(weight) * (low + 1.0)
+    }
+
+    /// The same with every operation in f32.
+    pub fn timestep_all_f32(&self, sigma: f32) -> f64 {
+        let (low, weight) = self.place(f64::from(f64::from(sigma).max(1e-10).ln() as f32));
+        let (low, weight) = (low as f32, weight as f32);
+        f64::from((1.0 - weight) * low + weight * (low + 1.0))
     }
 
     /// The tabulated timestep below a level, and how far the level is towards the next one.

@@ -13,10 +13,12 @@
 //!
 //! Rounding is to the nearest whole number, halves to the even one. The reference's trailing spacing, made by adding
 //! floats until zero is reached, yields one entry too many (-1) for 62 step counts; here `n` steps are `n` timesteps.
+//! Where the noisiest timesteps are clipped off, `T` is what is left, except in trailing's stride.
 
 use serde::{Deserialize, Serialize};
 
-use crate::SchedulerError;
+use crate::mixture::Mixture;
+use crate::{NoiseSchedule, SchedulerError};
 
 /// How timesteps are spread over the training schedule (the key `timestep_spacing`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +32,16 @@ pub enum TimestepSpacing {
     Trailing,
 }
 
+/// Ten timesteps for Stable Diffusion v1, of "Align Your Steps" (<https://arxiv.org/abs/2404.14507>).
+pub const AYS_TIMESTEPS: [f64; 10] = [
+    999.0, 850.0, 736.0, 645.0, 545.0, 455.0, 343.0, 233.0, 124.0, 24.0,
+];
+
+/// The noise levels of the same ten steps, and that of the result.
+pub const AYS_SIGMAS: [f64; 11] = [
+    14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0,
+];
+
 /// The options that place timesteps.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spacing {
@@ -37,9 +49,35 @@ pub(crate) struct Spacing {
     pub timestep_spacing: TimestepSpacing,
     pub num_train_timesteps: usize,
     pub steps_offset: usize,
+    /// The number of training timesteps that may be visited, from 0.
+    pub reach: usize,
 }
 
 impl Spacing {
+    /// Leaves out the noisiest timesteps, those with `λ = ln(α / σ)` below a bound.
+    pub fn clipped(
+        self,
+        noise_schedule: &NoiseSchedule,
+        lambda_min: f64,
+    ) -> Result<Self, SchedulerError> {
+        let lambdas = noise_schedule
+            .alphas_cumprod()
+            .iter()
+            .map(|&alpha_bar| Mixture::of_alpha_bar(alpha_bar).lambda());
+        let reach = lambdas
+            .filter(|&lambda| lambda >= lambda_min as f32)
+            .count();
+        match reach {
+            0 => Err(SchedulerError::Value {
+                class: self.class,
+                key: "lambda_min_clipped",
+                value: lambda_min.to_string(),
+                expected: "it leaves no timestep to visit".into(),
+            }),
+            reach => Ok(Self { reach, ..self }),
+        }
+    }
+
     /// The timesteps at which `steps` steps are taken, largest first.
     pub fn visited(&self, steps: usize) -> Result<Vec<f64>, SchedulerError> {
         self.place(steps, steps)
@@ -47,14 +85,21 @@ impl Spacing {
 
     /// The same, with linspace timesteps left between whole numbers, in f32.
     pub fn visited_unrounded(&self, steps: usize) -> Result<Vec<f64>, SchedulerError> {
+        let visited = self.visited_unrounded_f64(steps)?;
+        Ok(visited
+            .into_iter()
+            .map(|timestep| f64::from(timestep as f32))
+            .collect())
+    }
+
+    /// The same in f64.
+    pub fn visited_unrounded_f64(&self, steps: usize) -> Result<Vec<f64>, SchedulerError> {
         let visited = self.visited(steps)?;
-        let last = self.num_train_timesteps as f64 - 1.0;
         Ok(match self.timestep_spacing {
-            TimestepSpacing::Linspace => linspace(0.0, last, steps)
-                .into_iter()
-                .map(|t| f64::from(t as f32))
-                .rev()
-                .collect(),
+            TimestepSpacing::Linspace => {
+                let last = self.num_train_timesteps as f64 - 1.0;
+                linspace(0.0, last, steps).into_iter().rev().collect()
+            }
             TimestepSpacing::Leading | TimestepSpacing::Trailing => visited,
         })
     }
@@ -66,29 +111,76 @@ impl Spacing {
         Ok(tops)
     }
 
+    /// The lower ends of `steps` intervals, smallest first, for a run from image to noise.
+    pub fn interval_bottoms(&self, steps: usize) -> Result<Vec<f64>, SchedulerError> {
+        let mut bottoms = self.place(steps, steps + 1)?;
+        bottoms.reverse();
+        bottoms.truncate(steps);
+        Ok(bottoms)
+    }
+
     /// `points` timesteps, largest first; trailing spacing always places `steps`.
     fn place(&self, steps: usize, points: usize) -> Result<Vec<f64>, SchedulerError> {
         self.check(steps)?;
-        let train = self.num_train_timesteps;
+        let (train, reach) = (self.num_train_timesteps, self.reach);
         Ok(match self.timestep_spacing {
-            TimestepSpacing::Linspace => linspace(0.0, train as f64 - 1.0, points)
+            TimestepSpacing::Linspace => linspace(0.0, reach as f64 - 1.0, points)
                 .into_iter()
                 .map(f64::round_ties_even)
                 .rev()
                 .collect(),
             TimestepSpacing::Leading => (0..points)
-                .map(|i| (i * (train / points)) as f64 + self.steps_offset as f64)
+                .map(|i| (i * (reach / points)) as f64 + self.steps_offset as f64)
                 .rev()
                 .collect(),
             TimestepSpacing::Trailing => {
                 // numpy counts down by the rounded difference of the first two entries, which decides some halves.
-                let train = train as f64;
-                let difference = (train - train / steps as f64) - train;
-                (0..steps)
-                    .map(|i| (train + i as f64 * difference).round_ties_even() - 1.0)
+                let (reach, stride) = (reach as f64, train as f64 / steps as f64);
+                let difference = (reach - stride) - reach;
+                let count = if self.reach == train {
+                    steps
+                } else {
+                    (reach / stride).ceil() as usize
+                };
+                (0..count)
+                    .map(|i| (reach + i as f64 * difference).round_ties_even() - 1.0)
                     .collect()
             }
         })
+    }
+
+    /// Refuses lists that are no way from noise to image, and any where timesteps are those of a curve's levels.
+    pub fn check_list(&self, timesteps: &[f64], curve: bool) -> Result<(), SchedulerError> {
+        let within = |t: &f64| (0.0..self.num_train_timesteps as f64).contains(t);
+        let reason = if timesteps.is_empty() {
+            "there is none"
+        } else if curve {
+            "they are chosen by `use_*_sigmas` or `use_lu_lambdas` already"
+        } else if !timesteps.iter().all(within) {
+            "each must be in `0..num_train_timesteps`"
+        } else if timesteps.windows(2).any(|pair| pair[0] <= pair[1]) {
+            "they must be in descending order"
+        } else {
+            return Ok(());
+        };
+        let (class, what) = (self.class, "timesteps");
+        Err(SchedulerError::Schedule {
+            class,
+            what,
+            reason: reason.into(),
+        })
+    }
+
+    /// The same, for samplers that tell the model whole timesteps.
+    pub fn check_whole_list(&self, timesteps: &[f64], curve: bool) -> Result<(), SchedulerError> {
+        self.check_list(timesteps, curve)?;
+        match timesteps.iter().find(|t| t.fract() != 0.0) {
+            None => Ok(()),
+            Some(&timestep) => Err(SchedulerError::TimestepRange {
+                timestep,
+                num_train_timesteps: self.num_train_timesteps,
+            }),
+        }
     }
 
     /// Refuses step counts that no spacing can place.

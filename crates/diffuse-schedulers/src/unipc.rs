@@ -15,11 +15,13 @@ use burn::prelude::*;
 use serde_json::{Map, Value};
 
 use crate::config::{ClassConfig, Overrides, Resolved, require, scheduler_config};
-use crate::ladder::Ladder;
-use crate::mixture::{self, Mixture};
+use crate::ladder::{Ladder, ladder_methods};
+use crate::levels::Levels;
+use crate::mixture::Mixture;
 use crate::prediction::{Bound, Prediction};
-use crate::sigmas::{LogSigmas, SigmaCurve, SigmaRange, sigma_at};
-use crate::unipc_weights::{Method, UniPCSolverType, Weights};
+use crate::sigmas::SigmaRange;
+use crate::unipc_weights::{Method, UniPCSolverType, weights};
+use crate::weights::{Weights, remember};
 use crate::{
     BetaSchedule, Capabilities, FinalSigmasType, NoiseSchedule, Scheduler, SchedulerConfig,
     SchedulerError, Step, StepOutput, TimestepRequest, scheduler_from_config,
@@ -28,7 +30,7 @@ use crate::{
 scheduler_config! {
     /// Options of [`UniPCMultistepScheduler`].
     pub struct UniPCMultistepConfig for "UniPCMultistepScheduler" [
-        noise(0.0001, 0.02, Linear), thresholding, sigmas, flow, spacing(Linspace), zero_snr
+        noise(0.0001, 0.02, Linear), thresholding, sigmas, flow, shifting, spacing(Linspace), zero_snr
     ] {
         /// The order of the predictor; the corrector's is one higher.
         pub solver_order: usize = 2,
@@ -76,6 +78,7 @@ impl<B: Backend> UniPCMultistepScheduler<B> {
     pub(crate) fn build(resolved: Resolved<UniPCMultistepConfig>) -> Result<Self, SchedulerError> {
         let options = &resolved.options;
         options.refuse_flow()?;
+        options.refuse_shifting()?;
         options.sigma_curve()?;
         require(CLASS, "shift_terminal", &options.shift_terminal, &[None])?;
         if !(1..=MAX_ORDER).contains(&options.solver_order) {
@@ -121,35 +124,15 @@ impl<B: Backend> UniPCMultistepScheduler<B> {
     fn place(&self, steps: usize) -> Result<Ladder, SchedulerError> {
         let options = &self.resolved.options;
         let table = self.noise_schedule.sigmas();
-        let (timesteps, levels) = match options.sigma_curve()? {
-            None => {
-                let tops = options.spacing().interval_tops(steps)?;
-                let levels = tops.iter().map(|&timestep| sigma_at(&table, timestep));
-                (tops.clone(), levels.collect::<Vec<_>>())
-            }
-            Some(curve) => {
-                options.spacing().check(steps)?;
-                let range = SigmaRange::of_table(&table);
-                let range = range.with(CLASS, options.sigma_min, options.sigma_max)?;
-                let levels = curve.levels(range, steps);
-                let logs = LogSigmas::new(&table);
-                // The reference's quirk: Karras's timesteps are rounded, the others' cut off.
-                let whole = match curve {
-                    SigmaCurve::Karras => f64::round_ties_even,
-                    SigmaCurve::Exponential | SigmaCurve::Beta => f64::trunc,
-                };
-                let timesteps = levels.iter().map(|&sigma| whole(logs.timestep(sigma)));
-                (timesteps.collect(), levels)
-            }
+        let curve = options.sigma_curve()?;
+        let range =
+            SigmaRange::of_table(&table).with(CLASS, options.sigma_min, options.sigma_max)?;
+        let levels = Levels::between(options.spacing(), steps, curve, range, &table)?;
+        let last = match options.final_sigmas_type {
+            FinalSigmasType::Zero => 0.0,
+            FinalSigmasType::SigmaMin => levels.last_of(curve, &table),
         };
-        let last = match (options.final_sigmas_type, options.sigma_curve()?) {
-            (FinalSigmasType::Zero, _) => 0.0,
-            (FinalSigmasType::SigmaMin, None) => table[0],
-            // The reference's quirk: the last level of a curve is there twice.
-            (FinalSigmasType::SigmaMin, Some(_)) => levels[steps - 1] as f32,
-        };
-        let sigmas = levels.into_iter().map(|sigma| sigma as f32).chain([last]);
-        Ok(Ladder::new(timesteps, sigmas.collect()))
+        Ok(levels.down_to(last))
     }
 
     /// The order of the step at a rung, after so many steps.
@@ -198,7 +181,7 @@ impl<B: Backend> UniPCMultistepScheduler<B> {
             .iter()
             .map(|&sigma| Mixture::of_ratio(sigma))
             .collect();
-        let weights = Weights::new(&levels, options.solver_type, options.predict_x0, method);
+        let weights = weights(&levels, options.solver_type, options.predict_x0, method);
         match weights.all_finite() {
             true => Ok(weights),
             false => Err(self.explain(self.ladder.sigmas()[source + 1])),
@@ -236,9 +219,7 @@ impl<B: Backend> UniPCMultistepScheduler<B> {
 }
 
 impl<B: Backend> Scheduler<B> for UniPCMultistepScheduler<B> {
-    fn config(&self) -> &SchedulerConfig {
-        &self.resolved.config
-    }
+    ladder_methods!(of_ratio);
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
@@ -263,18 +244,6 @@ impl<B: Backend> Scheduler<B> for UniPCMultistepScheduler<B> {
         Ok(())
     }
 
-    fn timesteps(&self) -> &[f64] {
-        self.ladder.timesteps()
-    }
-
-    fn sigmas(&self) -> Option<&[f32]> {
-        Some(self.ladder.sigmas())
-    }
-
-    fn set_begin_index(&mut self, begin_index: usize) {
-        self.ladder.begin_at(begin_index);
-    }
-
     fn advance(&mut self, step: Step<'_, B>) -> Result<StepOutput<B>, SchedulerError> {
         let rung = self.ladder.rung(step.timestep)?;
         let options = &self.resolved.options;
@@ -295,8 +264,7 @@ impl<B: Backend> Scheduler<B> for UniPCMultistepScheduler<B> {
             _ => step.sample,
         };
         let order = self.order(rung, self.outputs.len());
-        self.outputs.insert(0, output);
-        self.outputs.truncate(options.solver_order);
+        remember(&mut self.outputs, output, options.solver_order);
         self.latest = Some((sample.clone(), order));
         let prev_sample = match &mut self.solver_p {
             Some(solver_p) => solver_p.advance(Step { sample, ..step })?.prev_sample,
@@ -309,16 +277,5 @@ impl<B: Backend> Scheduler<B> for UniPCMultistepScheduler<B> {
             prev_sample,
             pred_original_sample: None,
         })
-    }
-
-    fn add_noise(
-        &self,
-        original: Tensor<B, 4>,
-        noise: Tensor<B, 4>,
-        timesteps: &[f64],
-    ) -> Result<Tensor<B, 4>, SchedulerError> {
-        let levels = self.ladder.noising_levels(timesteps)?;
-        let mixtures: Vec<Mixture> = levels.into_iter().map(Mixture::of_ratio).collect();
-        mixture::add_noise(&mixtures, original, noise)
     }
 }

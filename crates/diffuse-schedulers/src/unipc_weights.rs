@@ -11,11 +11,11 @@
 //! `Σ ρ_i r_i^(k-1) = k! φ_(k+1)(-h) (-h) / B(h)`, where `φ_(k+1)(z) = (φ_k(z) - 1/k!) / z` and `φ_0 = exp`. If noises are
 //! predicted, `α` and `σ` exchange their roles and `h` changes its sign. In f32, as the reference.
 
-use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::exponential::Exponential;
 use crate::mixture::Mixture;
-use crate::tensor::combine;
+use crate::weights::Weights;
 
 /// The function `B(h)` (the key `solver_type`); the other multistep solvers' types are read as `bh2`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,83 +35,53 @@ pub(crate) enum Method {
     Correct,
 }
 
-/// The factors of `x_s`, of `m_s` and those before it, and of `m_t`.
-#[derive(Debug)]
-pub(crate) struct Weights {
-    sample: f32,
-    outputs: Vec<f32>,
-    new: Option<f32>,
-}
-
-impl Weights {
-    /// The weights of a step between the last two of some levels, whose order is one less than their number.
-    pub fn new(
-        levels: &[Mixture],
-        solver_type: UniPCSolverType,
-        predict_x0: bool,
-        method: Method,
-    ) -> Self {
-        let [earlier @ .., s, t] = levels else {
-            panic!("a step has two ends, {} levels were given", levels.len())
-        };
-        let h = t.lambda() - s.lambda();
-        let (z, ratio, scale) = match predict_x0 {
-            true => (-h, t.sigma / s.sigma, t.alpha),
-            false => (h, t.alpha / s.alpha, t.sigma),
-        };
-        let expm1 = z.exp_m1();
-        let b_of_h = match solver_type {
-            UniPCSolverType::Bh1 => z,
-            UniPCSolverType::Bh2 => expm1,
-        };
-        let r = earlier
-            .iter()
-            .rev()
-            .map(|level| (level.lambda() - s.lambda()) / h);
-        let r: Vec<f32> = r.chain([1.0]).collect();
-        let mut rho = match (method, r.len()) {
-            (Method::Predict, 1) => Vec::new(),
-            // The shortest cases are taken as one half, which the order conditions give for small `h`.
-            (Method::Predict, 2) | (Method::Correct, 1) => vec![0.5],
-            (Method::Predict, order) => solve_order_conditions(&r[..order - 1], z, b_of_h),
-            (Method::Correct, _) => solve_order_conditions(&r, z, b_of_h),
-        };
-        let new = if method == Method::Correct {
-            rho.pop()
-        } else {
-            None
-        };
-        let shares: Vec<f32> = rho.iter().zip(&r).map(|(rho, r)| rho / r).collect();
-        let total = shares.iter().sum::<f32>() + new.unwrap_or(0.0);
-        let newest = -scale * expm1 + scale * b_of_h * total;
-        let earlier = shares.iter().map(|share| -scale * b_of_h * share);
-        Self {
-            sample: ratio,
-            outputs: [newest].into_iter().chain(earlier).collect(),
-            new: new.map(|rho| -scale * b_of_h * rho),
-        }
-    }
-
-    /// Whether the step has a result.
-    pub fn all_finite(&self) -> bool {
-        let factors = self.outputs.iter().chain([&self.sample]).chain(&self.new);
-        factors.copied().all(f32::is_finite)
-    }
-
-    /// Takes the step: `outputs` are the model's, newest first, all `[batch, channels, height, width]`.
-    pub fn apply<B: Backend>(
-        &self,
-        sample: Tensor<B, 4>,
-        outputs: &[Tensor<B, 4>],
-        new: Option<Tensor<B, 4>>,
-    ) -> Tensor<B, 4> {
-        let known = self.outputs.iter().copied().zip(outputs.iter().cloned());
-        combine(
-            [(self.sample, sample)]
-                .into_iter()
-                .chain(known)
-                .chain(self.new.zip(new)),
-        )
+/// The weights of a step between the last two of some levels, whose order is one less than their number.
+pub(crate) fn weights(
+    levels: &[Mixture],
+    solver_type: UniPCSolverType,
+    predict_x0: bool,
+    method: Method,
+) -> Weights {
+    let [earlier @ .., s, t] = levels else {
+        panic!("a step has two ends, {} levels were given", levels.len())
+    };
+    let h = t.lambda() - s.lambda();
+    let Exponential {
+        ratio, z, scale, ..
+    } = match predict_x0 {
+        true => Exponential::of_images(*s, *t),
+        false => Exponential::of_noises(*s, *t),
+    };
+    let expm1 = z.exp_m1();
+    let b_of_h = match solver_type {
+        UniPCSolverType::Bh1 => z,
+        UniPCSolverType::Bh2 => expm1,
+    };
+    let r = earlier
+        .iter()
+        .rev()
+        .map(|level| (level.lambda() - s.lambda()) / h);
+    let r: Vec<f32> = r.chain([1.0]).collect();
+    let mut rho = match (method, r.len()) {
+        (Method::Predict, 1) => Vec::new(),
+        // The shortest cases are taken as one half, which the order conditions give for small `h`.
+        (Method::Predict, 2) | (Method::Correct, 1) => vec![0.5],
+        (Method::Predict, order) => solve_order_conditions(&r[..order - 1], z, b_of_h),
+        (Method::Correct, _) => solve_order_conditions(&r, z, b_of_h),
+    };
+    let new = if method == Method::Correct {
+        rho.pop()
+    } else {
+        None
+    };
+    let shares: Vec<f32> = rho.iter().zip(&r).map(|(rho, r)| rho / r).collect();
+    let total = shares.iter().sum::<f32>() + new.unwrap_or(0.0);
+    let newest = -scale * expm1 + scale * b_of_h * total;
+    let earlier = shares.iter().map(|share| -scale * b_of_h * share);
+    Weights {
+        sample: ratio,
+        outputs: [newest].into_iter().chain(earlier).collect(),
+        extra: new.map(|rho| -scale * b_of_h * rho),
     }
 }
 
@@ -181,9 +151,10 @@ mod tests {
             for solver_type in [UniPCSolverType::Bh1, UniPCSolverType::Bh2] {
                 for first in 0..levels.len() - 1 {
                     let levels = &levels[first..];
-                    let weights = Weights::new(levels, solver_type, true, method);
+                    let weights = weights(levels, solver_type, true, method);
                     let [.., s, t] = levels else { unreachable!() };
-                    let of_image = weights.outputs.iter().sum::<f32>() + weights.new.unwrap_or(0.0);
+                    let of_image =
+                        weights.outputs.iter().sum::<f32>() + weights.extra.unwrap_or(0.0);
                     // x_s = α_s m + σ_s ε becomes x_t = α_t m + σ_t ε.
                     assert!((weights.sample * s.alpha + of_image - t.alpha).abs() < 1e-5);
                     assert!((weights.sample * s.sigma - t.sigma).abs() < 1e-6);

@@ -3,10 +3,10 @@
 mod common;
 
 use burn_flex::Flex;
-use common::{numbers, object, read, rows};
+use common::{check_close, numbers, object, read, rows};
 use diffuse_schedulers::{
     DDIMConfig, DDIMScheduler, Overrides, Scheduler, SchedulerConfig, SchedulerError,
-    scheduler_from_config, scheduler_names,
+    scheduler_catalog, scheduler_from_config, scheduler_names,
 };
 use serde_json::{Map, Value, json};
 
@@ -86,10 +86,19 @@ fn check(case: &Value) {
     }
     let mut scheduler = last.unwrap();
     scheduler.set_timesteps(&10.into()).unwrap();
-    assert_eq!(
-        scheduler.timesteps(),
-        numbers(&case["timesteps_10"]),
-        "{name}: timesteps"
+    let timesteps = scheduler.timesteps();
+    let whole = timesteps.iter().all(|t| t.fract() == 0.0);
+    check_close(
+        &format!("{name}: timesteps"),
+        timesteps,
+        &numbers(&case["timesteps_10"]),
+        |t| {
+            if whole {
+                0.0
+            } else {
+                2e-6 * t.abs().max(100.0)
+            }
+        },
     );
 }
 
@@ -107,6 +116,48 @@ fn chains() {
     let cases: Vec<&Value> = cases.iter().filter(in_reach).collect();
     assert!(cases.len() >= 10, "only {} chains", cases.len());
     cases.into_iter().for_each(check);
+}
+
+/// Every class to every class, by what differs from the defaults of the class that it becomes.
+#[test]
+fn all_pairs() {
+    let file: Value = serde_json::from_slice(&read("pairs.json")).unwrap();
+    let sources = file["sources"].as_array().unwrap();
+    let classes: Vec<&str> = scheduler_names().map(|(_, class)| class).collect();
+    assert_eq!(sources.len(), classes.len());
+    let text = |value: &Value| value.as_str().unwrap().to_string();
+    let mut compared = 0;
+    for row in file["rows"].as_array().unwrap() {
+        let (from, to) = (text(&row["from"]), text(&row["to"]));
+        let what = format!("{from} to {to}");
+        let source = sources
+            .iter()
+            .find(|source| source["_class_name"] == from.as_str());
+        let source = SchedulerConfig::from_values(object(source.unwrap()));
+        let own = load(&source, &from, &Overrides::new());
+        let made = scheduler_from_config::<Flex>(own.config(), Some(&to), &Overrides::new());
+        compared += 1;
+        if row["refused"] == true {
+            assert!(made.is_err(), "{what} is accepted");
+            continue;
+        }
+        let made = made.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let mut expected = object(&file["defaults"][&to]);
+        expected.extend(object(&row["differs"]));
+        let config = made.config();
+        check_values(&what, config, &Value::Object(expected.clone()));
+        let own_keys = config.values().keys().filter(|key| !key.starts_with('_'));
+        assert_eq!(own_keys.count(), expected.len(), "{what}: number of keys");
+        let defaulted: Vec<Value> = config.defaulted().map(Value::from).collect();
+        assert_eq!(
+            Value::from(defaulted),
+            row["defaulted"],
+            "{what}: defaulted"
+        );
+        let warnings = u64::from(!config.ignored().is_empty());
+        assert_eq!(row["warnings"], warnings, "{what}: warnings");
+    }
+    assert_eq!(compared, classes.len() * classes.len());
 }
 
 #[test]
@@ -217,4 +268,44 @@ fn names() {
         misspelt.contains("`clip_samples`") && misspelt.contains("`clip_sample_range`"),
         "{misspelt}"
     );
+}
+
+/// What other programs call a sampler means a class and options, which the caller's win over.
+#[test]
+fn popular_names() {
+    let none = SchedulerConfig::default();
+    let check = |name: &str, class: &str, options: Value| {
+        let made = load(&none, name, &Overrides::new());
+        assert_eq!(made.config().class_name(), Some(class), "{name}");
+        check_values(name, made.config(), &options);
+    };
+    let karras = json!({"use_karras_sigmas": true});
+    check(
+        "DPM++ 2M",
+        "DPMSolverMultistepScheduler",
+        json!({"use_karras_sigmas": false}),
+    );
+    check(
+        "dpm++ 2m karras",
+        "DPMSolverMultistepScheduler",
+        karras.clone(),
+    );
+    let both = json!({"use_karras_sigmas": true, "algorithm_type": "sde-dpmsolver++"});
+    check("DPM++ 2M SDE Karras", "DPMSolverMultistepScheduler", both);
+    check("DPM++ SDE Karras", "DPMSolverSDEScheduler", karras.clone());
+    check("DPM2 Karras", "KDPM2DiscreteScheduler", karras.clone());
+    check("LMS Karras", "LMSDiscreteScheduler", karras);
+    check("PLMS", "PNDMScheduler", json!({"skip_prk_steps": true}));
+    check("Euler a", "EulerAncestralDiscreteScheduler", json!({}));
+    check("EULER-A", "EulerAncestralDiscreteScheduler", json!({}));
+    let own = object(&json!({"use_karras_sigmas": false}));
+    let made = load(&none, "DPM++ 2M Karras", &own);
+    assert_eq!(made.config().get("use_karras_sigmas"), Some(&false.into()));
+    for info in scheduler_catalog() {
+        assert!(!info.about.is_empty(), "{} is not described", info.name);
+        for name in info.popular.iter().chain([&info.name, &info.class]) {
+            let made = load(&none, name, &Overrides::new());
+            assert_eq!(made.config().class_name(), Some(info.class), "{name}");
+        }
+    }
 }

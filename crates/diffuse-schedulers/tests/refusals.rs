@@ -228,18 +228,18 @@ fn clashes() {
 #[test]
 fn schedules() {
     for (class, _) in scheduler_names() {
+        let most = match class {
+            "lcm" | "tcd" => "1 to 50 (`original_inference_steps`)",
+            _ => "1 to 1000 (`num_train_timesteps`)",
+        };
+        let steps = |steps: usize| json!({"num_inference_steps": steps});
         check(
             class,
             json!({}),
-            json!({"num_inference_steps": 0}),
-            &["`num_inference_steps` is `0`", "1 to 1000"],
+            steps(0),
+            &["`num_inference_steps` is `0`", most],
         );
-        check(
-            class,
-            json!({}),
-            json!({"num_inference_steps": 1001}),
-            &["`1001`", "1 to 1000"],
-        );
+        check(class, json!({}), steps(1001), &["`1001`", most]);
     }
     check(
         "pndm",

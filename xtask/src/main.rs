@@ -1,6 +1,9 @@
 //! The workspace's own commands: `cargo xtask COMMAND`.
 
+mod arguments;
+mod bench;
 mod check;
+mod convert;
 mod fetch;
 mod golden;
 mod test;
@@ -15,6 +18,9 @@ usage: cargo xtask COMMAND
 
   test [ARGS]              run all tests; ARGS go to `cargo test`
   check                    formatting, lints, documentation, dependency arrows
+  convert SRC DST [--dtype f16|f32|bf16] [--variant NAME]
+                           rewrite a checkpoint as clean safetensors
+  bench MODEL [OPTIONS]    time the program and, with --reference PYTHON, the reference on the same weights
   fetch MODEL [--revision R] [--variant V] [--into FOLDER]
                            fetch a checkpoint from the hub: sd-v1-4, sd-v1-5, ddpm-cat-256 or OWNER/NAME
   golden [--python PYTHON] make the tests' reference values again, from the Python reference
@@ -31,6 +37,8 @@ fn main() -> ExitCode {
         "check" => check::run(rest),
         "fetch" => fetch::run(rest),
         "golden" => golden::run(rest),
+        "convert" => convert::convert(rest),
+        "bench" => bench::bench(rest),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(())

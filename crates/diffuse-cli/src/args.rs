@@ -26,6 +26,8 @@ pub enum Command {
     /// Fetch a checkpoint from the hub, without making a picture
     #[cfg(feature = "hub")]
     Fetch(Fetch),
+    /// Rewrite a checkpoint: safetensors, one file a model, under today's keys
+    Convert(Convert),
     /// List what this build can compute on
     Devices,
 }
@@ -149,6 +151,25 @@ pub struct Fetch {
     pub quiet: bool,
 }
 
+#[derive(Debug, Args)]
+pub struct Convert {
+    /// A checkpoint's folder, in any form that can be loaded
+    #[arg(value_name = "SRC")]
+    pub source: PathBuf,
+    /// The folder to make
+    #[arg(value_name = "DST")]
+    pub destination: PathBuf,
+    /// Variant of the weights files to take [default: the plain ones, or `fp16` if there are only those]
+    #[arg(long, value_name = "NAME")]
+    pub variant: Option<String>,
+    /// Type of the weights [default: as they are]
+    #[arg(long, value_enum)]
+    pub dtype: Option<FloatType>,
+    /// Print nothing but warnings and errors
+    #[arg(long)]
+    pub quiet: bool,
+}
+
 /// Which weights, and what to compute them with.
 #[derive(Debug, Args)]
 pub struct Model {
@@ -203,6 +224,9 @@ pub struct Run {
     /// Print nothing but warnings and errors
     #[arg(long)]
     pub quiet: bool,
+    /// Write seconds a stage, model calls and the peak of memory as JSON
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub timings: Option<PathBuf>,
 }
 
 /// What computes.

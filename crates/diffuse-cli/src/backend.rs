@@ -7,6 +7,7 @@ use diffuse_pipelines::LoadOptions;
 use crate::args::{BackendName, FloatType, Model};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use crate::devices;
+use crate::output::complain;
 
 /// A backend that is built in, for what needs its types only: no device is looked for.
 #[cfg(feature = "flex")]
@@ -61,12 +62,11 @@ pub fn not_built_in<T>(name: BackendName) -> Result<T> {
 pub fn load_options<B: Backend>(model: &Model, device: &B::Device) -> Result<LoadOptions> {
     let supported = |dtype| B::supports_dtype(device, dtype);
     let dtype = match (model.dtype, model.backend) {
-        (Some(FloatType::F32), _) | (None, BackendName::Flex) => DType::F32,
-        (Some(FloatType::F16), _) => DType::F16,
-        (Some(FloatType::Bf16), _) => DType::BF16,
+        (Some(dtype), _) => float_type(dtype),
+        (None, BackendName::Flex) => DType::F32,
         (None, BackendName::Wgpu | BackendName::Cuda) if supported(DType::F16) => DType::F16,
         (None, BackendName::Wgpu | BackendName::Cuda) => {
-            eprintln!("warning: the device does not compute in f16; f32 takes its place");
+            complain("warning: the device does not compute in f16; f32 takes its place");
             DType::F32
         }
     };
@@ -80,6 +80,15 @@ pub fn load_options<B: Backend>(model: &Model, device: &B::Device) -> Result<Loa
         variant: model.variant.clone(),
         dtype: Some(dtype),
     })
+}
+
+/// burn's name of a type.
+pub fn float_type(name: FloatType) -> DType {
+    match name {
+        FloatType::F32 => DType::F32,
+        FloatType::F16 => DType::F16,
+        FloatType::Bf16 => DType::BF16,
+    }
 }
 
 /// `f16`

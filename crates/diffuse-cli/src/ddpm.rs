@@ -1,5 +1,7 @@
 //! `diffuse ddpm`.
 
+use std::time::Instant;
+
 use anyhow::{Result, bail};
 use burn::tensor::backend::Backend;
 use diffuse_pipelines::schedulers::{StepOptions, scheduler_from_config};
@@ -16,7 +18,7 @@ pub fn run(mut args: Box<Ddpm>) -> Result<()> {
     if !(0.0..=1.0).contains(&args.eta) {
         bail!("`eta` is {}, but has to be in [0, 1]", args.eta);
     }
-    output::check(&args.run)?;
+    output::check(&args.run, args.run.num_images)?;
     if args.run.seed.is_empty() {
         args.run.seed.push(random_seed());
     }
@@ -30,6 +32,7 @@ impl Job for Unconditional {
         let args = *self.0;
         let wanted = Wanted::of_model(&args.model, PipelineKind::Unconditional, args.run.quiet);
         let source = wanted.find()?;
+        let start = Instant::now();
         let load = load_options::<B>(&args.model, &device)?;
         let mut pipeline = DDPMPipeline::<B>::from_pretrained_with(&source.folder, &load, &device)?;
         pipeline.scheduler = scheduler_from_config(
@@ -37,6 +40,7 @@ impl Job for Unconditional {
             args.model.scheduler.as_deref(),
             &args.model.scheduler_options(),
         )?;
+        let loading = start.elapsed();
         let is_ddpm = pipeline.scheduler.config().class_name() == Some("DDPMScheduler");
         let options = DDPMOptions {
             batch_size: args.run.num_images,
@@ -59,7 +63,9 @@ impl Job for Unconditional {
         record.insert("revision".into(), source.commit.into());
         record.insert("dtype".into(), load.dtype.map(backend::name).into());
         output::record_scheduler(&mut record, pipeline.scheduler.config());
-        output::write(&generated?, &args.run, record)
+        let generated = generated?;
+        output::write_timings(&generated, loading, &args.run)?;
+        output::write(&generated, &args.run, record)
     }
 }
 

@@ -11,17 +11,18 @@ use clap::ValueEnum;
 
 use crate::args::BackendName;
 use crate::backend::not_built_in;
+use crate::output::say;
 
 pub fn run() {
     for backend in BackendName::value_variants() {
-        println!("{backend}");
+        say(format_args!("{backend}"));
         match list(*backend) {
             Ok(devices) => {
                 for (index, device) in devices.iter().enumerate() {
-                    println!("  {index}  {device}");
+                    say(format_args!("  {index}  {device}"));
                 }
             }
-            Err(reason) => println!("  {reason:#}"),
+            Err(reason) => say(format_args!("  {reason:#}")),
         }
     }
 }

@@ -7,6 +7,8 @@ use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use crate::output::complain;
+
 /// Ends the program with one message and exit code 1 at the first panic of any thread.
 ///
 /// burn reports by panicking what a device cannot do: too little memory, a kernel that does not compile. It does so in
@@ -29,7 +31,7 @@ pub fn exit_on_panic() {
             // Away with the progress bar.
             eprint!("\r\x1b[2K");
         }
-        eprintln!("error: {}", advise(&message(info.payload())));
+        complain(format_args!("error: {}", advise(&message(info.payload()))));
         process::exit(1);
     }));
 }

@@ -6,25 +6,26 @@ use diffuse_pipelines::inspect::{Component, Inspection, Weights};
 use crate::args::Inspect;
 use crate::backend::AnyBackend;
 use crate::model::Wanted;
+use crate::output::say;
 
 pub fn run(args: &Inspect) -> Result<()> {
     // Nothing is computed: any backend will do.
     let source = Wanted::of_inspect(args).find()?;
     let inspection = Inspection::read::<AnyBackend>(&source.folder)?;
     if let Some(class) = &inspection.class {
-        println!("{class}");
+        say(format_args!("{class}"));
     }
     for component in &inspection.components {
         print_component(component);
     }
     let problems = inspection.all_problems();
     if problems.is_empty() {
-        println!("everything is supported");
+        say(format_args!("everything is supported"));
     } else {
-        println!("not supported:");
+        say(format_args!("not supported:"));
     }
     for problem in problems {
-        println!("  {problem}");
+        say(format_args!("  {problem}"));
     }
     Ok(())
 }
@@ -38,7 +39,7 @@ fn print_component(component: &Component) {
         line.push_str(&format!("{:>13} parameters  ", with_commas(parameters)));
     }
     line.push_str(&component.facts.join(", "));
-    println!("{}", line.trim_end());
+    say(format_args!("{}", line.trim_end()));
     for weights in &component.weights {
         print_weights(weights);
     }
@@ -50,12 +51,12 @@ fn print_weights(weights: &Weights) {
         .iter()
         .map(|(dtype, elements)| format!("{} {dtype}", with_commas(*elements)))
         .collect();
-    println!(
+    say(format_args!(
         "    {}: {} tensors, {}",
         weights.path.display(),
         weights.tensors,
         types.join(", ")
-    );
+    ));
 }
 
 /// `859,520,964`

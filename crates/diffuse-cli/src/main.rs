@@ -2,6 +2,7 @@
 
 mod args;
 mod backend;
+mod convert;
 mod ddpm;
 mod devices;
 mod failure;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         #[cfg(feature = "hub")]
         Command::Fetch(args) => fetch::run(&args),
+        Command::Convert(args) => convert::run(&args),
         Command::Devices => {
             devices::run();
             Ok(())
@@ -44,7 +46,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            output::complain(format_args!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -1,63 +1,113 @@
 //! Where pictures go: PNG files that say how they were made, and the terminal.
 
+use std::fmt::Display;
 use std::fs;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::backend::Backend;
 use diffuse_pipelines::schedulers::SchedulerConfig;
-use diffuse_pipelines::{Generated, latents, replace_file};
+use diffuse_pipelines::{Generated, check_regular, latents, replace_file};
 use image::{DynamicImage, RgbImage};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::args::Run;
 
 /// Keyword of the PNG's text chunk.
 const KEYWORD: &str = "diffuse";
 
-/// Checks, before anything is computed, that the outputs can be written.
-pub fn check(run: &Run) -> Result<()> {
-    let png = run
-        .output
-        .extension()
-        .is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
-    if !png {
+/// Prints a line. That nobody reads it, or that it cannot be written, is no reason to stop.
+pub fn say(line: impl Display) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+/// Prints a warning or an error; see [`say`].
+pub fn complain(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Checks, before anything is computed, that `pictures` outputs can be written.
+pub fn check(run: &Run, pictures: usize) -> Result<()> {
+    let extension = run.output.extension();
+    if !extension.is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
         bail!("`{}`: pictures are written as .png", run.output.display());
     }
-    let latents = run.output_latents.iter();
-    for path in latents.chain([&run.output]) {
-        if path.is_dir() {
-            bail!("cannot write `{}`: it is a folder", path.display());
+    // A larger number is refused before anything is computed.
+    let mut paths = picture_paths(&run.output, pictures.min(1024));
+    if let Some(latents) = &run.output_latents {
+        if paths.contains(latents) {
+            bail!(
+                "`{}` is given for a picture and for the latents",
+                latents.display()
+            );
         }
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let probe = folder.join(format!(".diffuse-{}.part", std::process::id()));
-        let written = fs::write(&probe, []).and_then(|()| fs::remove_file(&probe));
-        written.with_context(|| format!("cannot write `{}`", path.display()))?;
+        paths.push(latents.clone());
+    }
+    for path in paths {
+        check_path(&path).with_context(|| format!("cannot write `{}`", path.display()))?;
     }
     Ok(())
+}
+
+fn check_path(path: &Path) -> io::Result<()> {
+    if path.exists() {
+        check_regular(path)?;
+    }
+    // A temporary file as the real one will have.
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.part", std::process::id()));
+    let probe = path.with_file_name(name);
+    fs::write(&probe, []).and_then(|()| fs::remove_file(&probe))
 }
 
 /// Prints the seeds that a run is about to use.
 pub fn announce(run: &Run) {
     if !run.quiet {
         let seeds: Vec<String> = run.seed.iter().map(u64::to_string).collect();
-        println!("seed {}", seeds.join(","));
+        say(format_args!("seed {}", seeds.join(",")));
     }
 }
 
 /// Adds the scheduler with all its options to a picture's record, and warns of keys that have no effect.
 pub fn record_scheduler(record: &mut Map<String, Value>, config: &SchedulerConfig) {
     for key in config.ignored() {
-        eprintln!(
+        complain(format_args!(
             "warning: `{key}` in the scheduler's configuration is not an option of any scheduler"
-        );
+        ));
     }
     record.insert("scheduler".into(), config.class_name().into());
     record.insert("scheduler_config".into(), config.values().clone().into());
+}
+
+/// Writes how long the stages took and the most memory that was in use, if that was asked for.
+pub fn write_timings<B: Backend>(
+    generated: &Generated<B>,
+    loading: Duration,
+    run: &Run,
+) -> Result<()> {
+    let Some(path) = &run.timings else {
+        return Ok(());
+    };
+    let timings = json!({
+        "load": loading.as_secs_f64(),
+        "encode": generated.times.encode.as_secs_f64(),
+        "denoise": generated.times.denoise.as_secs_f64(),
+        "decode": generated.times.decode.as_secs_f64(),
+        "calls": generated.timesteps.len(),
+        "peak": peak_memory(),
+    });
+    replace_file(path, |temporary| fs::write(temporary, timings.to_string()))
+        .with_context(|| format!("cannot write `{}`", path.display()))
+}
+
+/// Bytes of the largest resident set so far, where the system tells.
+fn peak_memory() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kibibytes * 1024)
 }
 
 /// Writes everything that a run made, and says so.
@@ -67,33 +117,36 @@ pub fn write<B: Backend>(
     options: Map<String, Value>,
 ) -> Result<()> {
     for text in &generated.truncated {
-        eprintln!("warning: a prompt is too long for the text encoder, this part was cut: {text}");
+        complain(format_args!(
+            "warning: a prompt is too long for the text encoder, this part was cut: {text}"
+        ));
     }
     if let Some(path) = &run.output_latents {
         latents::write(path, &generated.latents)?;
     }
-    for (index, picture) in generated.images.iter().enumerate() {
-        let several = (generated.images.len() > 1).then_some(index);
-        let path = numbered(&run.output, several);
+    let paths = picture_paths(&run.output, generated.images.len());
+    for (index, (picture, path)) in generated.images.iter().zip(paths).enumerate() {
         let mut options = options.clone();
         options.insert("image".into(), index.into());
         write_png(&path, picture, &Value::from(options))?;
         if !run.quiet {
             preview(picture);
-            println!("{}", path.display());
+            say(path.display());
         }
     }
     Ok(())
 }
 
-/// `out.png`, or `out-3.png`.
-fn numbered(path: &Path, index: Option<usize>) -> PathBuf {
-    let Some(index) = index else {
-        return path.to_path_buf();
-    };
+/// `out.png`, or `out-0.png`, `out-1.png`, ... for several pictures.
+fn picture_paths(path: &Path, pictures: usize) -> Vec<PathBuf> {
+    if pictures <= 1 {
+        return vec![path.to_path_buf()];
+    }
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let extension = path.extension().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!("{stem}-{index}.{extension}"))
+    (0..pictures)
+        .map(|index| path.with_file_name(format!("{stem}-{index}.{extension}")))
+        .collect()
 }
 
 fn write_png(path: &Path, picture: &RgbImage, options: &Value) -> Result<()> {
@@ -139,11 +192,16 @@ mod tests {
 
     #[test]
     fn several_pictures_are_numbered_before_the_extension() {
-        let check = |path: &str, index, expected: &str| {
-            assert_eq!(numbered(Path::new(path), index), Path::new(expected));
+        let check = |path: &str, pictures, expected: &[&str]| {
+            let expected: Vec<PathBuf> = expected.iter().map(PathBuf::from).collect();
+            assert_eq!(picture_paths(Path::new(path), pictures), expected);
         };
-        check("out.png", None, "out.png");
-        check("out.png", Some(0), "out-0.png");
-        check("a/b.c/cat.v2.PNG", Some(12), "a/b.c/cat.v2-12.PNG");
+        check("out.png", 1, &["out.png"]);
+        check("out.png", 2, &["out-0.png", "out-1.png"]);
+        check(
+            "a/b.c/cat.v2.PNG",
+            2,
+            &["a/b.c/cat.v2-0.PNG", "a/b.c/cat.v2-1.PNG"],
+        );
     }
 }

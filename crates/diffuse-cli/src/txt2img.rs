@@ -1,5 +1,7 @@
 //! `diffuse txt2img`.
 
+use std::time::Instant;
+
 use anyhow::{Result, bail};
 use burn::tensor::backend::Backend;
 use diffuse_pipelines::schedulers::scheduler_from_config;
@@ -20,7 +22,8 @@ pub fn run(mut args: Box<Txt2img>) -> Result<()> {
             "no prompt is given; it comes before the options, as in `diffuse txt2img \"a cat\" --model FOLDER`"
         );
     }
-    output::check(&args.run)?;
+    let pictures = args.prompts.len().saturating_mul(args.run.num_images);
+    output::check(&args.run, pictures)?;
     if args.run.seed.is_empty() {
         args.run.seed.push(random_seed());
     }
@@ -34,6 +37,7 @@ impl Job for TextToImage {
         let args = *self.0;
         let wanted = Wanted::of_model(&args.model, PipelineKind::StableDiffusion, args.run.quiet);
         let source = wanted.find()?;
+        let start = Instant::now();
         let load = load_options::<B>(&args.model, &device)?;
         let mut pipeline =
             StableDiffusionPipeline::<B>::from_pretrained_with(&source.folder, &load, &device)?;
@@ -42,7 +46,8 @@ impl Job for TextToImage {
             args.model.scheduler.as_deref(),
             &args.model.scheduler_options(),
         )?;
-        let start = match &args.init_latents {
+        let loading = start.elapsed();
+        let init = match &args.init_latents {
             Some(path) => Some(latents::read(path, &device)?),
             None => None,
         };
@@ -61,7 +66,7 @@ impl Job for TextToImage {
             eta: args.eta,
             clip_skip: args.clip_skip,
             seeds: args.run.seed.clone(),
-            latents: start,
+            latents: init,
             ..defaults
         };
 
@@ -75,7 +80,9 @@ impl Job for TextToImage {
         record.insert("revision".into(), source.commit.into());
         record.insert("dtype".into(), load.dtype.map(backend::name).into());
         output::record_scheduler(&mut record, pipeline.scheduler.config());
-        output::write(&generated?, &args.run, record)
+        let generated = generated?;
+        output::write_timings(&generated, loading, &args.run)?;
+        output::write(&generated, &args.run, record)
     }
 }
 
@@ -88,7 +95,8 @@ fn record<B: Backend>(args: &Txt2img, options: &StableDiffusionOptions<B>) -> Ma
         "variant": args.model.variant,
         "prompt": args.prompts,
         "negative_prompt": args.negative_prompt,
-        "steps": options.num_inference_steps,
+        "steps": (args.timesteps.is_none() && args.sigmas.is_none())
+            .then_some(options.num_inference_steps),
         "timesteps": args.timesteps,
         "sigmas": args.sigmas,
         "guidance_scale": args.guidance_scale,

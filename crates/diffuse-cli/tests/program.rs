@@ -409,6 +409,46 @@ fn broken_json_is_an_error() {
 }
 
 #[test]
+fn index_decides_which_scheduler_it_is() {
+    let folder = copy_of("sd/base");
+    let path = folder.path().join("model_index.json");
+    let index = fs::read_to_string(&path).unwrap();
+    fs::write(&path, index.replace("PNDMScheduler", "DDIMScheduler")).unwrap();
+    let model = folder.path().display().to_string();
+    let out = folder.path().join("out.png").display().to_string();
+    diffuse(&[
+        "txt2img", "a", "--model", &model, "--steps", "2", "--output", &out,
+    ]);
+    assert_eq!(record(&out)["scheduler"], "DDIMScheduler");
+}
+
+#[test]
+fn outputs_that_would_overwrite_each_other_are_errors() {
+    let (_folder, path) = output("out.png");
+    let model = model("sd/base");
+    let arguments = [
+        "txt2img",
+        "a",
+        "--model",
+        &model,
+        "--output-latents",
+        &path,
+        "--output",
+        &path,
+    ];
+    let result = diffuse(&arguments);
+    assert_eq!(result.status.code(), Some(1));
+    assert!(text(&result.stderr).contains("for a picture and for the latents"));
+}
+
+#[test]
+fn absurd_numbers_of_pictures_are_errors() {
+    for count in ["1000000", "18446744073709551615"] {
+        check_option(&["--num-images", count], "too large a batch");
+    }
+}
+
+#[test]
 fn python_numbers_in_the_scheduler_are_read() {
     let folder = copy_of("sd/base");
     let path = folder.path().join("scheduler/scheduler_config.json");
@@ -459,7 +499,7 @@ fn unsupported_values_are_errors_that_name_key_value_and_choice() {
         "`shift_factor`",
     );
     check_damage(
-        "scheduler/scheduler_config.json",
+        "model_index.json",
         replace("PNDMScheduler", "NewScheduler"),
         "NewScheduler",
     );

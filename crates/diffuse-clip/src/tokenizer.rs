@@ -1,8 +1,8 @@
 //! CLIP's byte-level pair encoding (Radford et al. 2021, <https://arxiv.org/abs/2103.00020>, section 2.4).
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
+use diffuse_nn::files::read_text;
 use serde_json::{Map, Value};
 use thiserror::Error;
 use tokenizers::models::bpe::BPE;
@@ -226,10 +226,10 @@ impl SpecialTokens {
 
 /// A JSON object, if the file exists.
 fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TokenizerError> {
-    if !path.is_file() {
+    if !path.exists() {
         return Ok(None);
     }
-    let text = fs::read_to_string(path).map_err(|source| TokenizerError::Read {
+    let text = read_text(path).map_err(|source| TokenizerError::Read {
         path: path.to_path_buf(),
         source,
     })?;

@@ -3,13 +3,14 @@
 //! Keys keep the reference's meaning: one that is absent or, in re-saved files, null has its default; unknown keys are
 //! ignored, as the reference does; a known key with a value that is not computed here is an error.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
+
+use crate::files::read_text;
 
 /// Why a configuration could not be read or is not supported.
 #[derive(Debug, Error)]
@@ -38,6 +39,14 @@ pub enum ConfigError {
         /// What is wrong.
         message: String,
     },
+    /// A file asks for something that is not computed here.
+    #[error("`{}`: {source}", path.display())]
+    In {
+        /// The file.
+        path: PathBuf,
+        /// What it asks for.
+        source: Box<ConfigError>,
+    },
     /// A value that this model does not compute.
     #[error("`{key}` is {value}, but {class} supports {supported}")]
     Unsupported {
@@ -57,13 +66,13 @@ impl ConfigError {
     pub fn unsupported(
         class: &'static str,
         key: &str,
-        value: impl std::fmt::Debug,
+        value: impl Serialize,
         supported: impl Into<String>,
     ) -> Self {
         ConfigError::Unsupported {
             class,
             key: key.to_string(),
-            value: format!("{value:?}"),
+            value: serde_json::to_string(&value).unwrap_or_else(|error| error.to_string()),
             supported: supported.into(),
         }
     }
@@ -90,7 +99,7 @@ pub trait ModelConfig: Serialize + DeserializeOwned {
     /// If the file cannot be read, is not valid, or asks for something that is not computed here.
     fn from_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
         let path = path.as_ref();
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        let text = read_text(path).map_err(|source| ConfigError::Read {
             path: path.to_path_buf(),
             source,
         })?;
@@ -102,7 +111,13 @@ pub trait ModelConfig: Serialize + DeserializeOwned {
         let Value::Object(map) = json else {
             return Err(invalid("it is not a JSON object".into()));
         };
-        Self::from_map(map, &invalid)
+        Self::from_map(map, &invalid).map_err(|error| match error {
+            ConfigError::Unsupported { .. } => ConfigError::In {
+                path: path.to_path_buf(),
+                source: Box::new(error),
+            },
+            error => error,
+        })
     }
 
     /// The configuration of a parsed file; `invalid` makes the error for values of the wrong type.
@@ -125,7 +140,13 @@ pub trait ModelConfig: Serialize + DeserializeOwned {
         map.retain(|key, value| !value.is_null() || Self::NULL_IS_A_VALUE.contains(&key.as_str()));
         for (key, allowed) in Self::ONLY {
             let Some(value) = map.get(*key) else { continue };
-            if !allowed.iter().any(|allowed| same_json(value, allowed)) {
+            // A list says the same of each level.
+            let values = match value {
+                Value::Array(values) if !values.is_empty() => values.as_slice(),
+                value => std::slice::from_ref(value),
+            };
+            let is_allowed = |value| allowed.iter().any(|allowed| same_json(value, allowed));
+            if !values.iter().all(is_allowed) {
                 return Err(ConfigError::Unsupported {
                     class: Self::CLASS,
                     key: key.to_string(),
@@ -163,7 +184,7 @@ fn same_json(value: &Value, expected: &str) -> bool {
 
 /// A value for the whole network, or one a level, from the first level down.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a number, or a list with one a level")]
 pub enum PerLevel<T> {
     /// The same at each level.
     Same(T),
@@ -183,7 +204,7 @@ impl<T: Copy> PerLevel<T> {
 
 /// Height and width that a network was made for (`sample_size`): one number, or `[height, width]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a size, or [height, width]")]
 pub enum SampleSize {
     /// The same for both.
     Square(usize),
@@ -203,8 +224,10 @@ impl SampleSize {
 
 /// A limit on sizes in configurations, far above any published one, so that an absurd file is an error at once.
 pub const MAX_CHANNELS: usize = 1 << 16;
-/// A limit on numbers of levels, layers and blocks in configurations.
-pub const MAX_LAYERS: usize = 128;
+/// A limit on numbers of layers and blocks in configurations.
+pub const MAX_LAYERS: usize = 32;
+/// A limit on numbers of levels in configurations.
+pub const MAX_LEVELS: usize = 8;
 
 /// Checks that `value` is in `1..=max`.
 ///

@@ -13,6 +13,7 @@ mod transformer;
 
 pub mod checkpoint;
 pub mod config;
+pub mod files;
 pub mod ops;
 pub mod pretrained;
 

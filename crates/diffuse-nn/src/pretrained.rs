@@ -1,7 +1,6 @@
 //! A model and its folder: `config.json` beside one weights file.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
@@ -10,6 +9,7 @@ use thiserror::Error;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, save_safetensors};
 use crate::config::{ConfigError, ModelConfig};
+use crate::files::replace_file;
 
 /// Why a model could not be loaded or saved.
 #[derive(Debug, Error)]
@@ -158,28 +158,4 @@ fn other_weights(folder: &Path, safetensors: &str, bin: &str) -> String {
             others.join(", ")
         )
     }
-}
-
-/// Writes a file under a temporary name beside `path`, then renames it, so that `path` is never half-written.
-///
-/// # Errors
-/// If `write` fails or the file cannot be renamed; the temporary file is removed.
-pub fn replace_file(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
-    let Some(name) = path.file_name() else {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "it names no file",
-        ));
-    };
-    if path.is_dir() {
-        return Err(io::ErrorKind::IsADirectory.into());
-    }
-    let mut temporary = name.to_os_string();
-    temporary.push(format!(".{}.part", std::process::id()));
-    let temporary = path.with_file_name(temporary);
-    write(&temporary)
-        .and_then(|()| fs::rename(&temporary, path))
-        .inspect_err(|_| {
-            let _ = fs::remove_file(&temporary);
-        })
 }

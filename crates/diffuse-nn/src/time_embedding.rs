@@ -46,7 +46,7 @@ impl Timestep {
 /// The fixed sinusoidal embedding: what `time_proj` is in the reference.
 #[derive(Debug, Clone, Copy)]
 pub struct Timesteps {
-    /// Length of the embedding, an even number.
+    /// Length of the embedding; the last of an odd number is zero.
     pub num_channels: usize,
     /// Cosines before sines.
     pub flip_sin_to_cos: bool,
@@ -87,11 +87,13 @@ impl Timesteps {
         });
         let sines = angles.clone().map(|angle| angle.sin() as f32);
         let cosines = angles.map(|angle| angle.cos() as f32);
-        if self.flip_sin_to_cos {
+        let mut row: Vec<f32> = if self.flip_sin_to_cos {
             cosines.chain(sines).collect()
         } else {
             sines.chain(cosines).collect()
-        }
+        };
+        row.resize(self.num_channels, 0.0);
+        row
     }
 }
 

@@ -7,6 +7,7 @@ use burn::tensor::{DType, backend::Backend};
 use diffuse_clip::CLIPTextModel;
 use diffuse_nn::checkpoint::{Checkpoint, CheckpointError, parameters};
 use diffuse_nn::config::ModelConfig;
+use diffuse_nn::files::read_text;
 use diffuse_nn::pretrained::{PretrainedError, find_weights};
 use diffuse_schedulers::{SCHEDULER_CONFIG_NAME, SchedulerConfig};
 use diffuse_unet::{Pretrained, UNet2DConditionModel, UNet2DModel};
@@ -48,13 +49,9 @@ pub fn convert<B: Backend>(
         )));
     }
     let mut name = destination.file_name().unwrap_or_default().to_os_string();
-    name.push(".part");
+    name.push(format!(".{}.part", std::process::id()));
     let part = destination.with_file_name(name);
     let written = |error: std::io::Error| write_error(destination, &error);
-    // What an interrupted conversion left.
-    if part.exists() {
-        fs::remove_dir_all(&part).map_err(written)?;
-    }
     fs::create_dir_all(&part).map_err(written)?;
     let result = Conversion {
         source,
@@ -81,6 +78,12 @@ impl Conversion<'_> {
     fn run<B: Backend>(&mut self, index: &ModelIndex) -> Result<(), PipelineError> {
         let mut switched_off = Vec::new();
         for (component, class) in index.components() {
+            if Path::new(component).components().count() != 1 || component.contains("..") {
+                return Err(PipelineError::Index {
+                    path: self.source.join(MODEL_INDEX_NAME),
+                    message: format!("`{component}` is not a name of a component"),
+                });
+            }
             let used = match class {
                 Some("UNet2DModel") => self.model::<B, UNet2DModel<B>>(component)?,
                 Some("UNet2DConditionModel") => {
@@ -102,12 +105,12 @@ impl Conversion<'_> {
     /// The index as it is, without the components that are not in the result.
     fn index(&self, switched_off: &[&str]) -> Result<(), PipelineError> {
         let path = self.source.join(MODEL_INDEX_NAME);
-        let text = fs::read(&path).map_err(|source| PipelineError::Read {
+        let text = read_text(&path).map_err(|source| PipelineError::Read {
             path: path.clone(),
             source,
         })?;
         let mut index: Value =
-            serde_json::from_slice(&text).map_err(|error| PipelineError::Index {
+            serde_json::from_str(&text).map_err(|error| PipelineError::Index {
                 path,
                 message: error.to_string(),
             })?;

@@ -3,17 +3,20 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::Instant;
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 use diffuse_nn::checkpoint::float_dtype;
 use diffuse_schedulers::{
-    NoiseSource, Overrides, Scheduler, SchedulerConfig, StepOptions, TimestepRequest, randn_tensor,
+    NoiseSource, Overrides, Scheduler, StepOptions, TimestepRequest, randn_tensor,
     scheduler_from_config,
 };
 use diffuse_unet::{LoadOptions, Pretrained, UNet2DModel};
 
-use crate::folder::{ModelIndex, PipelineKind, component_folder, pipeline_folder};
-use crate::generation::{check_finite, check_generators, seeds_or_random};
+use crate::folder::{ModelIndex, PipelineKind, component_folder, load_scheduler, pipeline_folder};
+use crate::generation::{
+    StageTimes, check_finite, check_generators, check_pixels, seeds_or_random,
+};
 use crate::{Generated, PipelineError, StepEvent, generators, to_pictures};
 
 /// Options of [`DDPMPipeline`], by the reference's names and with its defaults.
@@ -72,9 +75,9 @@ impl<B: Backend> DDPMPipeline<B> {
     ) -> Result<Self, PipelineError> {
         let kind = PipelineKind::Unconditional;
         let folder = pipeline_folder(folder.as_ref(), kind, options.variant.as_deref())?;
-        kind.check(&ModelIndex::read(&folder)?)?;
-        let config = SchedulerConfig::from_file(component_folder(&folder, "scheduler"))?;
-        let scheduler = scheduler_from_config(&config, None, &Overrides::new())?;
+        let index = ModelIndex::read(&folder)?;
+        kind.check(&index)?;
+        let scheduler = load_scheduler(&folder, &index)?;
         let folder = component_folder(&folder, "unet");
         let unet = UNet2DModel::from_pretrained_with(folder, options, device)?;
         Ok(Self { unet, scheduler })
@@ -102,11 +105,15 @@ impl<B: Backend> DDPMPipeline<B> {
         if options.batch_size == 0 {
             return Err(PipelineError::Options("`batch_size` is 0".into()));
         }
+        self.check_parts()?;
+        let [height, width] = self.sample_size()?;
+        check_pixels(options.batch_size, [height, width])?;
         check_generators(options.seeds.len(), options.batch_size)?;
         self.scheduler
             .set_timesteps(&TimestepRequest::Steps(options.num_inference_steps))?;
         let timesteps = self.scheduler.timesteps().to_vec();
 
+        let start = Instant::now();
         let mut sample = self.prepare_sample(options.batch_size, noise)?;
         let mut interrupted = false;
         for (step, &timestep) in timesteps.iter().enumerate() {
@@ -129,12 +136,18 @@ impl<B: Backend> DDPMPipeline<B> {
             }
         }
         check_finite("latents", &sample)?;
+        let denoised = Instant::now();
         Ok(Generated {
             images: to_pictures(sample.clone())?,
             latents: sample,
             timesteps,
             truncated: Vec::new(),
             interrupted,
+            times: StageTimes {
+                denoise: denoised - start,
+                decode: denoised.elapsed(),
+                ..StageTimes::default()
+            },
         })
     }
 
@@ -148,16 +161,42 @@ impl<B: Backend> DDPMPipeline<B> {
         batch: usize,
         noise: &mut dyn NoiseSource,
     ) -> Result<Tensor<B, 4>, PipelineError> {
-        let config = self.unet.config();
-        let size = config.sample_size.ok_or_else(|| {
-            PipelineError::Parts("the UNet's configuration has no `sample_size`".into())
-        })?;
-        let [height, width] = size.dims();
-        let shape = [batch, config.in_channels, height, width];
+        let [height, width] = self.sample_size()?;
+        let shape = [batch, self.unet.config().in_channels, height, width];
         let device = self.unet.conv_in.weight.device();
         let sample = randn_tensor::<B>(noise, shape, float_dtype(&self.unet), &device)?;
         // One for the reference's DDPM and DDIM; its loop leaves it out, and so is for no other scheduler.
         Ok(sample.cast(DType::F32) * self.scheduler.init_noise_sigma())
+    }
+
+    /// `[height, width]`
+    fn sample_size(&self) -> Result<[usize; 2], PipelineError> {
+        let size = self.unet.config().sample_size.ok_or_else(|| {
+            PipelineError::Parts("the UNet's configuration has no `sample_size`".into())
+        })?;
+        Ok(size.dims())
+    }
+
+    /// What a UNet gives must be what the scheduler takes, and a picture.
+    fn check_parts(&self) -> Result<(), PipelineError> {
+        let config = self.unet.config();
+        let [from, to] = [config.in_channels, config.out_channels];
+        let variance = self.scheduler.config().get("variance_type");
+        let learned = variance
+            .and_then(|value| value.as_str())
+            .is_some_and(|kind| matches!(kind, "learned" | "learned_range"));
+        let expected = if learned { 2 * from } else { from };
+        if from != 3 && from != 1 {
+            Err(PipelineError::Parts(format!(
+                "a picture has 3 channels or 1, but the UNet's `in_channels` is {from}"
+            )))
+        } else if to != expected {
+            Err(PipelineError::Parts(format!(
+                "the scheduler needs {expected} channels of the UNet, but its `out_channels` is {to}"
+            )))
+        } else {
+            Ok(())
+        }
     }
 
     /// The UNet's prediction in `f32`; shaped as the sample.
@@ -248,12 +287,26 @@ impl<B: Backend> DDIMPipeline<B> {
     /// # Errors
     /// If an option makes no sense, or the result is not finite.
     pub fn generate(&mut self, options: &DDIMOptions) -> Result<Generated<B>, PipelineError> {
+        let mut noise = generators(&seeds_or_random(&options.seeds));
+        self.generate_with(options, &mut noise, |_| ControlFlow::Continue(()))
+    }
+
+    /// [`generate`](Self::generate) with noise of any source, in place of seeds, and a callback after each step.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn generate_with(
+        &mut self,
+        options: &DDIMOptions,
+        noise: &mut dyn NoiseSource,
+        on_step: impl FnMut(StepEvent<'_, B>) -> ControlFlow<()>,
+    ) -> Result<Generated<B>, PipelineError> {
         if !(0.0..=1.0).contains(&options.eta) {
             return Err(PipelineError::Options(format!(
                 "`eta` is {}, but has to be in [0, 1]",
                 options.eta
             )));
         }
-        self.inner.generate(&options.into())
+        self.inner.generate_with(&options.into(), noise, on_step)
     }
 }

@@ -1,8 +1,10 @@
 //! The layout of a published pipeline: `model_index.json`, and a folder a component.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::backend::Backend;
+use diffuse_nn::files::read_text;
+use diffuse_schedulers::{Overrides, Scheduler, SchedulerConfig, scheduler_from_config};
 use serde_json::{Map, Value};
 
 use crate::PipelineError;
@@ -27,7 +29,7 @@ impl ModelIndex {
             return Err(PipelineError::NoFolder(folder.to_path_buf()));
         }
         let path = folder.join(MODEL_INDEX_NAME);
-        let text = fs::read_to_string(&path).map_err(|source| PipelineError::Read {
+        let text = read_text(&path).map_err(|source| PipelineError::Read {
             path: path.clone(),
             source,
         })?;
@@ -54,13 +56,18 @@ impl ModelIndex {
         })
     }
 
+    /// The class of a component; none for one that is absent or switched off.
+    pub fn class_of(&self, component: &str) -> Option<&str> {
+        let mut components = self.components();
+        components.find_map(|(name, class)| class.filter(|_| name == component))
+    }
+
     /// Checks that a component is there and is one of `classes`.
     ///
     /// # Errors
     /// If it is not.
     pub fn require(&self, component: &str, classes: &[&str]) -> Result<(), PipelineError> {
-        let listed = self.components().find(|(name, _)| *name == component);
-        let message = match listed.and_then(|(_, class)| class) {
+        let message = match self.class_of(component) {
             Some(class) if classes.contains(&class) => return Ok(()),
             Some(class) => format!(
                 "`{component}` is a {class}, but this pipeline needs a {}",
@@ -116,6 +123,28 @@ impl PipelineKind {
             .iter()
             .try_for_each(|(component, classes)| index.require(component, classes))
     }
+}
+
+/// A pipeline's scheduler: of the class that the index names, which need not be the one that its file was written for.
+///
+/// # Errors
+/// If the index names none, or it is not supported.
+pub(crate) fn load_scheduler<B: Backend>(
+    folder: &Path,
+    index: &ModelIndex,
+) -> Result<Box<dyn Scheduler<B>>, PipelineError> {
+    let Some(class) = index.class_of("scheduler") else {
+        return Err(PipelineError::Index {
+            path: index.path.clone(),
+            message: "it has no `scheduler`".into(),
+        });
+    };
+    let config = SchedulerConfig::from_file(component_folder(folder, "scheduler"))?;
+    Ok(scheduler_from_config(
+        &config,
+        Some(class),
+        &Overrides::new(),
+    )?)
 }
 
 /// The folder that a pipeline is loaded from: the one that is named or, with the feature `hub`, the snapshot in the

@@ -1,6 +1,7 @@
 //! What all denoising loops share: seeds, events and results.
 
 use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
 
 use burn::tensor::{Tensor, backend::Backend};
 use diffuse_schedulers::Generator;
@@ -23,6 +24,17 @@ pub struct StepEvent<'a, B: Backend> {
     pub pred_original_sample: Option<&'a Tensor<B, 4>>,
 }
 
+/// How long the stages of a run took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StageTimes {
+    /// Text to embeddings.
+    pub encode: Duration,
+    /// Noise to latents: all steps.
+    pub denoise: Duration,
+    /// Latents to pictures.
+    pub decode: Duration,
+}
+
 /// The result of a run.
 #[derive(Debug, Clone)]
 pub struct Generated<B: Backend> {
@@ -37,6 +49,8 @@ pub struct Generated<B: Backend> {
     pub truncated: Vec<String>,
     /// Whether the callback stopped the run early.
     pub interrupted: bool,
+    /// How long each stage took.
+    pub times: StageTimes,
 }
 
 /// One generator for the whole batch if there is one seed, else one an image.
@@ -56,6 +70,22 @@ pub(crate) fn check_generators(count: usize, batch: usize) -> Result<(), Pipelin
     }
     Err(PipelineError::Options(format!(
         "{count} seeds for an effective batch size of {batch}: give one for the whole batch, or one an image"
+    )))
+}
+
+/// The most pixels of a run: 1024 pictures of 512 x 512.
+const MAX_PIXELS: usize = 1 << 28;
+
+/// Checks that a batch of pictures is not absurdly large.
+pub(crate) fn check_pixels(batch: usize, [height, width]: [usize; 2]) -> Result<(), PipelineError> {
+    let pixels = height
+        .checked_mul(width)
+        .and_then(|pixels| pixels.checked_mul(batch));
+    if pixels.is_some_and(|pixels| pixels <= MAX_PIXELS) {
+        return Ok(());
+    }
+    Err(PipelineError::Options(format!(
+        "{batch} pictures of {width} x {height} are too large a batch: at most {MAX_PIXELS} pixels at once"
     )))
 }
 

@@ -8,6 +8,7 @@ use burn::tensor::backend::Backend;
 use diffuse_clip::{CLIPTextModel, CLIPTokenizer};
 use diffuse_nn::checkpoint::{Checkpoint, CheckpointError, parameters};
 use diffuse_nn::config::ModelConfig;
+use diffuse_nn::files::read_text;
 use diffuse_schedulers::{
     Overrides, SCHEDULER_CONFIG_NAME, SchedulerConfig, scheduler_from_config,
 };
@@ -16,7 +17,7 @@ use diffuse_vae::AutoencoderKL;
 use serde_json::Value;
 
 use crate::PipelineError;
-use crate::folder::{MODEL_INDEX_NAME, ModelIndex, component_folder};
+use crate::folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind, component_folder};
 
 /// Pipelines that can be run here.
 const PIPELINES: [&str; 3] = ["StableDiffusionPipeline", "DDPMPipeline", "DDIMPipeline"];
@@ -114,6 +115,10 @@ impl Inspection {
                 PIPELINES.join(", ")
             )),
         }
+        let kind = PipelineKind::of(&index);
+        if let Some(Err(error)) = kind.map(|kind| kind.check(&index)) {
+            problems.push(error.to_string());
+        }
         let components = index
             .components()
             .map(|(name, class)| {
@@ -150,7 +155,7 @@ fn file_name(path: &Path) -> String {
 
 /// The class that a configuration file names, in diffusers' way or in transformers'.
 fn class_of(config: &Path) -> Option<String> {
-    let text = fs::read_to_string(config).ok()?;
+    let text = read_text(config).ok()?;
     let value: Value = serde_json::from_str(&text).ok()?;
     let class = value
         .get("_class_name")
@@ -179,11 +184,11 @@ fn inspect_component<B: Backend>(name: &str, class: Option<&str>, folder: &Path)
                     tokenizer.vocab_size(),
                     tokenizer.max_length()
                 )),
-                Err(error) => component.problems.push(error.to_string()),
+                Err(error) => component.problems.push(error_chain(&error)),
             }
         }
         Some(class) if class.ends_with("Scheduler") => {
-            inspect_scheduler::<B>(&mut component, folder)
+            inspect_scheduler::<B>(&mut component, class, folder)
         }
         Some("StableDiffusionSafetyChecker" | "CLIPImageProcessor" | "CLIPFeatureExtractor") => {
             component
@@ -224,9 +229,9 @@ fn inspect_model<B: Backend, M: Pretrained<B>>(component: &mut Component, folder
     }
 }
 
-fn inspect_scheduler<B: Backend>(component: &mut Component, folder: &Path) {
+fn inspect_scheduler<B: Backend>(component: &mut Component, class: &str, folder: &Path) {
     let scheduler = SchedulerConfig::from_file(folder)
-        .and_then(|config| scheduler_from_config::<B>(&config, None, &Overrides::new()));
+        .and_then(|config| scheduler_from_config::<B>(&config, Some(class), &Overrides::new()));
     match scheduler {
         Ok(scheduler) => {
             let config = scheduler.config();

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::tensor::{Tensor, backend::Backend};
 use diffuse_nn::checkpoint::{Checkpoint, CheckpointError};
-use diffuse_nn::pretrained::replace_file;
+use diffuse_nn::files::replace_file;
 use safetensors::{Dtype, tensor::TensorView};
 
 use crate::PipelineError;

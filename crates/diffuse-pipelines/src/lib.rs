@@ -17,7 +17,7 @@ pub mod latents;
 pub use ddpm::{DDIMOptions, DDIMPipeline, DDPMOptions, DDPMPipeline};
 pub use error::PipelineError;
 pub use folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind, component_folder};
-pub use generation::{Generated, StepEvent, generators, random_seed};
+pub use generation::{Generated, StageTimes, StepEvent, generators, random_seed};
 pub use guidance::{guide, rescale_noise};
 pub use picture::{to_pictures, to_unit_range};
 pub use stable_diffusion::{
@@ -30,7 +30,8 @@ pub use diffuse_schedulers as schedulers;
 pub use diffuse_unet as unet;
 pub use diffuse_vae as vae;
 
-pub use diffuse_nn::pretrained::{LoadOptions, Pretrained, replace_file};
+pub use diffuse_nn::files::{check_regular, replace_file};
+pub use diffuse_nn::pretrained::{LoadOptions, Pretrained};
 
 /// The documents outside this crate whose snippets are tests.
 #[cfg(doctest)]

@@ -6,24 +6,24 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::Instant;
 
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use diffuse_clip::{CLIPTextModel, CLIPTokenizer};
 use diffuse_nn::checkpoint::float_dtype;
 use diffuse_schedulers::{
-    NoiseSource, Overrides, Scheduler, SchedulerConfig, StepOptions, TimestepRequest, randn_tensor,
+    NoiseSource, Overrides, Scheduler, StepOptions, TimestepRequest, randn_tensor,
     scheduler_from_config,
 };
 use diffuse_unet::{LoadOptions, Pretrained, SampleSize, UNet2DConditionModel};
 use diffuse_vae::AutoencoderKL;
 use image::RgbImage;
 
-use crate::folder::{ModelIndex, PipelineKind, component_folder, pipeline_folder};
-use crate::generation::{check_finite, check_generators, seeds_or_random};
+use crate::folder::{ModelIndex, PipelineKind, component_folder, load_scheduler, pipeline_folder};
+use crate::generation::{
+    StageTimes, check_finite, check_generators, check_pixels, seeds_or_random,
+};
 use crate::{Generated, PipelineError, StepEvent, generators, guide, rescale_noise, to_pictures};
-
-/// The most pixels of a picture: 8192 x 8192.
-const MAX_PIXELS: usize = 1 << 26;
 
 /// Options of [`StableDiffusionPipeline`], by the reference's names and with its defaults.
 #[derive(Debug, Clone)]
@@ -36,9 +36,9 @@ pub struct StableDiffusionOptions<B: Backend> {
     pub prompt_embeds: Option<Tensor<B, 3>>,
     /// In place of `negative_prompt`: shaped as `prompt_embeds`.
     pub negative_prompt_embeds: Option<Tensor<B, 3>>,
-    /// Height in pixels, a multiple of 8; what the UNet was made for by default.
+    /// Height in pixels, a multiple of 8; by default that of `latents`, or else what the UNet was made for.
     pub height: Option<usize>,
-    /// Width in pixels, a multiple of 8; what the UNet was made for by default.
+    /// Width in pixels, a multiple of 8; by default that of `latents`, or else what the UNet was made for.
     pub width: Option<usize>,
     /// Number of steps.
     pub num_inference_steps: usize,
@@ -197,13 +197,13 @@ impl<B: Backend> StableDiffusionPipeline<B> {
     ) -> Result<Self, PipelineError> {
         let kind = PipelineKind::StableDiffusion;
         let folder = pipeline_folder(folder.as_ref(), kind, options.variant.as_deref())?;
-        kind.check(&ModelIndex::read(&folder)?)?;
+        let index = ModelIndex::read(&folder)?;
+        kind.check(&index)?;
         let component = |name| component_folder(&folder, name);
 
         // Small files first: what is wrong with them is told before gigabytes are read.
         let tokenizer = CLIPTokenizer::from_pretrained(component("tokenizer"))?;
-        let config = SchedulerConfig::from_file(component("scheduler"))?;
-        let scheduler = scheduler_from_config(&config, None, &Overrides::new())?;
+        let scheduler = load_scheduler(&folder, &index)?;
         let vae_options = LoadOptions {
             dtype: Some(DType::F32),
             ..options.clone()
@@ -246,7 +246,9 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         self.check_inputs(options)?;
         self.scheduler.set_timesteps(&timestep_request(options))?;
         let timesteps = self.scheduler.timesteps().to_vec();
+        let start = Instant::now();
         let prompt = self.prepare_prompt(options)?;
+        let encoded = Instant::now();
         let mut latents = self.prepare_latents(options, noise)?;
 
         let step_options = StepOptions {
@@ -276,12 +278,18 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             }
         }
         check_finite("latents", &latents)?;
+        let denoised = Instant::now();
         Ok(Generated {
             images: self.decode(latents.clone())?,
             latents,
             timesteps,
             truncated: prompt.truncated,
             interrupted,
+            times: StageTimes {
+                encode: encoded - start,
+                denoise: denoised - encoded,
+                decode: denoised.elapsed(),
+            },
         })
     }
 
@@ -313,13 +321,21 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             ("prompt_embeds", &options.prompt_embeds),
             ("negative_prompt_embeds", &options.negative_prompt_embeds),
         ] {
-            if let Some(given) = embeds
-                .as_ref()
-                .map(Tensor::dims)
-                .filter(|dims| dims[2] != dim)
-            {
+            let Some([rows, tokens, size]) = embeds.as_ref().map(Tensor::dims) else {
+                continue;
+            };
+            if size != dim || rows == 0 || tokens == 0 {
                 return Err(PipelineError::Options(format!(
-                    "`{name}` has shape {given:?}, but the UNet takes embeddings of {dim}"
+                    "`{name}` has shape {:?}, but the UNet takes embeddings of {dim}",
+                    [rows, tokens, size]
+                )));
+            }
+            let texts = self.tokenizer.max_length();
+            let both = options.prompt_embeds.is_some() && options.negative_prompt_embeds.is_some();
+            let guided = options.guidance_scale > 1.0;
+            if !both && guided && tokens != texts {
+                return Err(PipelineError::Options(format!(
+                    "`{name}` has {tokens} tokens, but the texts beside it have {texts}: give embeddings for both"
                 )));
             }
         }
@@ -335,7 +351,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             Some(embeds) => embeds.dims()[0],
             None => options.prompt.len(),
         };
-        let batch = texts * options.num_images_per_prompt;
+        let batch = texts.saturating_mul(options.num_images_per_prompt);
         let downscale = self.vae.config().downscale();
         let default = match (&options.latents, self.sample_size) {
             (Some(latents), _) => {
@@ -363,13 +379,25 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             height.map_err(PipelineError::Options)?,
             width.map_err(PipelineError::Options)?,
         );
-        if height.saturating_mul(width) > MAX_PIXELS {
+        check_pixels(batch, [height, width])?;
+        let least = self.least_latent_side();
+        if height / downscale < least || width / downscale < least {
             return Err(PipelineError::Options(format!(
-                "a picture of {width} x {height} is too large: at most {MAX_PIXELS} pixels"
+                "a picture of {width} x {height} is too small for this UNet: {} on each side at least",
+                least * downscale
             )));
         }
         let channels = self.unet.config().in_channels;
         Ok([batch, channels, height / downscale, width / downscale])
+    }
+
+    /// A UNet that pads on one side only cannot halve a side of one.
+    fn least_latent_side(&self) -> usize {
+        let config = self.unet.config();
+        match config.downsample_padding {
+            0 => 1 << (config.block_out_channels.len() - 1),
+            _ => 1,
+        }
     }
 
     /// Embeddings of texts, after the text encoder's final norm; `clip_skip` leaves out its last layers.
@@ -629,6 +657,11 @@ fn check_parts<B: Backend>(
         format!(
             "the autoencoder's latents have {} channels, the UNet takes {} and gives {}",
             vae.latent_channels, unet.in_channels, unet.out_channels
+        )
+    } else if vae.out_channels != 3 && vae.out_channels != 1 {
+        format!(
+            "a picture has 3 channels or 1, but the autoencoder's `out_channels` is {}",
+            vae.out_channels
         )
     } else {
         return Ok(());

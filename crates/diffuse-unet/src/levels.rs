@@ -2,7 +2,7 @@
 //! <https://arxiv.org/abs/1505.04597>).
 
 use burn::tensor::{Tensor, backend::Backend};
-use diffuse_nn::config::{ConfigError, MAX_CHANNELS, MAX_LAYERS, check_size};
+use diffuse_nn::config::{ConfigError, MAX_CHANNELS, MAX_LAYERS, MAX_LEVELS, check_size};
 use diffuse_nn::{
     Conv2d, DownBlock2D, DownBlock2DConfig, GroupNorm, MidBlock2D, ResnetBlock2DConfig,
     SpatialAttentionConfig, TimeScaleShift, UpBlock2D, UpBlock2DConfig,
@@ -91,7 +91,7 @@ pub(crate) fn validate_levels(
     groups: usize,
     block_types: [(&str, usize); 2],
 ) -> Result<(), ConfigError> {
-    check_size(class, "block_out_channels", channels.len(), 16)?;
+    check_size(class, "block_out_channels", channels.len(), MAX_LEVELS)?;
     for (key, count) in block_types {
         if count != channels.len() {
             let supported = format!(

@@ -166,8 +166,6 @@ impl ModelConfig for UNet2DConditionConfig {
         ("timestep_post_act", &["null"]),
         ("conv_in_kernel", &["3"]),
         ("conv_out_kernel", &["3"]),
-        ("resnet_skip_time_act", &["false"]),
-        ("resnet_out_scale_factor", &["1"]),
         ("attention_type", &["\"default\""]),
         ("mid_block_only_cross_attention", &["false"]),
         ("cross_attention_norm", &["null"]),
@@ -200,7 +198,7 @@ impl ModelConfig for UNet2DConditionConfig {
         for layers in &values.transformer_layers {
             check_size(class, "transformer_layers_per_block", *layers, MAX_LAYERS)?;
         }
-        for (channels, heads) in self.block_out_channels.iter().zip(&values.heads) {
+        for (channels, heads) in self.attending_levels(&values.heads) {
             check_size(class, "attention_head_dim", *heads, *channels)?;
             if !channels.is_multiple_of(*heads) {
                 let supported = format!("divisors of the level's {channels} channels");
@@ -242,6 +240,23 @@ impl UNet2DConditionConfig {
     fn time_embed_dim(&self) -> usize {
         self.time_embedding_dim
             .unwrap_or(4 * self.block_out_channels.first().copied().unwrap_or(0))
+    }
+
+    /// Channels and number of heads of each level that has a transformer.
+    fn attending_levels<'a>(
+        &'a self,
+        heads: &'a [usize],
+    ) -> impl Iterator<Item = (&'a usize, &'a usize)> {
+        let last = self.block_out_channels.len() - 1;
+        let attends = move |level: usize| {
+            let down = self.down_block_types[level];
+            let up = self.up_block_types[last - level];
+            down == UNet2DConditionDownBlock::CrossAttnDownBlock2D
+                || up == UNet2DConditionUpBlock::CrossAttnUpBlock2D
+                || level == last && self.mid_block_type.is_some()
+        };
+        let levels = self.block_out_channels.iter().zip(heads).enumerate();
+        levels.filter_map(move |(level, pair)| attends(level).then_some(pair))
     }
 
     fn per_level_values(&self) -> Result<PerLevelValues, ConfigError> {

@@ -5,7 +5,7 @@ use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 use diffuse_nn::checkpoint::modern_attention_name;
 use diffuse_nn::config::{
-    ConfigError, MAX_CHANNELS, MAX_LAYERS, ModelConfig, SampleSize, check_size,
+    ConfigError, MAX_CHANNELS, MAX_LAYERS, MAX_LEVELS, ModelConfig, SampleSize, check_size,
 };
 use diffuse_nn::pretrained::Pretrained;
 use diffuse_nn::{
@@ -97,7 +97,7 @@ impl ModelConfig for AutoencoderKLConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         let class = Self::CLASS;
         let levels = self.block_out_channels.len();
-        check_size(class, "block_out_channels", levels, 16)?;
+        check_size(class, "block_out_channels", levels, MAX_LEVELS)?;
         for (key, count) in [
             ("down_block_types", self.down_block_types.len()),
             ("up_block_types", self.up_block_types.len()),

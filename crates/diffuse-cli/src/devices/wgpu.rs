@@ -96,10 +96,10 @@ pub fn choose(index: Option<usize>) -> Result<WgpuDevice> {
             .expect("there is at least one"),
     };
     if adapter.info.device_type == DeviceType::Cpu {
-        eprintln!(
+        crate::output::complain(format_args!(
             "warning: `{}` is a software driver: `--backend flex` is the faster way to compute on the CPU",
             adapter.info.name
-        );
+        ));
     }
     Ok(adapter.device.clone())
 }

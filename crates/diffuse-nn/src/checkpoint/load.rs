@@ -1,6 +1,7 @@
 //! Filling a module from a checkpoint, through burn-store.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, Element, Shape, Tensor, TensorData, backend::Backend};
@@ -164,13 +165,13 @@ impl Checkpoint {
 
     /// A tensor that is read when burn-store asks for it.
     fn snapshot(&self, parameter: Parameter, dtype: DType) -> TensorSnapshot {
-        let checkpoint = self.clone();
+        let map = Arc::clone(&self.map);
         let info = self.tensors[&parameter.key].clone();
         let shape = Shape::from(parameter.shape);
         let path = parameter.key.split('.').map(String::from).collect();
         let read = move || {
-            let data = convert(checkpoint.bytes(&info), &info, dtype);
-            checkpoint.release(&info);
+            let data = convert(info.of(&map), &info, dtype);
+            info.release(&map);
             Ok(data)
         };
         TensorSnapshot::from_closure(
@@ -202,7 +203,7 @@ impl Checkpoint {
                 found: info.dtype.clone(),
             });
         }
-        Ok(convert(self.bytes(info), info, DType::F32))
+        Ok(convert(info.of(&self.map), info, DType::F32))
     }
 }
 

@@ -20,6 +20,8 @@ use burn::tensor::DType;
 use memmap2::Mmap;
 use thiserror::Error;
 
+use crate::files::check_regular;
+
 pub use load::{Parameter, float_dtype, parameters};
 pub use save::save_safetensors;
 
@@ -137,6 +139,26 @@ impl TensorInfo {
         self.bytes.len()
     }
 
+    /// The tensor's bytes in its file.
+    fn of<'a>(&self, map: &'a Mmap) -> &'a [u8] {
+        &map[self.bytes.clone()]
+    }
+
+    /// Gives the memory of a tensor that has been read back to the system, so that loading a model does not hold its
+    /// weights twice. It is read from the file again if need be.
+    fn release(&self, map: &Mmap) {
+        #[cfg(unix)]
+        {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the map is read-only and of a file, so dropped pages come back from the file with the same
+            // content; `Checkpoint`'s contract excludes that the file changes.
+            let _ =
+                unsafe { map.unchecked_advise_range(advice, self.bytes.start, self.bytes.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = map;
+    }
+
     /// burn's name of the type, if it is a floating point type.
     fn float(&self) -> Option<DType> {
         match self.dtype.as_str() {
@@ -168,10 +190,8 @@ impl Checkpoint {
             path: path.clone(),
             source,
         };
+        check_regular(&path).map_err(read)?;
         let file = File::open(&path).map_err(read)?;
-        if file.metadata().map_err(read)?.is_dir() {
-            return Err(read(std::io::ErrorKind::IsADirectory.into()));
-        }
         // SAFETY: the map is only read. Changing the file while it is mapped is excluded by this type's contract.
         let map = unsafe { Mmap::map(&file) }.map_err(read)?;
         let extension = path.extension().and_then(|extension| extension.to_str());
@@ -220,25 +240,6 @@ impl Checkpoint {
             }
         }
         Ok(Self { tensors, ..self })
-    }
-
-    fn bytes(&self, info: &TensorInfo) -> &[u8] {
-        &self.map[info.bytes.clone()]
-    }
-
-    /// Gives the memory of a tensor that has been read back to the system, so that loading a model does not hold its
-    /// weights twice. It is read from the file again if need be.
-    fn release(&self, info: &TensorInfo) {
-        #[cfg(unix)]
-        {
-            let advice = memmap2::UncheckedAdvice::DontNeed;
-            let (start, length) = (info.bytes.start, info.bytes.len());
-            // SAFETY: the map is read-only and of a file, so dropped pages come back from the file with the same
-            // content; this type's contract excludes that the file changes.
-            let _ = unsafe { self.map.unchecked_advise_range(advice, start, length) };
-        }
-        #[cfg(not(unix))]
-        let _ = info;
     }
 }
 

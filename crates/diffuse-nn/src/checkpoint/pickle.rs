@@ -7,13 +7,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Cursor, Read};
 use std::ops::Range;
+use std::rc::Rc;
 
 use zip::{CompressionMethod, ZipArchive};
 
 use super::TensorInfo;
 
-/// No dictionary of weights comes near it.
+/// No dictionary of weights comes near these.
 const MAX_PICKLE_BYTES: u64 = 64 << 20;
+const MAX_VALUES: usize = 1 << 20;
+const MAX_TEXT_BYTES: usize = 1 << 12;
 
 /// The tensors of a PyTorch file.
 pub(super) fn list(file: &[u8]) -> Result<BTreeMap<String, TensorInfo>, String> {
@@ -84,7 +87,7 @@ enum Value {
     Nothing,
     Bool,
     Int(i64),
-    Text(String),
+    Text(Rc<str>),
     Global(String),
     Tuple(Vec<Id>),
     List(Vec<Id>),
@@ -97,7 +100,7 @@ enum Value {
 struct Storage {
     dtype: &'static str,
     element_bytes: usize,
-    file: String,
+    file: Rc<str>,
 }
 
 #[derive(Debug, Clone)]
@@ -120,7 +123,7 @@ impl PickledTensor {
                 .ok_or("its shape is too large")?;
         }
         let file = files
-            .get(&self.storage.file)
+            .get(&*self.storage.file)
             .ok_or_else(|| format!("there is no `data/{}`", self.storage.file))?;
         let start = self.offset.checked_mul(self.storage.element_bytes);
         let bytes = expected.checked_mul(self.storage.element_bytes);
@@ -185,19 +188,19 @@ impl<'a> Machine<'a> {
                 0x95 => self.take::<8>().map(drop)?, // FRAME
                 b'.' => return self.pop(),           // STOP
                 b'(' => self.marks.push(self.stack.len()),
-                b'N' => self.push(Value::Nothing),
-                0x88 | 0x89 => self.push(Value::Bool), // NEWTRUE, NEWFALSE
+                b'N' => self.push(Value::Nothing)?,
+                0x88 | 0x89 => self.push(Value::Bool)?, // NEWTRUE, NEWFALSE
                 b'K' => {
                     let [byte] = self.take()?;
-                    self.push(Value::Int(byte.into()));
+                    self.push(Value::Int(byte.into()))?;
                 }
                 b'M' => {
                     let value = u16::from_le_bytes(self.take()?);
-                    self.push(Value::Int(value.into()));
+                    self.push(Value::Int(value.into()))?;
                 }
                 b'J' => {
                     let value = i32::from_le_bytes(self.take()?);
-                    self.push(Value::Int(value.into()));
+                    self.push(Value::Int(value.into()))?;
                 }
                 0x8a => {
                     // LONG1: a length, then two's complement, little-endian.
@@ -209,7 +212,7 @@ impl<'a> Machine<'a> {
                     let negative = bytes.last().is_some_and(|byte| byte & 0x80 != 0);
                     let mut wide = [if negative { 0xff } else { 0 }; 8];
                     wide[..bytes.len()].copy_from_slice(bytes);
-                    self.push(Value::Int(i64::from_le_bytes(wide)));
+                    self.push(Value::Int(i64::from_le_bytes(wide)))?;
                 }
                 b'X' => {
                     let length = u32::from_le_bytes(self.take()?);
@@ -246,17 +249,17 @@ impl<'a> Machine<'a> {
                     let index = u32::from_le_bytes(self.take()?);
                     self.recall(index)?;
                 }
-                b')' => self.push(Value::Tuple(Vec::new())),
-                b']' => self.push(Value::List(Vec::new())),
-                b'}' => self.push(Value::Dict(Vec::new())),
+                b')' => self.push(Value::Tuple(Vec::new()))?,
+                b']' => self.push(Value::List(Vec::new()))?,
+                b'}' => self.push(Value::Dict(Vec::new()))?,
                 b't' => {
                     let items = self.pop_to_mark()?;
-                    self.push(Value::Tuple(items));
+                    self.push(Value::Tuple(items))?;
                 }
                 0x85..=0x87 => {
                     let count = usize::from(instruction - 0x84);
                     let items = self.pop_many(count)?;
-                    self.push(Value::Tuple(items));
+                    self.push(Value::Tuple(items))?;
                 }
                 b'a' => {
                     let items = self.pop_many(1)?;
@@ -317,17 +320,23 @@ impl<'a> Machine<'a> {
             .map_err(|_| "its pickle has a name that is not text".into())
     }
 
-    fn push(&mut self, value: Value) {
+    fn push(&mut self, value: Value) -> Result<(), String> {
+        if self.values.len() == MAX_VALUES {
+            return Err(format!("its pickle has more than {MAX_VALUES} values"));
+        }
         self.stack.push(self.values.len());
         self.values.push(value);
+        Ok(())
     }
 
     fn push_text(&mut self, length: usize) -> Result<(), String> {
         let bytes = self.take_slice(length)?;
+        if length > MAX_TEXT_BYTES {
+            return Err(format!("its pickle has a string of {length} bytes"));
+        }
         let text =
             str::from_utf8(bytes).map_err(|_| "its pickle has a string that is not UTF-8")?;
-        self.push(Value::Text(text.to_string()));
-        Ok(())
+        self.push(Value::Text(text.into()))
     }
 
     fn push_global(&mut self, module: &str, name: &str) -> Result<(), String> {
@@ -338,8 +347,7 @@ impl<'a> Machine<'a> {
                 "its pickle names `{path}`, which is not part of a dictionary of tensors"
             ));
         }
-        self.push(Value::Global(path));
-        Ok(())
+        self.push(Value::Global(path))
     }
 
     /// The lowest value that instructions may take: what lies below the last mark is not theirs.
@@ -366,7 +374,7 @@ impl<'a> Machine<'a> {
         Ok(self.stack.split_off(mark))
     }
 
-    fn pop_text(&mut self) -> Result<String, String> {
+    fn pop_text(&mut self) -> Result<Rc<str>, String> {
         let id = self.pop()?;
         self.text(id)
     }
@@ -440,15 +448,14 @@ impl<'a> Machine<'a> {
             element_bytes,
             file: self.text(file)?,
         };
-        self.push(Value::Storage(storage));
-        Ok(())
+        self.push(Value::Storage(storage))
     }
 
     /// The three calls that a dictionary of tensors consists of.
     fn reduce(&mut self) -> Result<(), String> {
         let arguments = self.pop()?;
         let function = self.pop()?;
-        let Value::Tuple(arguments) = self.values[arguments].clone() else {
+        let Value::Tuple(arguments) = &self.values[arguments] else {
             return Err("its pickle calls something without a tuple of arguments".into());
         };
         let Value::Global(function) = &self.values[function] else {
@@ -471,14 +478,21 @@ impl<'a> Machine<'a> {
                     stride,
                 })
             }
-            ("torch._utils._rebuild_parameter", [tensor, ..]) => self.values[*tensor].clone(),
+            // A parameter is its tensor.
+            ("torch._utils._rebuild_parameter", [tensor, ..]) => {
+                let tensor = *tensor;
+                let Value::Tensor(_) = &self.values[tensor] else {
+                    return Err("its pickle has a parameter without a tensor".into());
+                };
+                self.stack.push(tensor);
+                return Ok(());
+            }
             _ => return Err(format!("its pickle calls `{function}` in an unknown way")),
         };
-        self.push(value);
-        Ok(())
+        self.push(value)
     }
 
-    fn text(&self, id: Id) -> Result<String, String> {
+    fn text(&self, id: Id) -> Result<Rc<str>, String> {
         match &self.values[id] {
             Value::Text(text) => Ok(text.clone()),
             _ => Err("its pickle has something else where a string belongs".into()),
@@ -508,7 +522,7 @@ impl<'a> Machine<'a> {
             return Err("its pickle is not a dictionary".into());
         };
         let wrapped = items.iter().find_map(|(key, value)| {
-            let is_wrapper = matches!(&self.values[*key], Value::Text(key) if key == "state_dict");
+            let is_wrapper = matches!(&self.values[*key], Value::Text(key) if **key == *"state_dict");
             match &self.values[*value] {
                 Value::Dict(items) if is_wrapper => Some(items),
                 _ => None,
@@ -518,7 +532,7 @@ impl<'a> Machine<'a> {
             .unwrap_or(items)
             .iter()
             .map(|(key, value)| {
-                let key = self.text(*key)?;
+                let key = self.text(*key)?.to_string();
                 match &self.values[*value] {
                     Value::Tensor(tensor) => Ok((key, tensor.clone())),
                     _ => Err(format!("`{key}` is not a tensor")),
@@ -576,6 +590,20 @@ mod tests {
         deep.extend(std::iter::repeat_n(0x85, 1_000_000));
         deep.push(b'.');
         check_error(&deep, "not a dictionary");
+    }
+
+    #[test]
+    fn small_programs_stay_small() {
+        let nothings = |count| std::iter::repeat_n(b'N', count);
+        let many: Vec<u8> = nothings(2 << 20).collect();
+        check_error(&many, "more than");
+        let mut text = b"X\x00\x00\x10\x00".to_vec();
+        text.extend(std::iter::repeat_n(b'a', 1 << 20));
+        check_error(&text, "a string of");
+        // A parameter that is a long list in place of a tensor.
+        let mut list = b"ctorch._utils\n_rebuild_parameter\n(]".to_vec();
+        list.extend(b"tR.");
+        check_error(&list, "without a tensor");
     }
 
     #[test]

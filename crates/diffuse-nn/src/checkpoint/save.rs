@@ -7,7 +7,7 @@ use burn::tensor::backend::Backend;
 use burn_store::{ModuleSnapshot, SafetensorsStore};
 
 use super::CheckpointError;
-use crate::pretrained::replace_file;
+use crate::files::replace_file;
 
 /// Writes all parameters of `module`, in the types they have, as a safetensors file that the reference loads. An
 /// existing file is replaced once the new one is complete.

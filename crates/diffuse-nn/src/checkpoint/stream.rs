@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::load::convert;
 use super::{Checkpoint, CheckpointError, TensorInfo};
-use crate::pretrained::replace_file;
+use crate::files::replace_file;
 
 impl Checkpoint {
     /// Writes all tensors, under their present keys, as a safetensors file; in type `dtype`, or each in its own. Memory
@@ -67,9 +67,13 @@ impl Checkpoint {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(header.as_bytes())?;
         for info in self.tensors.values() {
-            let data = convert(self.bytes(info), info, target(info));
-            file.write_all(&data.bytes)?;
-            self.release(info);
+            let bytes = info.of(&self.map);
+            if Some(target(info)) == info.float() {
+                file.write_all(bytes)?;
+            } else {
+                file.write_all(&convert(bytes, info, target(info)).bytes)?;
+            }
+            info.release(&self.map);
         }
         Ok(())
     }

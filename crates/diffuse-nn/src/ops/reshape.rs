@@ -36,12 +36,19 @@ pub fn scale_shift_channels<B: Backend>(
 /// `[batch, channels, height, width]` to `[batch, height · width, channels]`.
 pub fn image_to_tokens<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
     let [batch, channels, height, width] = x.dims();
+    if height * width == 1 {
+        return x.reshape([batch, 1, channels]);
+    }
     x.reshape([batch, channels, height * width]).swap_dims(1, 2)
 }
 
 /// `[batch, height · width, channels]` to `[batch, channels, height, width]`; `size` is `[height, width]`.
 pub fn tokens_to_image<B: Backend>(x: Tensor<B, 3>, size: [usize; 2]) -> Tensor<B, 4> {
     let [batch, _, channels] = x.dims();
+    // Nothing to swap; and on GPUs, burn reshapes a swapped dimension of 1 wrongly where there is a batch.
+    if size == [1, 1] {
+        return x.reshape([batch, channels, 1, 1]);
+    }
     x.swap_dims(1, 2)
         .reshape([batch, channels, size[0], size[1]])
 }

@@ -1,0 +1,21 @@
+//! `diffuse convert`.
+
+use anyhow::Result;
+use diffuse_pipelines::convert::{ConvertOptions, convert};
+
+use crate::args::Convert;
+use crate::backend::{AnyBackend, float_type};
+use crate::output::say;
+
+pub fn run(args: &Convert) -> Result<()> {
+    let options = ConvertOptions {
+        variant: args.variant.clone(),
+        dtype: args.dtype.map(float_type),
+    };
+    convert::<AnyBackend>(&args.source, &args.destination, &options, |file| {
+        if !args.quiet {
+            say(file);
+        }
+    })?;
+    Ok(())
+}

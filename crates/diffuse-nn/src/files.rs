@@ -1,0 +1,105 @@
+//! Reading small files and replacing files, safely.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// No configuration, index or vocabulary comes near it.
+const MAX_TEXT_BYTES: u64 = 64 << 20;
+
+/// Reads a text file: a regular one, since a pipe or a device may never end, and of a size that a text may have.
+///
+/// # Errors
+/// If it cannot be read, is something else, or is not UTF-8.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    check_regular(path)?;
+    let size = fs::metadata(path)?.len();
+    if size > MAX_TEXT_BYTES {
+        let message = format!("it has {size} bytes, far more than such a file needs");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    fs::read_to_string(path)
+}
+
+/// Checks that a path is a regular file, or leads to one.
+///
+/// # Errors
+/// If it does not exist or is a folder, a pipe or a device.
+pub fn check_regular(path: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(path)?;
+    if metadata.is_dir() {
+        Err(io::ErrorKind::IsADirectory.into())
+    } else if metadata.is_file() {
+        Ok(())
+    } else {
+        let message = "it is not a regular file";
+        Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+    }
+}
+
+/// Writes a file under a temporary name beside `path`, then renames it, so that `path` is never half-written. A link
+/// is followed.
+///
+/// # Errors
+/// If `path` is something else than a regular file, `write` fails, or the file cannot be renamed; the temporary file
+/// is removed.
+pub fn replace_file(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+    let target = match path.canonicalize() {
+        Ok(target) => {
+            check_regular(&target)?;
+            target
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_path_buf(),
+        Err(error) => return Err(error),
+    };
+    let Some(name) = target.file_name() else {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it names no file",
+        ));
+    };
+    let mut temporary = name.to_os_string();
+    temporary.push(format!(".{}.part", std::process::id()));
+    let temporary = target.with_file_name(temporary);
+    write(&temporary)
+        .and_then(|()| fs::rename(&temporary, &target))
+        .inspect_err(|_| {
+            let _ = fs::remove_file(&temporary);
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_writes_leave_the_old_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        replace_file(&path, |path| fs::write(path, "old")).unwrap();
+        let failed = replace_file(&path, |path| {
+            fs::write(path, "half")?;
+            Err(io::Error::other("the disk is full"))
+        });
+        assert!(failed.is_err());
+        assert_eq!(read_text(&path).unwrap(), "old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_and_devices_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        fs::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        replace_file(&link, |path| fs::write(path, "new")).unwrap();
+        assert_eq!(read_text(&file).unwrap(), "new");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+
+        let device = Path::new("/dev/zero");
+        assert!(replace_file(device, |_| Ok(())).is_err());
+        assert!(read_text(device).is_err());
+        assert!(read_text(folder.path()).is_err());
+    }
+}

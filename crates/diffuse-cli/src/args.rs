@@ -30,6 +30,8 @@ pub enum Command {
     Convert(Convert),
     /// List what this build can compute on
     Devices,
+    /// List the schedulers and every name they go by
+    Schedulers,
 }
 
 #[derive(Debug, Args)]

@@ -12,6 +12,7 @@ mod inspect;
 mod model;
 mod output;
 mod progress;
+mod schedulers;
 mod txt2img;
 
 use std::process::ExitCode;
@@ -38,6 +39,10 @@ fn main() -> ExitCode {
         #[cfg(feature = "hub")]
         Command::Fetch(args) => fetch::run(&args),
         Command::Convert(args) => convert::run(&args),
+        Command::Schedulers => {
+            schedulers::run();
+            Ok(())
+        }
         Command::Devices => {
             devices::run();
             Ok(())

@@ -522,7 +522,8 @@ impl<'a> Machine<'a> {
             return Err("its pickle is not a dictionary".into());
         };
         let wrapped = items.iter().find_map(|(key, value)| {
-            let is_wrapper = matches!(&self.values[*key], Value::Text(key) if **key == *"state_dict");
+            let is_wrapper =
+                matches!(&self.values[*key], Value::Text(key) if **key == *"state_dict");
             match &self.values[*value] {
                 Value::Dict(items) if is_wrapper => Some(items),
                 _ => None,

@@ -27,6 +27,15 @@ use crate::{
     SchedulerError, Step, StepOutput, TimestepRequest, scheduler_from_config,
 };
 
+/// The options that the sampler in `solver_p` takes over.
+const NOISE_SCHEDULE: [&str; 5] = [
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+];
+
 scheduler_config! {
     /// Options of [`UniPCMultistepScheduler`].
     pub struct UniPCMultistepConfig for "UniPCMultistepScheduler" [
@@ -42,7 +51,8 @@ scheduler_config! {
         pub lower_order_final: bool = true,
         /// The steps whose result is not corrected.
         pub disable_corrector: Vec<usize> = Vec::new(),
-        /// The configuration of another sampler that predicts instead of UniP; UniC still corrects.
+        /// The configuration of another sampler that predicts instead of UniP; UniC still corrects. Its noise schedule
+        /// is this one's where it gives none.
         pub solver_p: Option<Map<String, Value>> = None,
         /// The noise level that a run ends at.
         pub final_sigmas_type: FinalSigmasType = FinalSigmasType::Zero,
@@ -98,7 +108,13 @@ impl<B: Backend> UniPCMultistepScheduler<B> {
             true => options.threshold_or(Bound::None)?,
             false => Bound::None,
         };
-        let solver_p = options.solver_p.clone().map(|values| {
+        let solver_p = options.solver_p.clone().map(|mut values| {
+            // The two walk the same noise schedule unless it says otherwise.
+            for key in NOISE_SCHEDULE {
+                if let Some(value) = resolved.config.get(key) {
+                    values.entry(key).or_insert_with(|| value.clone());
+                }
+            }
             let config = SchedulerConfig::from_values(values);
             scheduler_from_config(&config, None, &Overrides::new())
         });

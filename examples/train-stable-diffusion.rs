@@ -1,0 +1,387 @@
+//! Trains a text encoder and a UNet together on the latents of captioned scenes, and writes a Stable Diffusion folder.
+//!
+//! `docs/training.md` has the commands that made the weights of this repository.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use burn::module::Module;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use clap::Parser;
+use diffuse_examples::scenes::{
+    Scene,
+    caption::{Detail, caption},
+    render::render,
+};
+use diffuse_examples::training::{
+    Differentiable, Inner, Settings, Task,
+    grid::{grid, to_tensor},
+    tokenizer, train,
+};
+use diffuse_pipelines::clip::{CLIPTextConfig, CLIPTextModel, CLIPTokenizer};
+use diffuse_pipelines::schedulers::{
+    DPMSolverMultistepScheduler, Generator, PNDMScheduler, Scheduler, SchedulerConfig, randn_tensor,
+};
+use diffuse_pipelines::unet::{
+    PerLevel, Pretrained, SampleSize, UNet2DConditionConfig, UNet2DConditionModel,
+};
+use diffuse_pipelines::vae::AutoencoderKL;
+use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionParts, StableDiffusionPipeline};
+use image::RgbImage;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    settings: Settings,
+    /// Folder of the trained autoencoder
+    #[arg(long)]
+    autoencoder: PathBuf,
+    /// Scenes to draw and encode before training
+    #[arg(long, default_value_t = 16384)]
+    scenes: usize,
+    /// Folder for the finished pipeline
+    #[arg(long)]
+    output: PathBuf,
+}
+
+/// Side of the scenes.
+const SIZE: u32 = 128;
+/// Token ids of a text: captions have about twenty.
+const MAX_LENGTH: usize = 32;
+/// Pairs that the tokenizer learns.
+const MERGES: usize = 180;
+/// How many captions are left empty, so that the UNet learns to do without: guidance needs both.
+const EMPTY_CAPTIONS: f64 = 0.1;
+/// Signal-to-noise ratio above which a timestep counts no more (Hang et al. 2023, <https://arxiv.org/abs/2303.09556>).
+const MAX_SNR: f32 = 5.0;
+
+/// What is trained together.
+#[derive(Module, Debug)]
+struct TextToLatents<B: Backend> {
+    text_encoder: CLIPTextModel<B>,
+    unet: UNet2DConditionModel<B>,
+}
+
+/// Scenes and the distributions of their latents, kept as numbers.
+struct Latents {
+    scenes: Vec<Scene>,
+    /// Of each scene, one after the other.
+    mean: Vec<f32>,
+    std: Vec<f32>,
+    shape: [usize; 3],
+}
+
+impl Latents {
+    /// Draws scenes and encodes them; scaled to unit variance.
+    fn new<B: Backend>(vae: &AutoencoderKL<B>, count: usize, seed: u64) -> Self {
+        const BATCH: usize = 32;
+        let device = Default::default();
+        let mut rng = StdRng::seed_from_u64(seed);
+        let scale = vae.config().scaling_factor;
+        let (mut scenes, mut mean, mut std) = (Vec::new(), Vec::new(), Vec::new());
+        let mut shape = [0; 3];
+        while scenes.len() < count {
+            let batch: Vec<Scene> = (0..BATCH).map(|_| Scene::for_training(&mut rng)).collect();
+            let pictures: Vec<RgbImage> = batch
+                .iter()
+                .map(|scene| render(scene, SIZE, &mut rng))
+                .collect();
+            let posterior = vae.encode(to_tensor(&pictures, &device));
+            let [_, channels, height, width] = posterior.mean.dims();
+            shape = [channels, height, width];
+            let values = |tensor: Tensor<B, 4>| (tensor * scale).into_data();
+            mean.extend(values(posterior.mean).iter::<f32>());
+            std.extend(values((posterior.logvar * 0.5).exp()).iter::<f32>());
+            scenes.extend(batch);
+        }
+        Self {
+            scenes,
+            mean,
+            std,
+            shape,
+        }
+    }
+
+    /// Scenes by their indices, and a draw of their latents: `[batch, channels, height, width]`.
+    fn batch<B: Backend>(
+        &self,
+        indices: &[usize],
+        noise: &mut Generator,
+        device: &B::Device,
+    ) -> Tensor<B, 4> {
+        let length: usize = self.shape.iter().product();
+        let [channels, height, width] = self.shape;
+        let shape = [indices.len(), channels, height, width];
+        let drawn = noise.normal(indices.len() * length, DType::F32);
+        let values: Vec<f32> = indices
+            .iter()
+            .flat_map(|index| index * length..(index + 1) * length)
+            .zip(drawn)
+            .map(|(place, noise)| self.mean[place] + self.std[place] * noise)
+            .collect();
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+}
+
+struct TextToImageTask<I: Backend> {
+    data: Latents,
+    batch: usize,
+    tokenizer: CLIPTokenizer,
+    vae: AutoencoderKL<I>,
+    scheduler: SchedulerConfig,
+}
+
+impl<I: Backend> TextToImageTask<I> {
+    fn pipeline(&self, model: TextToLatents<I>) -> Result<StableDiffusionPipeline<I>> {
+        Ok(StableDiffusionPipeline::new(StableDiffusionParts {
+            tokenizer: self.tokenizer.clone(),
+            text_encoder: model.text_encoder,
+            unet: model.unet,
+            vae: self.vae.clone(),
+            scheduler: Box::new(PNDMScheduler::from_config(&self.scheduler)?),
+        })?)
+    }
+}
+
+impl<B: AutodiffBackend> Task<B> for TextToImageTask<B::InnerBackend> {
+    type Model = TextToLatents<B>;
+
+    /// The error of the predicted noise (Ho et al. 2020, <https://arxiv.org/abs/2006.11239>, equation 14), weighted by
+    /// the timestep's signal-to-noise ratio.
+    fn loss(
+        &self,
+        model: &TextToLatents<B>,
+        seed: u64,
+    ) -> Result<(Tensor<B, 1>, Vec<(&'static str, Tensor<B, 1>)>)> {
+        let device: B::Device = Default::default();
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut generator = Generator::new(seed);
+        let indices: Vec<usize> = (0..self.batch)
+            .map(|_| rng.random_range(0..self.data.scenes.len()))
+            .collect();
+        let mut ids = Vec::new();
+        for index in &indices {
+            let text = if rng.random_bool(EMPTY_CAPTIONS) {
+                String::new()
+            } else {
+                caption(&self.data.scenes[*index], Detail::Casual, &mut rng)
+            };
+            ids.extend(self.tokenizer.encode(&text)?.ids);
+        }
+        let ids = TensorData::new(ids, [self.batch, MAX_LENGTH]);
+        let ids = Tensor::<B, 2, Int>::from_data(ids, &device);
+        let context = model.text_encoder.forward(ids).last_hidden_state;
+
+        let latents = self.data.batch::<B>(&indices, &mut generator, &device);
+        let noise = randn_tensor(&mut generator, latents.dims(), DType::F32, &device)?;
+        let timesteps: Vec<f64> = (0..self.batch)
+            .map(|_| f64::from(rng.random_range(0..1000_u32)))
+            .collect();
+        let scheduler = PNDMScheduler::<B>::from_config(&self.scheduler)?;
+        let alphas = scheduler.noise_schedule().alphas_cumprod();
+        let weights: Vec<f32> = timesteps
+            .iter()
+            .map(|timestep| alphas[*timestep as usize])
+            .map(|alpha| (MAX_SNR * (1.0 - alpha) / alpha).min(1.0))
+            .collect();
+        let weights = TensorData::new(weights, [self.batch, 1]);
+        let noisy = scheduler.add_noise(latents, noise.clone(), &timesteps)?;
+        let predicted = model.unet.forward(noisy, timesteps, &context);
+        let error = (predicted - noise)
+            .powi_scalar(2)
+            .flatten::<2>(1, 3)
+            .mean_dim(1);
+        let weighted = error.clone() * Tensor::from_data(weights, &device);
+        Ok((weighted.mean(), vec![("noise", error.mean())]))
+    }
+
+    /// Pictures of the same prompts from the same noise each time.
+    fn sample(&self, model: TextToLatents<B::InnerBackend>) -> Result<RgbImage> {
+        let mut pipeline = self.pipeline(model)?;
+        pipeline.scheduler = Box::new(DPMSolverMultistepScheduler::from_config(&self.scheduler)?);
+        let options = StableDiffusionOptions {
+            prompt: SAMPLE_PROMPTS.map(String::from).into(),
+            num_inference_steps: 15,
+            guidance_scale: 3.0,
+            seeds: vec![0],
+            ..StableDiffusionOptions::default()
+        };
+        Ok(grid(&pipeline.generate(&options)?.images, 6))
+    }
+}
+
+const SAMPLE_PROMPTS: [&str; 12] = [
+    "a small red house on snow at night",
+    "two trees and a moon over the sea",
+    "a blue boat on the sea at sunset",
+    "a large mountain and a sun in a meadow by day",
+    "a yellow house on the left and a tree on the right on the sand by day",
+    "a purple boat and a small moon at sea at night",
+    "a big tree in a meadow at sunset",
+    "two red houses in the snow by day",
+    "a mountain over the sea under the stars",
+    "the sun over the sand at sunset",
+    "a large blue house in a meadow at night",
+    "a tiny yellow boat on the right at sea by day",
+];
+
+/// Widths for about six million parameters in all, with the autoencoder.
+fn unet_config(sample_size: usize, context: usize) -> UNet2DConditionConfig {
+    UNet2DConditionConfig {
+        diffusers_version: Some("0.42.1".into()),
+        sample_size: Some(SampleSize::Square(sample_size)),
+        block_out_channels: vec![48, 64, 64, 64],
+        attention_head_dim: PerLevel::Same(4),
+        norm_num_groups: 16,
+        cross_attention_dim: PerLevel::Same(context),
+        ..UNet2DConditionConfig::default()
+    }
+}
+
+fn text_config(vocab_size: usize) -> CLIPTextConfig {
+    CLIPTextConfig {
+        vocab_size,
+        hidden_size: 128,
+        intermediate_size: 384,
+        num_hidden_layers: 3,
+        num_attention_heads: 4,
+        max_position_embeddings: MAX_LENGTH,
+        ..CLIPTextConfig::default()
+    }
+}
+
+/// Fresh weights, in a state from which they learn fast: small embeddings, and a UNet that predicts nothing.
+fn fresh<B: Backend>(tokenizer: &CLIPTokenizer, device: &B::Device) -> TextToLatents<B> {
+    let text_config = text_config(tokenizer.vocab_size());
+    let unet_config = unet_config(SIZE as usize / 8, text_config.hidden_size);
+    let mut text_encoder = CLIPTextModel::<B>::from_config(&text_config, device);
+    let embeddings = &mut text_encoder.text_model.embeddings;
+    for embedding in [
+        &mut embeddings.token_embedding,
+        &mut embeddings.position_embedding,
+    ] {
+        embedding.weight = embedding.weight.clone().map(|weight| weight * 0.1);
+    }
+    let mut unet = UNet2DConditionModel::from_config(&unet_config, device);
+    unet.conv_out.weight = unet.conv_out.weight.map(|weight| weight * 0.0);
+    TextToLatents { text_encoder, unet }
+}
+
+/// The scheduler that Stable Diffusion v1 was published with.
+fn scheduler_config() -> Value {
+    json!({
+        "_class_name": "PNDMScheduler",
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "clip_sample": false,
+        "num_train_timesteps": 1000,
+        "set_alpha_to_one": false,
+        "skip_prk_steps": true,
+        "steps_offset": 1,
+        "trained_betas": null,
+    })
+}
+
+/// A folder as Stable Diffusion v1 has it, but for the safety checker.
+fn save<B: Backend>(
+    model: &TextToLatents<B>,
+    autoencoder: &Path,
+    tokenizer: &Path,
+    folder: &Path,
+) -> Result<()> {
+    let index = json!({
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.42.1",
+        "feature_extractor": [null, null],
+        "requires_safety_checker": false,
+        "safety_checker": [null, null],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    });
+    model
+        .text_encoder
+        .save_pretrained(folder.join("text_encoder"))?;
+    model.unet.save_pretrained(folder.join("unet"))?;
+    copy(autoencoder, &folder.join("vae"))?;
+    copy(tokenizer, &folder.join("tokenizer"))?;
+    fs::create_dir_all(folder.join("scheduler"))?;
+    for (name, value) in [
+        ("scheduler/scheduler_config.json", scheduler_config()),
+        ("model_index.json", index),
+    ] {
+        fs::write(
+            folder.join(name),
+            serde_json::to_string_pretty(&value)? + "\n",
+        )?;
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let settings = &arguments.settings;
+    let device = Default::default();
+    Inner::seed(&device, settings.seed);
+
+    let tokenizer_folder = settings.folder.join("tokenizer");
+    let mut rng = StdRng::seed_from_u64(settings.seed);
+    let captions: Vec<String> = (0..20_000)
+        .map(|_| caption(&Scene::for_training(&mut rng), Detail::Casual, &mut rng))
+        .collect();
+    tokenizer::train(&captions, MERGES, MAX_LENGTH, &tokenizer_folder)?;
+    let tokenizer = CLIPTokenizer::from_pretrained(&tokenizer_folder)?;
+    let mut lengths = Vec::new();
+    for caption in &captions {
+        lengths.push(tokenizer.tokenize(caption)?.len());
+    }
+    println!(
+        "{} tokens, {} at most in a caption",
+        tokenizer.vocab_size(),
+        lengths.iter().max().expect("there are captions")
+    );
+
+    let vae = AutoencoderKL::<Inner>::from_pretrained(&arguments.autoencoder, &device)?;
+    let data = Latents::new(&vae, arguments.scenes, settings.seed);
+    println!("{} scenes encoded", data.scenes.len());
+    let model = fresh::<Differentiable>(&tokenizer, &device);
+    println!(
+        "{} parameters in the text encoder, {} in the UNet, {} in the autoencoder",
+        model.text_encoder.num_params(),
+        model.unet.num_params(),
+        vae.num_params()
+    );
+    let task = TextToImageTask {
+        data,
+        batch: settings.batch,
+        tokenizer,
+        vae,
+        scheduler: SchedulerConfig::from_json_str(&scheduler_config().to_string())?,
+    };
+    let model = train(&task, model, settings, &device)?;
+    save(
+        &model,
+        &arguments.autoencoder,
+        &tokenizer_folder,
+        &arguments.output,
+    )
+}

@@ -572,6 +572,17 @@ fn damaged_weights_are_errors() {
     );
     let vae = "vae/diffusion_pytorch_model.safetensors";
     check_damage(vae, rename("\"F32\"", "\"I32\""), "has type I32");
+    // The first tensor of the file; its bytes stay those of F32.
+    check_damage(
+        vae,
+        rename("\"F32\"", "\"F16\""),
+        "has type F16 and shape [",
+    );
+    check_damage(
+        vae,
+        rename("\"F32\"", "\"F99\""),
+        "`: unknown variant `F99`",
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use burn::tensor::DType;
-use burn_flex::Flex;
+use diffuse_examples::{Backend, tiny_model};
 use diffuse_pipelines::schedulers::{
     DDPMScheduler, Generator, Scheduler, SchedulerConfig, StepOptions, randn_tensor,
 };
@@ -16,11 +16,15 @@ use diffuse_pipelines::{component_folder, to_pictures};
 
 fn main() -> Result<()> {
     let device = Default::default();
-    let model = PathBuf::from(std::env::args().nth(1).unwrap_or_else(tiny_model));
+    let model = PathBuf::from(
+        std::env::args()
+            .nth(1)
+            .unwrap_or_else(|| tiny_model("ddpm/cat")),
+    );
     // In DDPM repositories all files lie at the top.
-    let unet = UNet2DModel::<Flex>::from_pretrained(component_folder(&model, "unet"), &device)?;
+    let unet = UNet2DModel::<Backend>::from_pretrained(component_folder(&model, "unet"), &device)?;
     let config = SchedulerConfig::from_file(component_folder(&model, "scheduler"))?;
-    let mut scheduler = DDPMScheduler::<Flex>::from_config(&config)?;
+    let mut scheduler = DDPMScheduler::<Backend>::from_config(&config)?;
 
     scheduler.set_timesteps(&25.into())?;
     let [height, width] = unet.config().sample_size.expect("a fixed size").dims();
@@ -41,12 +45,4 @@ fn main() -> Result<()> {
     to_pictures(sample)?[0].save("ddpm-loop.png")?;
     println!("ddpm-loop.png");
     Ok(())
-}
-
-fn tiny_model() -> String {
-    concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../crates/diffuse-pipelines/tests/reference/ddpm/cat"
-    )
-    .into()
 }

@@ -7,13 +7,14 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
+use diffuse_examples::Backend as Inner;
 use diffuse_examples::scenes::{
     Scene,
     caption::{Detail, caption},
     checker::{self, Verdict},
     render::render,
 };
-use diffuse_examples::training::{Inner, grid::grid};
+use diffuse_examples::training::grid::grid;
 use diffuse_pipelines::schedulers::{Overrides, scheduler_from_config};
 use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionPipeline};
 use image::RgbImage;

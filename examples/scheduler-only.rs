@@ -4,23 +4,23 @@
 
 use anyhow::Result;
 use burn::tensor::Tensor;
-use burn_flex::Flex;
+use diffuse_examples::Backend;
 use diffuse_schedulers::{
     Generator, Scheduler, StepOptions, UniPCMultistepConfig, UniPCMultistepScheduler, randn_tensor,
 };
 
 fn main() -> Result<()> {
     let device = Default::default();
-    let mut scheduler = UniPCMultistepScheduler::<Flex>::new(UniPCMultistepConfig::default())?;
+    let mut scheduler = UniPCMultistepScheduler::<Backend>::new(UniPCMultistepConfig::default())?;
     scheduler.set_timesteps(&10.into())?;
 
     // What a perfect network would find in any noise: a picture that is 0.5 everywhere.
-    let answer = Tensor::<Flex, 4>::full([1, 3, 8, 8], 0.5, &device);
+    let answer = Tensor::<Backend, 4>::full([1, 3, 8, 8], 0.5, &device);
     let alphas_cumprod = scheduler.noise_schedule().alphas_cumprod().to_vec();
 
     let mut noise = Generator::new(0);
     let dtype = burn::tensor::DType::F32;
-    let mut sample = randn_tensor::<Flex>(&mut noise, answer.dims(), dtype, &device)?;
+    let mut sample = randn_tensor::<Backend>(&mut noise, answer.dims(), dtype, &device)?;
     sample = sample * scheduler.init_noise_sigma();
     for timestep in scheduler.timesteps().to_vec() {
         let input = scheduler.scale_model_input(sample.clone(), timestep)?;

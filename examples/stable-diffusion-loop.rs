@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use burn_flex::Flex;
+use diffuse_examples::{Backend, tiny_model};
 use diffuse_pipelines::clip::{CLIPTextModel, CLIPTokenizer};
 use diffuse_pipelines::schedulers::{
     Generator, Scheduler, SchedulerConfig, StepOptions, UniPCMultistepScheduler, randn_tensor,
@@ -19,7 +19,7 @@ use diffuse_pipelines::vae::AutoencoderKL;
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let model = PathBuf::from(arguments.next().unwrap_or_else(tiny_model));
+    let model = PathBuf::from(arguments.next().unwrap_or_else(|| tiny_model("sd/base")));
     let prompt = arguments
         .next()
         .unwrap_or("a photograph of an astronaut riding a horse".into());
@@ -28,11 +28,12 @@ fn main() -> Result<()> {
     // The parts.
     let device = Default::default();
     let tokenizer = CLIPTokenizer::from_pretrained(model.join("tokenizer"))?;
-    let text_encoder = CLIPTextModel::<Flex>::from_pretrained(model.join("text_encoder"), &device)?;
-    let unet = UNet2DConditionModel::<Flex>::from_pretrained(model.join("unet"), &device)?;
-    let vae = AutoencoderKL::<Flex>::from_pretrained(model.join("vae"), &device)?;
+    let text_encoder =
+        CLIPTextModel::<Backend>::from_pretrained(model.join("text_encoder"), &device)?;
+    let unet = UNet2DConditionModel::<Backend>::from_pretrained(model.join("unet"), &device)?;
+    let vae = AutoencoderKL::<Backend>::from_pretrained(model.join("vae"), &device)?;
     let config = SchedulerConfig::from_file(model.join("scheduler"))?;
-    let mut scheduler = UniPCMultistepScheduler::<Flex>::from_config(&config)?;
+    let mut scheduler = UniPCMultistepScheduler::<Backend>::from_config(&config)?;
 
     // Text embeddings: the empty text's for the unconditional half, then the prompt's.
     let mut ids = Vec::new();
@@ -40,7 +41,7 @@ fn main() -> Result<()> {
         ids.extend(tokenizer.encode(text)?.ids.into_iter().map(i64::from));
     }
     let ids = TensorData::new(ids, [2, tokenizer.max_length()]);
-    let ids = Tensor::<Flex, 2, Int>::from_data(ids, &device);
+    let ids = Tensor::<Backend, 2, Int>::from_data(ids, &device);
     let embeddings = text_encoder.forward(ids).last_hidden_state;
 
     // Noise.
@@ -75,12 +76,4 @@ fn main() -> Result<()> {
     to_pictures(image)?[0].save("stable-diffusion-loop.png")?;
     println!("stable-diffusion-loop.png");
     Ok(())
-}
-
-fn tiny_model() -> String {
-    concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../crates/diffuse-pipelines/tests/reference/sd/base"
-    )
-    .into()
 }

@@ -10,9 +10,10 @@ use burn::module::Module;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Tensor};
 use clap::Parser;
+use diffuse_examples::Backend as Inner;
 use diffuse_examples::scenes::{Scene, render::render};
 use diffuse_examples::training::{
-    Differentiable, Inner, Settings, Task,
+    Differentiable, Settings, Task,
     grid::{grid, to_tensor},
     train,
 };

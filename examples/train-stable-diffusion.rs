@@ -10,13 +10,14 @@ use burn::module::Module;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use clap::Parser;
+use diffuse_examples::Backend as Inner;
 use diffuse_examples::scenes::{
     Scene,
     caption::{Detail, caption},
     render::render,
 };
 use diffuse_examples::training::{
-    Differentiable, Inner, Settings, Task,
+    Differentiable, Settings, Task,
     grid::{grid, to_tensor},
     tokenizer, train,
 };

@@ -6,13 +6,12 @@
 use anyhow::Result;
 use burn::tensor::backend::Backend;
 use burn_flex::Flex;
+use diffuse_examples::tiny_model;
 use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionPipeline};
 use image::RgbImage;
 
-#[cfg(feature = "cuda")]
-type Second = burn::backend::Cuda;
-#[cfg(all(feature = "wgpu", not(feature = "cuda")))]
-type Second = burn::backend::Wgpu;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+type Second = diffuse_examples::Backend;
 #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
 type Second = burn_ndarray::NdArray;
 
@@ -28,7 +27,9 @@ fn picture<B: Backend>(model: &str, device: &B::Device) -> Result<RgbImage> {
 }
 
 fn main() -> Result<()> {
-    let model = std::env::args().nth(1).unwrap_or_else(tiny_model);
+    let model = std::env::args()
+        .nth(1)
+        .unwrap_or_else(|| tiny_model("sd/base"));
     let first = picture::<Flex>(&model, &Default::default())?;
     let second = picture::<Second>(&model, &Default::default())?;
     let differences = first.as_raw().iter().zip(second.as_raw());
@@ -44,12 +45,4 @@ fn main() -> Result<()> {
         largest.unwrap_or(0)
     );
     Ok(())
-}
-
-fn tiny_model() -> String {
-    concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../crates/diffuse-pipelines/tests/reference/sd/base"
-    )
-    .into()
 }

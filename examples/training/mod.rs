@@ -23,18 +23,8 @@ use clap::Args;
 
 use checkpoint::Checkpoint;
 
-/// What training computes on: chosen by the features of this package.
-#[cfg(feature = "libtorch")]
-pub type Inner = burn::backend::LibTorch;
-#[cfg(all(feature = "cuda", not(feature = "libtorch")))]
-pub type Inner = burn::backend::Cuda;
-#[cfg(all(feature = "wgpu", not(any(feature = "libtorch", feature = "cuda"))))]
-pub type Inner = burn::backend::Wgpu;
-#[cfg(not(any(feature = "libtorch", feature = "cuda", feature = "wgpu")))]
-pub type Inner = burn_flex::Flex;
-
-/// [`Inner`] with gradients.
-pub type Differentiable = burn::backend::Autodiff<Inner>;
+/// [`Backend`](crate::Backend) with gradients.
+pub type Differentiable = burn::backend::Autodiff<crate::Backend>;
 
 /// What every training program takes.
 #[derive(Debug, Clone, Args)]

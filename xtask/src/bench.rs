@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::arguments::Arguments;
-use crate::{cargo, root, run};
+use crate::{cargo, gpus, root, run};
 
 const USAGE: &str = "usage: cargo xtask bench MODEL [--backend flex|wgpu|cuda] [--dtype f32|f16|bf16] [--steps N] \
                      [--width W] [--height H] [--rounds N] [--threads N] [--reference PYTHON]";
@@ -51,7 +51,11 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     };
     let bench = Bench {
         model: model.clone(),
-        backend: arguments.get("backend").unwrap_or("flex").to_string(),
+        backend: arguments
+            .get("backend")
+            .or(gpus().pop())
+            .unwrap_or("flex")
+            .to_string(),
         dtype: arguments.get("dtype").unwrap_or("f32").to_string(),
         steps: arguments.number("steps", 4)?,
         size: [size("width")?, size("height")?],

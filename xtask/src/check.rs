@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cargo, no_arguments};
+use crate::{cargo, features, no_arguments};
 
 /// What a crate must not depend on, by any path. `docs/architecture.md` says why.
 const FORBIDDEN: [(&str, &[&str]); 6] = [
@@ -104,6 +104,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
                 .arg("clippy")
                 .args(selection)
                 .args(["--all-targets", "--release", "--quiet"])
+                .args(features())
                 .args(["--", "-D", "warnings"]),
         )?;
         println!("documentation: {}", selection.join(" "));

@@ -3,8 +3,6 @@
 mod arguments;
 mod bench;
 mod check;
-mod convert;
-mod fetch;
 mod golden;
 mod test;
 
@@ -24,6 +22,11 @@ usage: cargo xtask COMMAND
   fetch MODEL [--revision R] [--variant V] [--into FOLDER]
                            fetch a checkpoint from the hub: sd-v1-4, sd-v1-5, ddpm-cat-256 or OWNER/NAME
   golden [--python PYTHON] make the tests' reference values again, from the Python reference
+
+With its features `wgpu` and `cuda`, which go before the command, `test` and `check` take in what those add, and `bench`
+measures on that GPU unless `--backend` is given:
+
+  cargo run --release --package xtask --features wgpu -- COMMAND
 ";
 
 fn main() -> ExitCode {
@@ -35,9 +38,9 @@ fn main() -> ExitCode {
     let result = match command {
         "test" => test::run(rest),
         "check" => check::run(rest),
-        "fetch" => fetch::run(rest),
+        "fetch" => diffuse("fetch", rest),
         "golden" => golden::run(rest),
-        "convert" => convert::convert(rest),
+        "convert" => diffuse("convert", rest),
         "bench" => bench::bench(rest),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
@@ -67,6 +70,40 @@ fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
     command
+}
+
+/// The GPU backends among xtask's own features.
+fn gpus() -> Vec<&'static str> {
+    [
+        ("wgpu", cfg!(feature = "wgpu")),
+        ("cuda", cfg!(feature = "cuda")),
+    ]
+    .into_iter()
+    .filter_map(|(name, wanted)| wanted.then_some(name))
+    .collect()
+}
+
+/// xtask's own features, for what it builds.
+fn features() -> Vec<String> {
+    let gpus = gpus();
+    if gpus.is_empty() {
+        return Vec::new();
+    }
+    vec!["--features".into(), gpus.join(",")]
+}
+
+/// Hands a command over to the program's own of that name, built first: so that xtask itself needs neither TLS nor
+/// burn.
+fn diffuse(name: &str, arguments: &[String]) -> Result<()> {
+    // From where the person is: paths may be relative.
+    let here = std::env::current_dir().context("cannot tell the current folder")?;
+    run(cargo()
+        .current_dir(here)
+        .args(["run", "--quiet", "--release", "--package", "diffuse-cli"])
+        .arg("--manifest-path")
+        .arg(root().join("Cargo.toml"))
+        .args(["--", name])
+        .args(arguments))
 }
 
 /// Runs a command, which must succeed.

@@ -2,12 +2,13 @@
 
 use anyhow::Result;
 
-use crate::cargo;
+use crate::{cargo, features};
 
 pub fn run(arguments: &[String]) -> Result<()> {
     crate::run(
         cargo()
             .args(["test", "--workspace", "--release"])
+            .args(features())
             .args(arguments),
     )
 }

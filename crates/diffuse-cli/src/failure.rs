@@ -1,13 +1,18 @@
-//! One message in place of a panic.
+//! One message in place of a panic or, where memory runs out, of an abort.
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::any::Any;
 use std::io::{self, IsTerminal};
 use std::panic;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use crate::output::complain;
+
+/// What to do about too little memory.
+const LESS_MEMORY: &str = "a smaller picture, fewer pictures at once or `--dtype f16` need less";
 
 /// Ends the program with one message and exit code 1 at the first panic of any thread.
 ///
@@ -52,13 +57,62 @@ fn advise(message: &str) -> String {
     let lower = message.to_lowercase();
     let memory = ["out of memory", "outofmemory", "out_of_memory", "toobig"];
     if memory.iter().any(|words| lower.contains(words)) {
-        format!(
-            "the device has not enough memory; a smaller picture, fewer pictures at once or `--dtype f16` need less \
-             ({message})"
-        )
+        format!("the device has not enough memory; {LESS_MEMORY} ({message})")
     } else {
         format!("{message} (RUST_BACKTRACE=1 shows where)")
     }
+}
+
+/// The system's allocator, except that memory it does not give ends the program with one message and exit code 1.
+///
+/// Rust aborts instead, and takes no hook for it outside of nightly. (A system that gives more than it has and kills
+/// programs later lets none of them say a word.)
+pub struct SystemOrExit;
+
+// SAFETY: every call goes to the system's allocator, with the caller's own promises, and so does every result.
+unsafe impl GlobalAlloc for SystemOrExit {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: see above.
+        or_exit(unsafe { System.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: see above.
+        or_exit(unsafe { System.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: see above.
+        or_exit(unsafe { System.realloc(pointer, layout, size) }, size)
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: see above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+fn or_exit(pointer: *mut u8, bytes: usize) -> *mut u8 {
+    if pointer.is_null() {
+        exit_without_memory(bytes);
+    }
+    pointer
+}
+
+/// Nothing in here allocates.
+#[cold]
+fn exit_without_memory(bytes: usize) -> ! {
+    static ENDING: AtomicBool = AtomicBool::new(false);
+    if ENDING.swap(true, Ordering::SeqCst) {
+        // Another thread is about to end the program.
+        loop {
+            thread::sleep(Duration::MAX);
+        }
+    }
+    complain(format_args!(
+        "error: there is not enough memory, {bytes} more bytes were refused; {LESS_MEMORY}"
+    ));
+    process::exit(1);
 }
 
 #[cfg(test)]

@@ -21,6 +21,9 @@ use clap::Parser;
 
 use args::{Cli, Command};
 
+#[global_allocator]
+static ALLOCATOR: failure::SystemOrExit = failure::SystemOrExit;
+
 fn main() -> ExitCode {
     failure::exit_on_panic();
     let cli = match Cli::try_parse() {

@@ -270,6 +270,8 @@ fn wrong_options_are_errors() {
         &["txt2img", "a", "--model", "no/such/folder"],
         "no folder `no/such/folder`",
     );
+    let weights = model("sd/base/vae/diffusion_pytorch_model.safetensors");
+    check_error(&["txt2img", "a", "--model", &weights], "is a file, but");
     check_error(
         &["txt2img", "a", "--model", &model("ddpm/cat")],
         "it has no `tokenizer`",
@@ -285,6 +287,29 @@ fn backend_that_is_not_built_in_is_an_error_that_names_the_feature() {
     if !cfg!(feature = "wgpu") {
         check_option(&["--backend", "wgpu"], "--features wgpu");
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn too_little_memory_is_an_error_and_not_an_abort() {
+    let (folder, path) = output("out.png");
+    let result = Command::new("sh")
+        .args(["-c", "ulimit -v 1000000; exec \"$@\"", "sh"])
+        .args([env!("CARGO_BIN_EXE_diffuse"), "txt2img", "a"])
+        .args(["--width", "16384", "--height", "16384", "--steps", "1"])
+        .args(["--model", &model("sd/base"), "--output", &path])
+        // Each thread would take its share of the addresses.
+        .env("RAYON_NUM_THREADS", "1")
+        .output()
+        .unwrap();
+    let message = text(&result.stderr);
+    assert_eq!(result.status.code(), Some(1), "{message}");
+    assert!(
+        message.starts_with("error: there is not enough memory"),
+        "{message}"
+    );
+    assert_eq!(message.lines().count(), 1, "{message}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[cfg(unix)]
@@ -547,6 +572,17 @@ fn damaged_weights_are_errors() {
     );
     let vae = "vae/diffusion_pytorch_model.safetensors";
     check_damage(vae, rename("\"F32\"", "\"I32\""), "has type I32");
+    // The first tensor of the file; its bytes stay those of F32.
+    check_damage(
+        vae,
+        rename("\"F32\"", "\"F16\""),
+        "has type F16 and shape [",
+    );
+    check_damage(
+        vae,
+        rename("\"F32\"", "\"F99\""),
+        "`: unknown variant `F99`",
+    );
 }
 
 #[test]

@@ -21,7 +21,7 @@ pub enum PretrainedError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// The folder does not exist.
-    #[error("there is no folder `{}`", .0.display())]
+    #[error("{}", no_folder(.0))]
     NoFolder(PathBuf),
     /// The folder has no weights file of this model.
     #[error("`{}` has none of {expected}{hint}", folder.display())]
@@ -33,6 +33,18 @@ pub enum PretrainedError {
         /// What is there instead.
         hint: String,
     },
+}
+
+/// What is wrong with a path that is not a model's folder.
+pub fn no_folder(path: &Path) -> String {
+    if path.exists() {
+        format!(
+            "`{}` is a file, but a model is a folder in Diffusers' format",
+            path.display()
+        )
+    } else {
+        format!("there is no folder `{}`", path.display())
+    }
 }
 
 /// How to load a model.

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use diffuse_clip::TokenizerError;
 use diffuse_nn::checkpoint::CheckpointError;
-use diffuse_nn::pretrained::PretrainedError;
+use diffuse_nn::pretrained::{PretrainedError, no_folder};
 use diffuse_schedulers::SchedulerError;
 use thiserror::Error;
 
@@ -22,7 +22,7 @@ pub enum PipelineError {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     /// The model's folder does not exist.
-    #[error("there is no folder `{}`", .0.display())]
+    #[error("{}", no_folder(.0))]
     NoFolder(PathBuf),
     /// There is no such folder, and no such repository can be had from the hub.
     #[cfg(feature = "hub")]

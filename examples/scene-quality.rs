@@ -7,7 +7,6 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use diffuse_examples::Backend as Inner;
 use diffuse_examples::scenes::{
     Scene,
     caption::{Detail, caption},
@@ -15,6 +14,7 @@ use diffuse_examples::scenes::{
     render::render,
 };
 use diffuse_examples::training::grid::grid;
+use diffuse_examples::{Backend, shipped_model};
 use diffuse_pipelines::schedulers::{Overrides, scheduler_from_config};
 use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionPipeline};
 use image::RgbImage;
@@ -25,8 +25,8 @@ use rand::rngs::StdRng;
 #[derive(Parser)]
 struct Arguments {
     /// Folder of the pipeline
-    #[arg(long, default_value_os_t = shipped())]
-    model: PathBuf,
+    #[arg(long, default_value_t = shipped_model("scenes"))]
+    model: String,
     /// Number of prompts
     #[arg(long, default_value_t = 200)]
     prompts: usize,
@@ -46,10 +46,6 @@ struct Arguments {
     /// Print the prompts that were not followed
     #[arg(long)]
     failures: bool,
-}
-
-fn shipped() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../crates/diffuse-cli/assets/scenes")
 }
 
 /// Pictures that are made at once.
@@ -74,7 +70,7 @@ fn main() -> Result<()> {
         .collect();
     let device = Default::default();
     let mut pipeline =
-        StableDiffusionPipeline::<Inner>::from_pretrained(&arguments.model, &device)?;
+        StableDiffusionPipeline::<Backend>::from_pretrained(&arguments.model, &device)?;
     pipeline.scheduler = scheduler_from_config(
         pipeline.scheduler.config(),
         arguments.scheduler.as_deref(),

@@ -42,6 +42,15 @@ struct Arguments {
     /// Folder of the trained autoencoder
     #[arg(long)]
     autoencoder: PathBuf,
+    /// Channels of the UNet's levels
+    #[arg(long, value_delimiter = ',', default_values_t = [48, 64, 64, 64])]
+    channels: Vec<usize>,
+    /// Attention heads of the UNet's levels: many tokens with many heads are slow
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 4])]
+    heads: Vec<usize>,
+    /// Residual blocks of each level of the UNet
+    #[arg(long, default_value_t = 2)]
+    layers: usize,
     /// Scenes to draw and encode before training
     #[arg(long, default_value_t = 16384)]
     scenes: usize,
@@ -231,13 +240,13 @@ const SAMPLE_PROMPTS: [&str; 12] = [
     "a tiny yellow boat on the right at sea by day",
 ];
 
-/// Widths for about six million parameters in all, with the autoencoder.
-fn unet_config(sample_size: usize, context: usize) -> UNet2DConditionConfig {
+fn unet_config(arguments: &Arguments, context: usize) -> UNet2DConditionConfig {
     UNet2DConditionConfig {
         diffusers_version: Some("0.42.1".into()),
-        sample_size: Some(SampleSize::Square(sample_size)),
-        block_out_channels: vec![48, 64, 64, 64],
-        attention_head_dim: PerLevel::Same(4),
+        sample_size: Some(SampleSize::Square(SIZE as usize / 8)),
+        block_out_channels: arguments.channels.clone(),
+        layers_per_block: PerLevel::Same(arguments.layers),
+        attention_head_dim: PerLevel::Each(arguments.heads.clone()),
         norm_num_groups: 16,
         cross_attention_dim: PerLevel::Same(context),
         ..UNet2DConditionConfig::default()
@@ -257,9 +266,13 @@ fn text_config(vocab_size: usize) -> CLIPTextConfig {
 }
 
 /// Fresh weights, in a state from which they learn fast: small embeddings, and a UNet that predicts nothing.
-fn fresh<B: Backend>(tokenizer: &CLIPTokenizer, device: &B::Device) -> TextToLatents<B> {
+fn fresh<B: Backend>(
+    arguments: &Arguments,
+    tokenizer: &CLIPTokenizer,
+    device: &B::Device,
+) -> TextToLatents<B> {
     let text_config = text_config(tokenizer.vocab_size());
-    let unet_config = unet_config(SIZE as usize / 8, text_config.hidden_size);
+    let unet_config = unet_config(arguments, text_config.hidden_size);
     let mut text_encoder = CLIPTextModel::<B>::from_config(&text_config, device);
     let embeddings = &mut text_encoder.text_model.embeddings;
     for embedding in [
@@ -364,7 +377,7 @@ fn main() -> Result<()> {
     let vae = AutoencoderKL::<Inner>::from_pretrained(&arguments.autoencoder, &device)?;
     let data = Latents::new(&vae, arguments.scenes, settings.seed);
     println!("{} scenes encoded", data.scenes.len());
-    let model = fresh::<Differentiable>(&tokenizer, &device);
+    let model = fresh::<Differentiable>(&arguments, &tokenizer, &device);
     println!(
         "{} parameters in the text encoder, {} in the UNet, {} in the autoencoder",
         model.text_encoder.num_params(),

@@ -19,6 +19,7 @@ usage: cargo xtask COMMAND
   convert SRC DST [--dtype f16|f32|bf16] [--variant NAME]
                            rewrite a checkpoint as clean safetensors
   bench MODEL [OPTIONS]    time the program and, with --reference PYTHON, the reference on the same weights
+  bench quality [OPTIONS]  count what the built-in model draws right of prompts that it was not trained on
   fetch MODEL [--revision R] [--variant V] [--into FOLDER]
                            fetch a checkpoint from the hub: sd-v1-4, sd-v1-5, ddpm-cat-256 or OWNER/NAME
   golden [--python PYTHON] make the tests' reference values again, from the Python reference
@@ -41,7 +42,12 @@ fn main() -> ExitCode {
         "fetch" => diffuse("fetch", rest),
         "golden" => golden::run(rest),
         "convert" => diffuse("convert", rest),
-        "bench" => bench::bench(rest),
+        "bench" => match rest.split_first() {
+            Some((what, rest)) if what == "quality" => {
+                start(&["diffuse-examples", "--example", "scene-quality"], rest)
+            }
+            _ => bench::bench(rest),
+        },
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(())
@@ -92,17 +98,22 @@ fn features() -> Vec<String> {
     vec!["--features".into(), gpus.join(",")]
 }
 
-/// Hands a command over to the program's own of that name, built first: so that xtask itself needs neither TLS nor
-/// burn.
+/// Hands a command over to the program's own of that name: so that xtask itself needs neither TLS nor burn.
 fn diffuse(name: &str, arguments: &[String]) -> Result<()> {
+    start(&["diffuse-cli"], &[&[name.to_string()], arguments].concat())
+}
+
+/// Builds and runs a program of the workspace, `cargo run --package` with what comes after.
+fn start(package: &[&str], arguments: &[String]) -> Result<()> {
     // From where the person is: paths may be relative.
     let here = std::env::current_dir().context("cannot tell the current folder")?;
     run(cargo()
         .current_dir(here)
-        .args(["run", "--quiet", "--release", "--package", "diffuse-cli"])
-        .arg("--manifest-path")
+        .args(["run", "--quiet", "--release", "--manifest-path"])
         .arg(root().join("Cargo.toml"))
-        .args(["--", name])
+        .arg("--package")
+        .args(package)
+        .arg("--")
         .args(arguments))
 }
 

@@ -1,25 +1,73 @@
 //! What can be typed.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use diffuse_pipelines::PipelineKind;
 use diffuse_pipelines::schedulers::Overrides;
 use serde_json::Value;
 
+use crate::builtin::Builtin;
+
 /// Pictures from diffusion models.
 #[derive(Debug, Parser)]
-#[command(name = "diffuse", version, arg_required_else_help = true)]
+#[command(
+    name = "diffuse",
+    version,
+    arg_required_else_help = true,
+    override_usage = "diffuse PROMPT [OPTIONS]\n       diffuse COMMAND [OPTIONS]",
+    after_help = FIRST_PICTURE,
+)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
 
+/// Where a person begins.
+const FIRST_PICTURE: &str = "\
+A first picture, without a download:
+  diffuse \"a small red house on snow at night\"
+
+The small model that is built in knows skies (day, sunset, night), grounds (meadow, sand, snow, sea), houses, trees,
+boats, mountains, the sun and the moon. For anything else, name a Stable Diffusion v1 checkpoint:
+  diffuse \"a lighthouse in a storm\" --model CompVis/stable-diffusion-v1-4
+
+`diffuse txt2img --help` explains the options.";
+
+impl Cli {
+    /// Reads the program's arguments. A first one that is neither a command nor an option is a prompt, as if `txt2img`
+    /// stood before it.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+        let first = arguments.get(1).and_then(|first| first.to_str());
+        if let Some(first) = first.filter(|first| !first.starts_with('-')) {
+            let command = Self::command();
+            let mut names: Vec<&str> = command.get_subcommands().map(|it| it.get_name()).collect();
+            names.push("help");
+            if !names.contains(&first) {
+                let meant = names.iter().find(|name| strsim::jaro(name, first) > 0.8);
+                if let Some(meant) = meant {
+                    let message = format!(
+                        "there is no command `{first}`: for the command, `diffuse {meant}`; for a picture of it, \
+                         `diffuse txt2img {first}`\n"
+                    );
+                    return Err(clap::Error::raw(ErrorKind::InvalidSubcommand, message));
+                }
+                arguments.insert(1, "txt2img".into());
+            }
+        }
+        Self::try_parse_from(arguments)
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make pictures of a text with a Stable Diffusion v1 checkpoint
+    /// Make pictures of one or several texts
     Txt2img(Box<Txt2img>),
-    /// Make pictures without a text with a DDPM checkpoint
+    /// Make pictures without a text
     Ddpm(Box<Ddpm>),
     /// Say what a checkpoint is: components, parameters, types, what is not supported
     Inspect(Inspect),
@@ -44,7 +92,7 @@ pub struct Txt2img {
     /// What not to show: one for all prompts, or one for each
     #[arg(long, value_name = "TEXT", num_args = 1..)]
     pub negative_prompt: Vec<String>,
-    /// Number of steps [default: 50]
+    /// Number of steps [default: 50, of the built-in model 25]
     #[arg(long, value_name = "N", conflicts_with_all = ["timesteps", "sigmas"])]
     pub steps: Option<usize>,
     /// The timesteps themselves, falling
@@ -58,14 +106,10 @@ pub struct Txt2img {
     /// The noise levels themselves, falling
     #[arg(long, value_name = "A,B,...", value_delimiter = ',')]
     pub sigmas: Option<Vec<f64>>,
-    /// How closely to follow the prompt; none beyond the model's own at 1 and below
-    #[arg(
-        long,
-        value_name = "G",
-        default_value_t = 7.5,
-        allow_negative_numbers = true
-    )]
-    pub guidance_scale: f64,
+    /// How closely to follow the prompt; none beyond the model's own at 1 and below [default: 7.5, of the built-in model
+    /// 4]
+    #[arg(long, value_name = "G", allow_negative_numbers = true)]
+    pub guidance_scale: Option<f64>,
     /// How much of the guidance's contrast to take back, 0 to 1
     #[arg(
         long,
@@ -102,7 +146,7 @@ pub struct Txt2img {
 pub struct Ddpm {
     #[command(flatten)]
     pub model: Model,
-    /// Number of steps [default: 1000 with DDPM, else 50]
+    /// Number of steps [default: 1000 with DDPM, of the built-in model 100; else 50]
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
     /// How much noise each step of DDIM adds, 0 to 1
@@ -175,9 +219,10 @@ pub struct Convert {
 /// Which weights, and what to compute them with.
 #[derive(Debug, Args)]
 pub struct Model {
-    /// The checkpoint: a folder in Diffusers' format, or a name on the hub (`CompVis/stable-diffusion-v1-4`)
+    /// The checkpoint: a folder in Diffusers' format, or a name on the hub (`CompVis/stable-diffusion-v1-4`) [default: a
+    /// small model of scenes that is built in]
     #[arg(long, value_name = "MODEL")]
-    pub model: PathBuf,
+    pub model: Option<PathBuf>,
     /// Branch, tag or commit of a model from the hub [default: main]
     #[arg(long, value_name = "R")]
     pub revision: Option<String>,
@@ -202,6 +247,12 @@ pub struct Model {
 }
 
 impl Model {
+    /// What a picture's record calls the model.
+    pub fn name(&self, pipeline: PipelineKind) -> PathBuf {
+        let builtin = || PathBuf::from(format!("built in: {}", Builtin::of(pipeline).name));
+        self.model.clone().unwrap_or_else(builtin)
+    }
+
     /// The scheduler's options as given; of one that is given twice, the last.
     pub fn scheduler_options(&self) -> Overrides {
         self.scheduler_option.iter().cloned().collect()
@@ -274,11 +325,33 @@ fn parse_option(text: &str) -> Result<(String, Value), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn arguments_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_prompt_needs_no_command() {
+        let read = |arguments: &[&str]| {
+            let arguments = ["diffuse"].iter().chain(arguments);
+            Cli::read(arguments.map(OsString::from))
+        };
+        let Ok(Cli {
+            command: Command::Txt2img(args),
+        }) = read(&["a small red house", "--seed", "3"])
+        else {
+            panic!("a prompt is for txt2img");
+        };
+        assert_eq!(args.prompts, ["a small red house"]);
+        assert_eq!(args.run.seed, [3]);
+        assert!(matches!(
+            read(&["schedulers"]).unwrap().command,
+            Command::Schedulers
+        ));
+        let message = read(&["shedulers"]).unwrap_err().to_string();
+        assert!(message.contains("`diffuse schedulers`"), "{message}");
+        assert!(read(&["--nonsense"]).is_err());
     }
 
     #[test]

@@ -10,7 +10,8 @@ use serde_json::{Map, Value, json};
 
 use crate::args::Ddpm;
 use crate::backend::{self, Job, load_options, with_backend};
-use crate::model::Wanted;
+use crate::builtin::Builtin;
+use crate::model::find_model;
 use crate::output;
 use crate::progress::Progress;
 
@@ -30,8 +31,8 @@ struct Unconditional(Box<Ddpm>);
 impl Job for Unconditional {
     fn run<B: Backend>(self, device: B::Device) -> Result<()> {
         let args = *self.0;
-        let wanted = Wanted::of_model(&args.model, PipelineKind::Unconditional, args.run.quiet);
-        let source = wanted.find()?;
+        let kind = PipelineKind::Unconditional;
+        let source = find_model(&args.model, kind, args.run.quiet)?;
         let start = Instant::now();
         let load = load_options::<B>(&args.model, &device)?;
         let mut pipeline = DDPMPipeline::<B>::from_pretrained_with(&source.folder, &load, &device)?;
@@ -41,10 +42,16 @@ impl Job for Unconditional {
             &args.model.scheduler_options(),
         )?;
         let loading = start.elapsed();
+        // The folder of a model that the program carries is not needed any more.
+        drop(source.temporary);
         let is_ddpm = pipeline.scheduler.config().class_name() == Some("DDPMScheduler");
         let options = DDPMOptions {
             batch_size: args.run.num_images,
-            num_inference_steps: args.steps.unwrap_or(if is_ddpm { 1000 } else { 50 }),
+            num_inference_steps: args.steps.unwrap_or(match &args.model.model {
+                _ if !is_ddpm => 50,
+                Some(_) => 1000,
+                None => Builtin::of(kind).steps,
+            }),
             seeds: args.run.seed.clone(),
             step: StepOptions {
                 eta: pipeline.scheduler.capabilities().eta.then_some(args.eta),
@@ -74,7 +81,7 @@ fn record(args: &Ddpm, options: &DDPMOptions) -> Map<String, Value> {
     let record = json!({
         "command": "ddpm",
         "version": env!("CARGO_PKG_VERSION"),
-        "model": args.model.model,
+        "model": args.model.name(PipelineKind::Unconditional),
         "variant": args.model.variant,
         "steps": options.num_inference_steps,
         "eta": args.eta,

@@ -2,6 +2,7 @@
 
 mod args;
 mod backend;
+mod builtin;
 mod convert;
 mod ddpm;
 mod devices;
@@ -17,8 +18,6 @@ mod txt2img;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use args::{Cli, Command};
 
 #[global_allocator]
@@ -26,7 +25,7 @@ static ALLOCATOR: failure::SystemOrExit = failure::SystemOrExit;
 
 fn main() -> ExitCode {
     failure::exit_on_panic();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
             // clap exits with 2 on wrong arguments; here every failure is 1.

@@ -9,8 +9,10 @@ use diffuse_pipelines::{
     PipelineError,
     hub::{self, FetchOptions, HubError, Snapshot},
 };
+use tempfile::TempDir;
 
 use crate::args::{Inspect, Model};
+use crate::builtin::Builtin;
 #[cfg(feature = "hub")]
 use crate::progress::DownloadProgress;
 
@@ -19,6 +21,38 @@ pub struct Source {
     pub folder: PathBuf,
     /// The commit, of a model from the hub.
     pub commit: Option<String>,
+    /// The folder, if it is to last no longer than this.
+    pub temporary: Option<TempDir>,
+}
+
+/// Finds the model for a pipeline: the one that was named, or else the small one that the program carries.
+pub fn find_model(model: &Model, pipeline: PipelineKind, quiet: bool) -> Result<Source> {
+    let Some(named) = &model.model else {
+        if let Some(option) = [
+            model.revision.as_ref().map(|_| "--revision"),
+            model.variant.as_ref().map(|_| "--variant"),
+        ]
+        .into_iter()
+        .flatten()
+        .next()
+        {
+            bail!("`{option}` is for a checkpoint: name it with `--model`");
+        }
+        let temporary = Builtin::of(pipeline).unpack()?;
+        return Ok(Source {
+            folder: temporary.path().to_path_buf(),
+            commit: None,
+            temporary: Some(temporary),
+        });
+    };
+    let wanted = Wanted {
+        model: named,
+        revision: model.revision.as_deref(),
+        variant: model.variant.as_deref(),
+        pipeline: Some(pipeline),
+        quiet,
+    };
+    wanted.find()
 }
 
 /// Which model is wanted.
@@ -33,16 +67,6 @@ pub struct Wanted<'a> {
 }
 
 impl<'a> Wanted<'a> {
-    pub fn of_model(model: &'a Model, pipeline: PipelineKind, quiet: bool) -> Self {
-        Self {
-            model: &model.model,
-            revision: model.revision.as_deref(),
-            variant: model.variant.as_deref(),
-            pipeline: Some(pipeline),
-            quiet,
-        }
-    }
-
     pub fn of_inspect(args: &'a Inspect) -> Self {
         Self {
             model: &args.model,
@@ -68,6 +92,7 @@ impl<'a> Wanted<'a> {
         Ok(Source {
             folder: self.model.to_path_buf(),
             commit: None,
+            temporary: None,
         })
     }
 
@@ -85,6 +110,7 @@ impl<'a> Wanted<'a> {
         Ok(Source {
             folder: snapshot.folder,
             commit: Some(snapshot.commit),
+            temporary: None,
         })
     }
 

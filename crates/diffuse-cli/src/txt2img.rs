@@ -12,14 +12,15 @@ use serde_json::{Map, Value, json};
 
 use crate::args::Txt2img;
 use crate::backend::{self, Job, load_options, with_backend};
-use crate::model::Wanted;
+use crate::builtin::Builtin;
+use crate::model::find_model;
 use crate::output;
 use crate::progress::Progress;
 
 pub fn run(mut args: Box<Txt2img>) -> Result<()> {
     if args.prompts.is_empty() {
         bail!(
-            "no prompt is given; it comes before the options, as in `diffuse txt2img \"a cat\" --model FOLDER`"
+            "no prompt is given; it comes before the options, as in `diffuse \"a boat at sunset\" --seed 0`"
         );
     }
     let pictures = args.prompts.len().saturating_mul(args.run.num_images);
@@ -35,8 +36,8 @@ struct TextToImage(Box<Txt2img>);
 impl Job for TextToImage {
     fn run<B: Backend>(self, device: B::Device) -> Result<()> {
         let args = *self.0;
-        let wanted = Wanted::of_model(&args.model, PipelineKind::StableDiffusion, args.run.quiet);
-        let source = wanted.find()?;
+        let kind = PipelineKind::StableDiffusion;
+        let source = find_model(&args.model, kind, args.run.quiet)?;
         let start = Instant::now();
         let load = load_options::<B>(&args.model, &device)?;
         let mut pipeline =
@@ -51,7 +52,14 @@ impl Job for TextToImage {
             Some(path) => Some(latents::read(path, &device)?),
             None => None,
         };
-        let defaults = StableDiffusionOptions::default();
+        // The folder of a model that the program carries is not needed any more.
+        drop(source.temporary);
+        let mut defaults = StableDiffusionOptions::default();
+        if args.model.model.is_none() {
+            let builtin = Builtin::of(kind);
+            defaults.num_inference_steps = builtin.steps;
+            defaults.guidance_scale = builtin.guidance_scale;
+        }
         let options = StableDiffusionOptions {
             prompt: args.prompts.clone(),
             negative_prompt: args.negative_prompt.clone(),
@@ -60,7 +68,7 @@ impl Job for TextToImage {
             num_inference_steps: args.steps.unwrap_or(defaults.num_inference_steps),
             timesteps: args.timesteps.clone(),
             sigmas: args.sigmas.clone(),
-            guidance_scale: args.guidance_scale,
+            guidance_scale: args.guidance_scale.unwrap_or(defaults.guidance_scale),
             guidance_rescale: args.guidance_rescale,
             num_images_per_prompt: args.run.num_images,
             eta: args.eta,
@@ -91,7 +99,7 @@ fn record<B: Backend>(args: &Txt2img, options: &StableDiffusionOptions<B>) -> Ma
     let record = json!({
         "command": "txt2img",
         "version": env!("CARGO_PKG_VERSION"),
-        "model": args.model.model,
+        "model": args.model.name(PipelineKind::StableDiffusion),
         "variant": args.model.variant,
         "prompt": args.prompts,
         "negative_prompt": args.negative_prompt,
@@ -99,7 +107,7 @@ fn record<B: Backend>(args: &Txt2img, options: &StableDiffusionOptions<B>) -> Ma
             .then_some(options.num_inference_steps),
         "timesteps": args.timesteps,
         "sigmas": args.sigmas,
-        "guidance_scale": args.guidance_scale,
+        "guidance_scale": options.guidance_scale,
         "guidance_rescale": args.guidance_rescale,
         "clip_skip": args.clip_skip,
         "eta": args.eta,

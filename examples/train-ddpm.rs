@@ -15,7 +15,7 @@ use diffuse_examples::scenes::{Scene, render::render};
 use diffuse_examples::training::{
     Differentiable, Settings, Task,
     grid::{grid, to_tensor},
-    train,
+    scaled, train,
 };
 use diffuse_pipelines::schedulers::{
     DDIMScheduler, DDPMScheduler, Generator, Scheduler, SchedulerConfig, randn_tensor,
@@ -147,7 +147,7 @@ fn main() -> Result<()> {
     Inner::seed(&device, arguments.settings.seed);
     let mut model = UNet2DModel::<Differentiable>::from_config(&config(), &device);
     // A UNet that predicts nothing learns faster than one that predicts anything.
-    model.conv_out.weight = model.conv_out.weight.map(|weight| weight * 0.0);
+    model.conv_out.weight = scaled(model.conv_out.weight, 0.0);
     println!("{} parameters", model.num_params());
     let task = PixelTask {
         batch: arguments.settings.batch,

@@ -19,7 +19,7 @@ use diffuse_examples::scenes::{
 use diffuse_examples::training::{
     Differentiable, Settings, Task,
     grid::{grid, to_tensor},
-    tokenizer, train,
+    scaled, tokenizer, train,
 };
 use diffuse_pipelines::clip::{CLIPTextConfig, CLIPTextModel, CLIPTokenizer};
 use diffuse_pipelines::schedulers::{
@@ -279,10 +279,10 @@ fn fresh<B: Backend>(
         &mut embeddings.token_embedding,
         &mut embeddings.position_embedding,
     ] {
-        embedding.weight = embedding.weight.clone().map(|weight| weight * 0.1);
+        embedding.weight = scaled(embedding.weight.clone(), 0.1);
     }
     let mut unet = UNet2DConditionModel::from_config(&unet_config, device);
-    unet.conv_out.weight = unet.conv_out.weight.map(|weight| weight * 0.0);
+    unet.conv_out.weight = scaled(unet.conv_out.weight, 0.0);
     TextToLatents { text_encoder, unet }
 }
 

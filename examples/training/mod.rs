@@ -104,6 +104,8 @@ pub fn train<B: AutodiffBackend, T: Task<B>>(
     fs::create_dir_all(folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
     let optimizer = AdamWConfig::new()
         .with_beta_2(0.99)
+        // Gradients of a text encoder are so small that burn's default would drown them.
+        .with_epsilon(1e-8)
         .with_weight_decay(0.01)
         .with_grad_clipping(Some(GradientClippingConfig::Norm(1.0)))
         .init::<B, T::Model>();

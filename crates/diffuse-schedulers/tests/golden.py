@@ -10,10 +10,11 @@ A trajectory is a sampling loop without a network. One generator gives the start
 "model" answers `0.8 x + 0.15 cos(3 x + t / 100)`. With `begin`, the loop starts inside the schedule from a noised wave.
 The tolerance of each recorded step is 2e-5 of the sample's largest value (4e-3 in half precision), twenty times what a
 change of 1e-6 at the start grows to, and 2e-7 of the start's largest value: the last digit of the noise that is removed.
-Of runs of more than 100 calls only every tenth timestep and sigma is kept (`every`).
 
-`pairwise` are more such rows. In these every two of beta schedule, prediction type, spacing, curve of sigmas, order, kind
-of solver and number of steps (1, 2, 3, 5, 10, 25, 50, 999) meet, for each class, where the reference gives finite numbers.
+`pairwise` are more such rows: for each class with a beta schedule, nearly every two of beta schedule, prediction type,
+spacing, curve of sigmas, order, kind of solver and number of steps (1, 2, 3, 5, 10, 25, 50, 999) meet in some row, where
+the reference gives finite numbers that f32 determines (`docs/schedulers.md`). Of their runs of more than 100 calls only
+every tenth timestep and sigma is kept (`every`).
 """
 
 import json

@@ -290,7 +290,10 @@ fn grid(path: &Path, names: &[&str], draw: impl Fn(&Area, &str) -> Result<String
     ] {
         svg = svg.replace(default, "");
     }
-    std::fs::write(path, svg)?;
+    // Marks that fall on each other are drawn once.
+    let mut lines: Vec<&str> = svg.lines().collect();
+    lines.dedup();
+    std::fs::write(path, lines.join("\n") + "\n")?;
     Ok(())
 }
 

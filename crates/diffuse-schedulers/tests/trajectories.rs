@@ -73,8 +73,8 @@ fn model<B: Backend>(case: &Value, x: Tensor<B, 4>, timestep: f64) -> Tensor<B, 
     }
 }
 
-/// Rows of other sets in which the reference differs from machine to machine by more than their tolerance, because they
-/// enlarge the last bit of a square root or a logarithm, or lose half the digits of f32 (see `docs/schedulers.md`).
+/// Rows of `DIFFUSE_REFERENCE` in which the reference is less exact than their tolerance, because they enlarge the last bit
+/// of a square root or a logarithm, or lose half the digits of f32 (see `docs/schedulers.md`): held to 2% of the largest value.
 const ROUGH: &[&str] = &[
     "DEISMultistep_027",
     "DEISMultistep_029",
@@ -131,9 +131,9 @@ fn check<B: Backend>(case: &Value) {
             .step_by(every)
             .map(|&sigma| sigma.into())
             .collect();
-        // The reference's zero-SNR tables vary from machine to machine: its square root is not exactly rounded.
+        // The reference's square root is not correctly rounded, which shows in its zero-SNR tables.
         let zero_snr = case["config"]["rescale_betas_zero_snr"] == true;
-        // So are the levels of EDM models, which the reference computes in f32.
+        // It computes the levels of EDM models in f32.
         let edm = case["scheduler"].as_str().unwrap().starts_with("EDM");
         let digits = match (rough, zero_snr || edm) {
             (true, _) => 2e-3,

@@ -16,7 +16,10 @@ const SCRIPTS: [(&str, &str); 3] = [
         "xtask/golden/golden.py",
         "crates/diffuse-pipelines/tests/reference",
     ),
-    ("xtask/golden/builtin.py", "crates/diffuse-cli/tests/builtin"),
+    (
+        "xtask/golden/builtin.py",
+        "crates/diffuse-cli/tests/builtin",
+    ),
 ];
 
 pub fn run(arguments: &[String]) -> Result<()> {

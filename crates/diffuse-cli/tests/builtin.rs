@@ -49,7 +49,8 @@ fn pictures_are_the_references() {
             .map(|(ours, theirs)| ours.abs_diff(*theirs))
             .collect();
         let largest = *differences.iter().max().unwrap();
-        let mean = differences.iter().map(|it| f64::from(*it)).sum::<f64>() / differences.len() as f64;
+        let mean =
+            differences.iter().map(|it| f64::from(*it)).sum::<f64>() / differences.len() as f64;
         println!("{name}: {largest} levels at most, {mean:.4} on average");
         assert!(largest <= 2 && mean <= 0.1, "{name}: {largest}, {mean}");
     }
@@ -67,6 +68,9 @@ fn the_built_in_model_needs_no_file_and_leaves_none() {
         .output()
         .unwrap();
     assert!(output.status.success());
-    assert_eq!(open(folder.path().join("trees.png")).dimensions(), (128, 128));
+    assert_eq!(
+        open(folder.path().join("trees.png")).dimensions(),
+        (128, 128)
+    );
     assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);
 }

@@ -9,8 +9,7 @@
 //!     = (α_t / α_s) x_s + σ_t Σ m_i ∫ e^(u - ln ρ_t) l_i(u) du
 //! ```
 //!
-//! The integrals are f64. The reference's are f32, lose half their digits at three points and many steps, and differ from
-//! machine to machine there.
+//! The integrals are f64. The reference's are f32 and lose half their digits at three points or hundreds of steps.
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};

@@ -1,24 +1,33 @@
 """Makes the fixtures of this folder with the reference, Hugging Face Diffusers.
 
-    python golden.py [OUTPUT]
+    python golden.py [OUTPUT [PART ...]]
 
 needs `torch`, `diffusers`, `scipy`, `torchsde` and `safetensors`. Reads the rows of `cases.json`, writes what the reference makes
-of them to OUTPUT (default: `fixtures` beside this file), and prints the versions. A new test is a new row.
+of them to OUTPUT (default: `fixtures` beside this file), all or the parts that are named, and prints the versions, which
+are recorded in `made_with.json` when all is made. A new test is a new row.
 
 A trajectory is a sampling loop without a network. One generator gives the start and the noise of the steps; the
 "model" answers `0.8 x + 0.15 cos(3 x + t / 100)`. With `begin`, the loop starts inside the schedule from a noised wave.
 The tolerance of each recorded step is 2e-5 of the sample's largest value (4e-3 in half precision), twenty times what a
 change of 1e-6 at the start grows to, and 2e-7 of the start's largest value: the last digit of the noise that is removed.
+
+`pairwise` are more such rows: for each class with a beta schedule, nearly every two of beta schedule, prediction type,
+spacing, curve of sigmas, order, kind of solver and number of steps (1, 2, 3, 5, 10, 25, 50, 999) meet in some row, where
+the reference gives finite numbers. Their tolerance grows by the reference's distance from itself when it computes in
+f64. Of their runs of more than 100 calls only every tenth timestep and sigma is kept (`every`).
 """
 
+import contextlib
 import json
 import math
 import pathlib
 import sys
 import tempfile
 import warnings
+from unittest import mock
 
 import diffusers
+import numpy
 import scipy
 import torch
 from diffusers.utils import logging
@@ -61,8 +70,28 @@ def model(case, x, t):
     return output
 
 
-def run(case, nudge=0.0):
-    scheduler = build(case["scheduler"], case["config"])
+@contextlib.contextmanager
+def in_double(scheduler):
+    """Has the reference compute in f64 what it computes in f32, from the same noise schedule and random numbers."""
+    for key, value in vars(scheduler).items():
+        if isinstance(value, torch.Tensor) and value.dtype == torch.float32:
+            setattr(scheduler, key, value.double())
+    draw, single = torch.randn, torch.float32
+    randn = lambda *size, dtype=None, **options: draw(*size, dtype=single, **options).double()
+    with (
+        mock.patch.object(torch, "float32", torch.float64),
+        mock.patch.object(numpy, "float32", numpy.float64),
+        mock.patch.object(torch, "randn", randn),
+    ):
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield scheduler
+        finally:
+            torch.set_default_dtype(single)
+
+
+def run(case, nudge=0.0, scheduler=None):
+    scheduler = scheduler or build(case["scheduler"], case["config"])
     scheduler.set_timesteps(**case["set_timesteps"])
     generator = torch.Generator("cpu").manual_seed(case["seed"])
     dtype = getattr(torch, case.get("dtype", "float32"))
@@ -93,7 +122,7 @@ def two_digits_up(value):
     return math.ceil(value * 10**digits) / 10**digits
 
 
-def trajectories(cases, out):
+def trajectories(cases, out, one_file=None):
     schedules, tables, tensors = {}, {}, {}
     for case in cases:
         name = case["name"]
@@ -101,13 +130,22 @@ def trajectories(cases, out):
         if not torch.isfinite(samples).all():
             raise FloatingPointError(f"{name}: non-finite sample")
         _, _, nudged = run(case, 1e-6)
+        noise = torch.zeros_like(samples)
+        if one_file:
+            with in_double(build(case["scheduler"], case["config"])) as double:
+                noise = (samples - run(case, scheduler=double)[2]).abs()
         count = len(samples)
         steps = range(count) if count <= 6 else sorted({0, 1, 2, count // 2, count - 2, count - 1})
-        digits = 4e-3 if "dtype" in case else 2e-5
         case["recorded_steps"] = list(steps)
+        digits = 4e-3 if "dtype" in case else 2e-5
         case["atol"] = [
             two_digits_up(
-                float(digits * samples[i].abs().max() + 20 * (samples[i] - nudged[i]).abs().max() + 2e-7 * start.abs().max())
+                float(
+                    digits * samples[i].abs().max()
+                    + 20 * (samples[i] - nudged[i]).abs().max()
+                    + 2e-7 * start.abs().max()
+                    + noise[i].max()
+                )
             )
             for i in steps
         ]
@@ -120,18 +158,26 @@ def trajectories(cases, out):
                 tables[schedules[table] + ".betas"] = scheduler.betas
                 tables[schedules[table] + ".alphas_cumprod"] = scheduler.alphas_cumprod
             case["schedule"] = schedules[table]
-        file = tensors.setdefault(case["scheduler"].removesuffix("Scheduler") + ".safetensors", {})
-        case["file"] = case["scheduler"].removesuffix("Scheduler") + ".safetensors"
-        file[name + ".timesteps"] = scheduler.timesteps.clone()
+        case["file"] = one_file or case["scheduler"].removesuffix("Scheduler") + ".safetensors"
+        file = tensors.setdefault(case["file"], {})
+        every = 10 if one_file and count > 100 else 1
+        if one_file:
+            case["every"] = every
+        file[name + ".timesteps"] = scheduler.timesteps[::every].clone()
         file[name + ".samples"] = samples[list(steps)].clone()
         if "begin" in case:
             file[name + ".start"] = start.clone()
         if hasattr(scheduler, "sigmas"):
-            file[name + ".sigmas"] = scheduler.sigmas.clone()
+            file[name + ".sigmas"] = scheduler.sigmas[::every].clone()
     for file, content in tensors.items():
         save_file(content, out / file)
-    save_file(tables, out / "betas.safetensors")
+    if not one_file:
+        save_file(tables, out / "betas.safetensors")
     return cases
+
+
+def pairwise(cases, out):
+    return trajectories(cases, out, "pairwise.safetensors")
 
 
 def add_noise(cases, out):
@@ -196,6 +242,20 @@ def pairs(sources, _out):
     return {"sources": sources, "defaults": defaults, "rows": rows}
 
 
+def saved(cases, _out):
+    """What this crate saves (`text`), loaded by the reference, and what the reference saves then."""
+    for case in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder, "scheduler_config.json")
+            file.write_text(case["text"])
+            scheduler = getattr(diffusers, case["scheduler"]).from_pretrained(folder)
+            scheduler.save_pretrained(folder)
+            case["saved_again"] = file.read_text()
+        scheduler.set_timesteps(10)
+        case["timesteps_10"] = scheduler.timesteps.tolist()
+    return cases
+
+
 def rejected(cases, _out):
     for case in cases:
         case = case | {"name": "rejected", "seed": 0}
@@ -245,21 +305,30 @@ def spacing(_cases, _out):
     return rows
 
 
-def main():
-    out = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "fixtures"
-    out.mkdir(parents=True, exist_ok=True)
-    cases = json.loads((HERE / "cases.json").read_text())
-    for part in (trajectories, add_noise, interchange, pairs, rejected, randn, spacing):
-        rows = part(cases.get(part.__name__), out)
-        lines = json.dumps(rows) if isinstance(rows, dict) else ",\n".join(map(json.dumps, rows)).join(["[\n", "\n]"])
-        (out / f"{part.__name__}.json").write_text(lines + "\n")
+def saved_there(_cases, out):
+    """A configuration as the reference saves it, with a bare infinity."""
     with tempfile.TemporaryDirectory() as folder:
         scheduler = diffusers.DPMSolverMultistepScheduler(1000, 0.00085, 0.012, "scaled_linear")
         scheduler.save_pretrained(folder)
         saved = pathlib.Path(folder, "scheduler_config.json").read_text()
     (out / "saved_dpmsolver_multistep.json").write_text(saved)
+
+
+def main():
+    out = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "fixtures"
+    out.mkdir(parents=True, exist_ok=True)
+    cases = json.loads((HERE / "cases.json").read_text())
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "scipy": scipy.__version__}
-    (out / "made_with.json").write_text(json.dumps(versions) + "\n")
+    parts = (trajectories, pairwise, add_noise, interchange, pairs, saved, rejected, randn, spacing, saved_there)
+    for part in parts:
+        if sys.argv[2:] and part.__name__ not in sys.argv[2:]:
+            continue
+        rows = part(cases.get(part.__name__), out)
+        if rows is not None:
+            lines = json.dumps(rows) if isinstance(rows, dict) else ",\n".join(map(json.dumps, rows)).join(["[\n", "\n]"])
+            (out / f"{part.__name__}.json").write_text(lines + "\n")
+    if not sys.argv[2:]:
+        (out / "made_with.json").write_text(json.dumps(versions) + "\n")
     print(versions)
 
 

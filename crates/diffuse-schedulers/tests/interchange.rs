@@ -187,6 +187,40 @@ fn saved_with_a_bare_infinity() {
     assert!(unipc.config().ignored().is_empty());
 }
 
+/// The reference loads what is saved here, and what it saves then is loaded here, without a change of any option.
+#[test]
+fn saved_here_loads_there_and_back() {
+    let cases = rows("saved.json");
+    assert_eq!(cases.len(), scheduler_names().count());
+    for case in &cases {
+        let (class, text) = (
+            case["scheduler"].as_str().unwrap(),
+            case["text"].as_str().unwrap(),
+        );
+        let none = SchedulerConfig::default();
+        let ours = load(&none, class, &object(&case["options"]));
+        assert_eq!(ours.config().to_json_string(), text, "{class}");
+        let again = SchedulerConfig::from_json_str(case["saved_again"].as_str().unwrap()).unwrap();
+        let mut back = load(&again, class, &Overrides::new());
+        check_values(
+            class,
+            back.config(),
+            &Value::Object(ours.config().values().clone()),
+        );
+        let keys = |config: &SchedulerConfig| {
+            let public = config.values().keys().filter(|key| !key.starts_with('_'));
+            public.count()
+        };
+        assert_eq!(keys(back.config()), keys(ours.config()), "{class}");
+        back.set_timesteps(&10.into()).unwrap();
+        let expected = numbers(&case["timesteps_10"]);
+        check_close(class, back.timesteps(), &expected, |t| match t.fract() {
+            0.0 => 0.0,
+            _ => 2e-6 * t.abs().max(100.0),
+        });
+    }
+}
+
 #[test]
 fn saving_spells_out_defaults() {
     let folder = std::env::temp_dir().join(format!("diffuse-schedulers-{}", std::process::id()));

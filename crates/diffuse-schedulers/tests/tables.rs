@@ -48,8 +48,8 @@ fn noise_schedules() {
         let (betas, alphas) = (wide(actual.betas()), wide(actual.alphas_cumprod()));
         let what = format!("{schedule} of {}", case["name"]);
         if case["config"]["rescale_betas_zero_snr"] == true {
-            // The reference's square root is not exactly rounded and differs from machine to machine, which shows in
-            // the last digits of `√ᾱ` and much larger in the betas, differences of neighbours. `ᾱ` is their product.
+            // The reference's square root is not correctly rounded, which shows in the last digits of `√ᾱ` and much
+            // larger in the betas, differences of neighbours. `ᾱ` is their product.
             let root = |numbers: Vec<f64>| numbers.into_iter().map(f64::sqrt).collect::<Vec<_>>();
             check_close(
                 &what,

@@ -8,14 +8,17 @@ use burn::tensor::DType;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value};
 
-/// A file that `golden.py` made; `SCHEDULER_FIXTURES` names another folder of them.
+/// A file that `golden.py` made, or the file of that name in the folder `schedulers` of another set.
 pub fn read(name: &str) -> Vec<u8> {
-    let folder = std::env::var_os("SCHEDULER_FIXTURES").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"),
-        PathBuf::from,
-    );
-    let path = folder.join(name);
+    let own = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let other = another_set().map(|folder| folder.join(name));
+    let path = other.filter(|path| path.exists()).unwrap_or(own.join(name));
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Where `DIFFUSE_REFERENCE` says that another set of recorded values is.
+pub fn another_set() -> Option<PathBuf> {
+    std::env::var_os("DIFFUSE_REFERENCE").map(|folder| PathBuf::from(folder).join("schedulers"))
 }
 
 pub fn rows(name: &str) -> Vec<Value> {
@@ -84,12 +87,16 @@ pub fn values<B: Backend>(x: &Tensor<B, 4>) -> Vec<f64> {
 #[track_caller]
 pub fn check_close(what: &str, actual: &[f64], expected: &[f64], tolerance: impl Fn(f64) -> f64) {
     assert_eq!(actual.len(), expected.len(), "{what}: number of values");
-    for (place, (&a, &e)) in actual.iter().zip(expected).enumerate() {
-        let agrees = (a - e).abs() <= tolerance(e);
-        assert!(
-            agrees,
-            "{what}: value {place} is {a}, expected {e} (off by {:e})",
-            (a - e).abs()
+    let off = |place: usize| (actual[place] - expected[place]).abs();
+    let worst = (0..actual.len())
+        .filter(|&place| !(off(place) <= tolerance(expected[place])))
+        .max_by(|&a, &b| off(a).total_cmp(&off(b)));
+    if let Some(place) = worst {
+        let (a, e) = (actual[place], expected[place]);
+        let allowed = tolerance(e);
+        panic!(
+            "{what}: value {place} is {a}, expected {e} (off by {:e}, allowed {allowed:e})",
+            off(place)
         );
     }
 }

@@ -67,7 +67,11 @@ const MAX_LENGTH: usize = 32;
 const MERGES: usize = 180;
 /// How many captions are left empty, so that the UNet learns to do without: guidance needs both.
 const EMPTY_CAPTIONS: f64 = 0.1;
-/// Signal-to-noise ratio above which a timestep counts no more (Hang et al. 2023, <https://arxiv.org/abs/2303.09556>).
+/// Signal-to-noise ratio above which a timestep counts less (Hang et al. 2023, <https://arxiv.org/abs/2303.09556>).
+///
+/// Below it, errors of the noise count `1 / ᾱ`, as if the velocity were predicted (Salimans & Ho 2022,
+/// <https://arxiv.org/abs/2202.00512>): what a text decides, it decides where hardly anything but noise is left, and
+/// there an error of the picture is only a small one of the noise.
 const MAX_SNR: f32 = 5.0;
 
 /// What is trained together.
@@ -197,7 +201,7 @@ impl<B: AutodiffBackend> Task<B> for TextToImageTask<B::InnerBackend> {
         let weights: Vec<f32> = timesteps
             .iter()
             .map(|timestep| alphas[*timestep as usize])
-            .map(|alpha| (MAX_SNR * (1.0 - alpha) / alpha).min(1.0))
+            .map(|alpha| (MAX_SNR * (1.0 - alpha) / alpha).min(1.0) / alpha)
             .collect();
         let weights = TensorData::new(weights, [self.batch, 1]);
         let noisy = scheduler.add_noise(latents, noise.clone(), &timesteps)?;

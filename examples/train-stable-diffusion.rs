@@ -42,6 +42,9 @@ struct Arguments {
     /// Folder of the trained autoencoder
     #[arg(long)]
     autoencoder: PathBuf,
+    /// Begin with the weights and the tokenizer of this pipeline
+    #[arg(long)]
+    from: Option<PathBuf>,
     /// Channels of the UNet's levels
     #[arg(long, value_delimiter = ',', default_values_t = [48, 64, 64, 64])]
     channels: Vec<usize>,
@@ -361,12 +364,18 @@ fn main() -> Result<()> {
     let device = Default::default();
     Inner::seed(&device, settings.seed);
 
-    let tokenizer_folder = settings.folder.join("tokenizer");
     let mut rng = StdRng::seed_from_u64(settings.seed);
     let captions: Vec<String> = (0..20_000)
         .map(|_| caption(&Scene::for_training(&mut rng), Detail::Casual, &mut rng))
         .collect();
-    tokenizer::train(&captions, MERGES, MAX_LENGTH, &tokenizer_folder)?;
+    let tokenizer_folder = match &arguments.from {
+        Some(folder) => folder.join("tokenizer"),
+        None => {
+            let folder = settings.folder.join("tokenizer");
+            tokenizer::train(&captions, MERGES, MAX_LENGTH, &folder)?;
+            folder
+        }
+    };
     let tokenizer = CLIPTokenizer::from_pretrained(&tokenizer_folder)?;
     let mut lengths = Vec::new();
     for caption in &captions {
@@ -381,7 +390,13 @@ fn main() -> Result<()> {
     let vae = AutoencoderKL::<Inner>::from_pretrained(&arguments.autoencoder, &device)?;
     let data = Latents::new(&vae, arguments.scenes, settings.seed);
     println!("{} scenes encoded", data.scenes.len());
-    let model = fresh::<Differentiable>(&arguments, &tokenizer, &device);
+    let model = match &arguments.from {
+        Some(folder) => TextToLatents::<Differentiable> {
+            text_encoder: CLIPTextModel::from_pretrained(folder.join("text_encoder"), &device)?,
+            unet: UNet2DConditionModel::from_pretrained(folder.join("unet"), &device)?,
+        },
+        None => fresh(&arguments, &tokenizer, &device),
+    };
     println!(
         "{} parameters in the text encoder, {} in the UNet, {} in the autoencoder",
         model.text_encoder.num_params(),

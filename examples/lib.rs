@@ -26,10 +26,10 @@ pub fn tiny_model(name: &str) -> String {
     format!("{}/{reference}/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The folder of a model that the program carries: `scenes` or `scenes-ddpm`.
-pub fn shipped_model(name: &str) -> String {
+/// The folder of the model that the program carries.
+pub fn shipped_model() -> String {
     format!(
-        "{}/../crates/diffuse-cli/assets/{name}",
+        "{}/../crates/diffuse-cli/assets/scenes",
         env!("CARGO_MANIFEST_DIR")
     )
 }

@@ -26,7 +26,7 @@ fn main() -> Result<()> {
     let path = std::env::args().nth(1).unwrap_or("scenes.png".into());
     let device = Default::default();
     let mut pipeline =
-        StableDiffusionPipeline::<Backend>::from_pretrained(shipped_model("scenes"), &device)?;
+        StableDiffusionPipeline::<Backend>::from_pretrained(shipped_model(), &device)?;
     let mut pictures = Vec::new();
     for prompt in PROMPTS {
         let options = StableDiffusionOptions {

@@ -25,7 +25,7 @@ use rand::rngs::StdRng;
 #[derive(Parser)]
 struct Arguments {
     /// Folder of the pipeline
-    #[arg(long, default_value_t = shipped_model("scenes"))]
+    #[arg(long, default_value_t = shipped_model())]
     model: String,
     /// Number of prompts
     #[arg(long, default_value_t = 200)]

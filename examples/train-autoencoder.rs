@@ -13,7 +13,7 @@ use clap::Parser;
 use diffuse_examples::Backend as Inner;
 use diffuse_examples::scenes::{Scene, render::render};
 use diffuse_examples::training::{
-    Differentiable, Settings, Task,
+    Differentiable, Loss, Settings, Task,
     grid::{grid, to_tensor},
     train,
 };
@@ -80,11 +80,7 @@ struct AutoencoderTask {
 impl<B: AutodiffBackend> Task<B> for AutoencoderTask {
     type Model = AutoencoderKL<B>;
 
-    fn loss(
-        &self,
-        model: &AutoencoderKL<B>,
-        seed: u64,
-    ) -> Result<(Tensor<B, 1>, Vec<(&'static str, Tensor<B, 1>)>)> {
+    fn loss(&self, model: &AutoencoderKL<B>, seed: u64) -> Result<Loss<B>> {
         let device = Default::default();
         let images = self.data.batch::<B>(self.batch, seed, &device);
         let posterior = model.encode(images.clone());

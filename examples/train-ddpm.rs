@@ -13,7 +13,7 @@ use clap::Parser;
 use diffuse_examples::Backend as Inner;
 use diffuse_examples::scenes::{Scene, render::render};
 use diffuse_examples::training::{
-    Differentiable, Settings, Task,
+    Differentiable, Loss, Settings, Task,
     grid::{grid, to_tensor},
     scaled, train,
 };
@@ -50,11 +50,7 @@ impl<B: AutodiffBackend> Task<B> for PixelTask {
     type Model = UNet2DModel<B>;
 
     /// The error of the predicted noise (Ho et al. 2020, <https://arxiv.org/abs/2006.11239>, equation 14).
-    fn loss(
-        &self,
-        model: &UNet2DModel<B>,
-        seed: u64,
-    ) -> Result<(Tensor<B, 1>, Vec<(&'static str, Tensor<B, 1>)>)> {
+    fn loss(&self, model: &UNet2DModel<B>, seed: u64) -> Result<Loss<B>> {
         let device = Default::default();
         let mut rng = StdRng::seed_from_u64(seed);
         let pictures: Vec<RgbImage> = (0..self.batch)

@@ -17,7 +17,7 @@ use diffuse_examples::scenes::{
     render::render,
 };
 use diffuse_examples::training::{
-    Differentiable, Settings, Task,
+    Differentiable, Loss, Settings, Task,
     grid::{grid, to_tensor},
     scaled, tokenizer, train,
 };
@@ -170,11 +170,7 @@ impl<B: AutodiffBackend> Task<B> for TextToImageTask<B::InnerBackend> {
 
     /// The error of the predicted noise (Ho et al. 2020, <https://arxiv.org/abs/2006.11239>, equation 14), weighted by
     /// the timestep's signal-to-noise ratio.
-    fn loss(
-        &self,
-        model: &TextToLatents<B>,
-        seed: u64,
-    ) -> Result<(Tensor<B, 1>, Vec<(&'static str, Tensor<B, 1>)>)> {
+    fn loss(&self, model: &TextToLatents<B>, seed: u64) -> Result<Loss<B>> {
         let device: B::Device = Default::default();
         let mut rng = StdRng::seed_from_u64(seed);
         let mut generator = Generator::new(seed);

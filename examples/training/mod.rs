@@ -71,17 +71,16 @@ impl Settings {
     }
 }
 
+/// A loss, and its parts by name for the log.
+pub type Loss<B> = (Tensor<B, 1>, Vec<(&'static str, Tensor<B, 1>)>);
+
 /// What a training program learns.
 pub trait Task<B: AutodiffBackend> {
     /// The weights that are learned.
     type Model: AutodiffModule<B>;
 
     /// The loss of a step, and its parts by name for the log.
-    fn loss(
-        &self,
-        model: &Self::Model,
-        seed: u64,
-    ) -> Result<(Tensor<B, 1>, Vec<(&'static str, Tensor<B, 1>)>)>;
+    fn loss(&self, model: &Self::Model, seed: u64) -> Result<Loss<B>>;
 
     /// Makes a picture of what averaged weights can do.
     fn sample(
@@ -239,11 +238,7 @@ mod tests {
     impl Task<B> for Noise {
         type Model = UNet2DModel<B>;
 
-        fn loss(
-            &self,
-            model: &UNet2DModel<B>,
-            seed: u64,
-        ) -> Result<(Tensor<B, 1>, Vec<(&'static str, Tensor<B, 1>)>)> {
+        fn loss(&self, model: &UNet2DModel<B>, seed: u64) -> Result<Loss<B>> {
             ensure!(self.fails_at != Some(seed), "as if the machine went down");
             let device = Default::default();
             let shape = [2, 3, 8, 8];

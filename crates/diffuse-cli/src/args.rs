@@ -29,7 +29,7 @@ pub struct Cli {
 /// Where a person begins.
 const FIRST_PICTURE: &str = "\
 A first picture, without a download:
-  diffuse \"a small red house on snow at night\"
+  diffuse \"a big tree in a meadow at sunset\"
 
 The small model that is built in knows skies (day, sunset, night), grounds (meadow, sand, snow, sea), houses, trees,
 boats, mountains, the sun and the moon. For anything else, name a Stable Diffusion v1 checkpoint:

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use burn::module::Module;
+use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{DType, Tensor};
 use clap::Parser;
 use diffuse_examples::Backend as Inner;
 use diffuse_examples::scenes::{Scene, render::render};

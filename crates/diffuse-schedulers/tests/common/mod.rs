@@ -89,7 +89,7 @@ pub fn check_close(what: &str, actual: &[f64], expected: &[f64], tolerance: impl
     assert_eq!(actual.len(), expected.len(), "{what}: number of values");
     let off = |place: usize| (actual[place] - expected[place]).abs();
     let worst = (0..actual.len())
-        .filter(|&place| !(off(place) <= tolerance(expected[place])))
+        .filter(|&place| off(place).is_nan() || off(place) > tolerance(expected[place]))
         .max_by(|&a, &b| off(a).total_cmp(&off(b)));
     if let Some(place) = worst {
         let (a, e) = (actual[place], expected[place]);

@@ -2,7 +2,6 @@
 //!
 //! `docs/training.md` has the commands that made the weights of this repository.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -15,7 +14,7 @@ use diffuse_examples::scenes::{Scene, render::render};
 use diffuse_examples::training::{
     Differentiable, Loss, Settings, Task,
     grid::{grid, to_tensor},
-    scaled, train,
+    scaled, train, write_configs,
 };
 use diffuse_pipelines::schedulers::{
     DDIMScheduler, DDPMScheduler, Generator, Scheduler, SchedulerConfig, randn_tensor,
@@ -124,17 +123,11 @@ fn save<B: Backend>(model: &UNet2DModel<B>, folder: &Path) -> Result<()> {
         "unet": ["diffusers", "UNet2DModel"],
     });
     model.save_pretrained(folder.join("unet"))?;
-    fs::create_dir_all(folder.join("scheduler"))?;
-    for (name, value) in [
+    let configs = [
         ("scheduler/scheduler_config.json", scheduler_config()),
         ("model_index.json", index),
-    ] {
-        fs::write(
-            folder.join(name),
-            serde_json::to_string_pretty(&value)? + "\n",
-        )?;
-    }
-    Ok(())
+    ];
+    write_configs(folder, configs)
 }
 
 fn main() -> Result<()> {

@@ -19,7 +19,7 @@ use diffuse_examples::scenes::{
 use diffuse_examples::training::{
     Differentiable, Loss, Settings, Task,
     grid::{grid, to_tensor},
-    scaled, tokenizer, train,
+    scaled, tokenizer, train, write_configs,
 };
 use diffuse_pipelines::clip::{CLIPTextConfig, CLIPTextModel, CLIPTokenizer};
 use diffuse_pipelines::schedulers::{
@@ -330,17 +330,11 @@ fn save<B: Backend>(
     model.unet.save_pretrained(folder.join("unet"))?;
     copy(autoencoder, &folder.join("vae"))?;
     copy(tokenizer, &folder.join("tokenizer"))?;
-    fs::create_dir_all(folder.join("scheduler"))?;
-    for (name, value) in [
+    let configs = [
         ("scheduler/scheduler_config.json", scheduler_config()),
         ("model_index.json", index),
-    ] {
-        fs::write(
-            folder.join(name),
-            serde_json::to_string_pretty(&value)? + "\n",
-        )?;
-    }
-    Ok(())
+    ];
+    write_configs(folder, configs)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

@@ -10,7 +10,7 @@ pub mod tokenizer;
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -20,6 +20,7 @@ use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use clap::Args;
+use serde_json::Value;
 
 use checkpoint::Checkpoint;
 
@@ -146,6 +147,16 @@ pub fn scaled<B: Backend, const D: usize>(
     weight.map(|weight| (weight * factor).detach().require_grad())
 }
 
+/// Writes the configurations of a pipeline's folder, by their names in it.
+pub fn write_configs(folder: &Path, configs: [(&str, Value); 2]) -> Result<()> {
+    for (name, config) in configs {
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().unwrap_or(folder))?;
+        fs::write(path, serde_json::to_string_pretty(&config)? + "\n")?;
+    }
+    Ok(())
+}
+
 /// `log.csv`: means of the losses since the last line.
 struct Log {
     path: PathBuf,
@@ -156,7 +167,7 @@ struct Log {
 
 impl Log {
     /// Continues the log of a run that has taken `step` steps: later lines are of steps that will be taken again.
-    fn open(folder: &std::path::Path, step: usize) -> Result<Self> {
+    fn open(folder: &Path, step: usize) -> Result<Self> {
         let path = folder.join("log.csv");
         if let Ok(text) = fs::read_to_string(&path) {
             let is_before = |line: &&str| {
@@ -226,7 +237,6 @@ mod tests {
         Pretrained, SampleSize, UNet2DConfig, UNet2DDownBlock, UNet2DModel, UNet2DUpBlock,
     };
     use image::RgbImage;
-    use std::path::Path;
 
     type B = burn::backend::Autodiff<Flex>;
 

@@ -28,15 +28,13 @@ pub struct Source {
 /// Finds the model for a pipeline: the one that was named, or else the small one that the program carries.
 pub fn find_model(model: &Model, pipeline: PipelineKind, quiet: bool) -> Result<Source> {
     let Some(named) = &model.model else {
-        if let Some(option) = [
-            model.revision.as_ref().map(|_| "--revision"),
-            model.variant.as_ref().map(|_| "--variant"),
-        ]
-        .into_iter()
-        .flatten()
-        .next()
-        {
-            bail!("`{option}` is for a checkpoint: name it with `--model`");
+        for (option, given) in [
+            ("--revision", model.revision.is_some()),
+            ("--variant", model.variant.is_some()),
+        ] {
+            if given {
+                bail!("`{option}` is for a checkpoint: name it with `--model`");
+            }
         }
         let Some(builtin) = Builtin::of(pipeline) else {
             bail!(

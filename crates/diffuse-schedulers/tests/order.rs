@@ -103,6 +103,8 @@ fn check_between(steps: [usize; 2], name: &str, options: Value, order: f64) {
     let errors = steps.map(|steps| error(name, &options, steps));
     let seen = (errors[0] / errors[1]).ln() / (steps[1] as f64 / steps[0] as f64).ln();
     assert!(errors[0] < 0.2, "{name} {options}: error {}", errors[0]);
+    // Below, what is left is the rounding of the tables, which shows any order.
+    assert!(errors[1] > 1e-5, "{name} {options}: error {}", errors[1]);
     assert!(
         seen > order - 0.3,
         "{name} {options}: order {seen:.2}, not {order}"
@@ -140,8 +142,11 @@ fn second() {
     check("edm-dpm++-2m", json!({"sigma_data": 1.0}), 2.0);
     check("deis", json!({}), 2.0);
     check("unipc", json!({}), 2.0);
-    let in_time = json!({"timestep_spacing": "trailing", "skip_prk_steps": true});
-    check_between([125, 250], "pndm", in_time, 2.0);
+    // Fewer steps show less (0.9 to 1.7 from 20 to 40 and from 25 to 50), more end in the rounding of the tables.
+    for spacing in ["leading", "trailing"] {
+        let in_time = json!({"timestep_spacing": spacing, "skip_prk_steps": true});
+        check_between([50, 100], "pndm", in_time, 2.0);
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use burn::tensor::DType;
-use diffuse_examples::{Backend, tiny_model};
+use diffuse_examples::{Backend, default_device, tiny_model};
 use diffuse_pipelines::schedulers::{
     DDPMScheduler, Generator, Scheduler, SchedulerConfig, StepOptions, randn_tensor,
 };
@@ -15,7 +15,7 @@ use diffuse_pipelines::unet::{Pretrained, UNet2DModel};
 use diffuse_pipelines::{component_folder, to_pictures};
 
 fn main() -> Result<()> {
-    let device = Default::default();
+    let device = default_device();
     let model = PathBuf::from(
         std::env::args()
             .nth(1)

@@ -4,14 +4,14 @@
 //! `google/ddpm-cat-256`; without one, a tiny checkpoint of the tests is used.
 
 use anyhow::Result;
-use diffuse_examples::{Backend, tiny_model};
+use diffuse_examples::{Backend, default_device, tiny_model};
 use diffuse_pipelines::{DDPMOptions, DDPMPipeline};
 
 fn main() -> Result<()> {
     let model = std::env::args()
         .nth(1)
         .unwrap_or_else(|| tiny_model("ddpm/cat"));
-    let mut pipeline = DDPMPipeline::<Backend>::from_pretrained(model, &Default::default())?;
+    let mut pipeline = DDPMPipeline::<Backend>::from_pretrained(model, &default_device())?;
     let options = DDPMOptions {
         num_inference_steps: 25,
         seeds: vec![0],

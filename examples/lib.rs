@@ -20,6 +20,22 @@ pub type Backend = burn::backend::Cuda;
 #[cfg(all(feature = "libtorch", not(any(feature = "wgpu", feature = "cuda"))))]
 pub type Backend = burn::backend::LibTorch;
 
+/// The default device of a [`Backend`]. From here on, what burn panics about, a missing driver for one, is a message
+/// and exit code 1: it panics in threads of its own, and goes on with buffers that were never written.
+pub fn default_device<D: Default>() -> D {
+    std::panic::set_hook(Box::new(|info| {
+        eprintln!("error: {info}");
+        if cfg!(any(feature = "wgpu", feature = "cuda")) {
+            eprintln!(
+                "this example computes on a GPU: without its feature it computes on the CPU, and `diffuse devices`, \
+                 built with the feature, tells which GPUs there are and which driver is missing"
+            );
+        }
+        std::process::exit(1);
+    }));
+    D::default()
+}
+
 /// The folder of a tiny checkpoint of the tests: `sd/base` or `ddpm/cat`.
 pub fn tiny_model(name: &str) -> String {
     let reference = "../crates/diffuse-pipelines/tests/reference";

@@ -4,7 +4,7 @@
 
 use anyhow::Result;
 use diffuse_examples::training::grid::grid;
-use diffuse_examples::{Backend, shipped_model};
+use diffuse_examples::{Backend, default_device, shipped_model};
 use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionPipeline};
 
 const PROMPTS: [&str; 12] = [
@@ -24,7 +24,7 @@ const PROMPTS: [&str; 12] = [
 
 fn main() -> Result<()> {
     let path = std::env::args().nth(1).unwrap_or("scenes.png".into());
-    let device = Default::default();
+    let device = default_device();
     let mut pipeline =
         StableDiffusionPipeline::<Backend>::from_pretrained(shipped_model(), &device)?;
     let mut pictures = Vec::new();

@@ -14,7 +14,7 @@ use diffuse_examples::scenes::{
     render::render,
 };
 use diffuse_examples::training::grid::grid;
-use diffuse_examples::{Backend, shipped_model};
+use diffuse_examples::{Backend, default_device, shipped_model};
 use diffuse_pipelines::schedulers::{Overrides, scheduler_from_config};
 use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionPipeline};
 use image::RgbImage;
@@ -68,7 +68,7 @@ fn main() -> Result<()> {
             (scene, text)
         })
         .collect();
-    let device = Default::default();
+    let device = default_device();
     let mut pipeline =
         StableDiffusionPipeline::<Backend>::from_pretrained(&arguments.model, &device)?;
     pipeline.scheduler = scheduler_from_config(

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use diffuse_examples::{Backend, tiny_model};
+use diffuse_examples::{Backend, default_device, tiny_model};
 use diffuse_pipelines::clip::{CLIPTextModel, CLIPTokenizer};
 use diffuse_pipelines::schedulers::{
     Generator, Scheduler, SchedulerConfig, StepOptions, UniPCMultistepScheduler, randn_tensor,
@@ -26,7 +26,7 @@ fn main() -> Result<()> {
     let guidance_scale = 7.5;
 
     // The parts.
-    let device = Default::default();
+    let device = default_device();
     let tokenizer = CLIPTokenizer::from_pretrained(model.join("tokenizer"))?;
     let text_encoder =
         CLIPTextModel::<Backend>::from_pretrained(model.join("text_encoder"), &device)?;

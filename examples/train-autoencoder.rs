@@ -10,13 +10,13 @@ use burn::module::Module;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Tensor};
 use clap::Parser;
-use diffuse_examples::Backend as Inner;
 use diffuse_examples::scenes::{Scene, render::render};
 use diffuse_examples::training::{
     Differentiable, Loss, Settings, Task,
     grid::{grid, to_tensor},
     train,
 };
+use diffuse_examples::{Backend as Inner, default_device};
 use diffuse_pipelines::schedulers::{Generator, randn_tensor};
 use diffuse_pipelines::to_pictures;
 use diffuse_pipelines::vae::{
@@ -153,7 +153,7 @@ fn config() -> AutoencoderKLConfig {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let device = Default::default();
+    let device = default_device();
     Inner::seed(&device, arguments.settings.seed);
     let model = match &arguments.from {
         Some(folder) => AutoencoderKL::<Differentiable>::from_pretrained(folder, &device)?,

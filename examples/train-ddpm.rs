@@ -9,13 +9,13 @@ use burn::module::Module;
 use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use clap::Parser;
-use diffuse_examples::Backend as Inner;
 use diffuse_examples::scenes::{Scene, render::render};
 use diffuse_examples::training::{
     Differentiable, Loss, Settings, Task,
     grid::{grid, to_tensor},
     scaled, train, write_configs,
 };
+use diffuse_examples::{Backend as Inner, default_device};
 use diffuse_pipelines::schedulers::{
     DDIMScheduler, DDPMScheduler, Generator, Scheduler, SchedulerConfig, randn_tensor,
 };
@@ -132,7 +132,7 @@ fn save<B: Backend>(model: &UNet2DModel<B>, folder: &Path) -> Result<()> {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let device = Default::default();
+    let device = default_device();
     Inner::seed(&device, arguments.settings.seed);
     let mut model = UNet2DModel::<Differentiable>::from_config(&config(), &device);
     // A UNet that predicts nothing learns faster than one that predicts anything.

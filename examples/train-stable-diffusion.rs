@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::activation::log_sigmoid;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use clap::Parser;
-use diffuse_examples::Backend as Inner;
 use diffuse_examples::scenes::{
     Scene,
     caption::{Detail, caption},
@@ -21,6 +22,7 @@ use diffuse_examples::training::{
     grid::{grid, to_tensor},
     scaled, tokenizer, train, write_configs,
 };
+use diffuse_examples::{Backend as Inner, default_device};
 use diffuse_pipelines::clip::{CLIPTextConfig, CLIPTextModel, CLIPTokenizer};
 use diffuse_pipelines::schedulers::{
     DPMSolverMultistepScheduler, Generator, PNDMScheduler, Scheduler, SchedulerConfig, randn_tensor,
@@ -64,6 +66,8 @@ struct Arguments {
 
 /// Side of the scenes.
 const SIZE: u32 = 128;
+/// Numbers of a text's state.
+const HIDDEN_SIZE: usize = 128;
 /// Token ids of a text: captions have about twenty.
 const MAX_LENGTH: usize = 32;
 /// Pairs that the tokenizer learns.
@@ -76,12 +80,17 @@ const EMPTY_CAPTIONS: f64 = 0.1;
 /// <https://arxiv.org/abs/2202.00512>): what a text decides, it decides where hardly anything but noise is left, and
 /// there an error of the picture is only a small one of the noise.
 const MAX_SNR: f32 = 5.0;
+/// How many of a text's last states must tell the scene: they are at the text's end or behind it and see all of it.
+const TELLING_STATES: usize = 8;
 
 /// What is trained together.
 #[derive(Module, Debug)]
 struct TextToLatents<B: Backend> {
     text_encoder: CLIPTextModel<B>,
     unet: UNet2DConditionModel<B>,
+    /// Reads a scene's [features](Scene::features) off the states of its caption. Only training has it: what the UNet
+    /// asks of a text is too little, at first, for the text encoder to learn from.
+    reader: Linear<B>,
 }
 
 /// Scenes and the distributions of their latents, kept as numbers.
@@ -177,18 +186,28 @@ impl<B: AutodiffBackend> Task<B> for TextToImageTask<B::InnerBackend> {
         let indices: Vec<usize> = (0..self.batch)
             .map(|_| rng.random_range(0..self.data.scenes.len()))
             .collect();
-        let mut ids = Vec::new();
+        let (mut ids, mut features) = (Vec::new(), Vec::new());
         for index in &indices {
+            let scene = &self.data.scenes[*index];
+            features.extend(scene.features());
             let text = if rng.random_bool(EMPTY_CAPTIONS) {
                 String::new()
             } else {
-                caption(&self.data.scenes[*index], Detail::Casual, &mut rng)
+                caption(scene, Detail::Casual, &mut rng)
             };
             ids.extend(self.tokenizer.encode(&text)?.ids);
         }
         let ids = TensorData::new(ids, [self.batch, MAX_LENGTH]);
         let ids = Tensor::<B, 2, Int>::from_data(ids, &device);
         let context = model.text_encoder.forward(ids).last_hidden_state;
+        let features = TensorData::new(features, [self.batch, 1, Scene::FEATURES]);
+        let told = context
+            .clone()
+            .narrow(1, MAX_LENGTH - TELLING_STATES, TELLING_STATES);
+        let text_error = cross_entropy(
+            model.reader.forward(told),
+            Tensor::from_data(features, &device),
+        );
 
         let latents = self.data.batch::<B>(&indices, &mut generator, &device);
         let noise = randn_tensor(&mut generator, latents.dims(), DType::F32, &device)?;
@@ -210,7 +229,8 @@ impl<B: AutodiffBackend> Task<B> for TextToImageTask<B::InnerBackend> {
             .flatten::<2>(1, 3)
             .mean_dim(1);
         let weighted = error.clone() * Tensor::from_data(weights, &device);
-        Ok((weighted.mean(), vec![("noise", error.mean())]))
+        let parts = vec![("noise", error.mean()), ("text", text_error.clone())];
+        Ok((weighted.mean() + text_error, parts))
     }
 
     /// Pictures of the same prompts from the same noise each time.
@@ -259,7 +279,7 @@ fn unet_config(arguments: &Arguments, context: usize) -> UNet2DConditionConfig {
 fn text_config(vocab_size: usize) -> CLIPTextConfig {
     CLIPTextConfig {
         vocab_size,
-        hidden_size: 128,
+        hidden_size: HIDDEN_SIZE,
         intermediate_size: 384,
         num_hidden_layers: 3,
         num_attention_heads: 4,
@@ -286,7 +306,22 @@ fn fresh<B: Backend>(
     }
     let mut unet = UNet2DConditionModel::from_config(&unet_config, device);
     unet.conv_out.weight = scaled(unet.conv_out.weight, 0.0);
-    TextToLatents { text_encoder, unet }
+    TextToLatents {
+        text_encoder,
+        unet,
+        reader: reader(device),
+    }
+}
+
+fn reader<B: Backend>(device: &B::Device) -> Linear<B> {
+    LinearConfig::new(HIDDEN_SIZE, Scene::FEATURES).init(device)
+}
+
+/// Binary cross-entropy of features, 0 or 1, given their logits.
+fn cross_entropy<B: Backend>(logits: Tensor<B, 3>, features: Tensor<B, 3>) -> Tensor<B, 1> {
+    let absent = features.clone().neg() + 1.0;
+    let likelihood = log_sigmoid(logits.clone()) * features + log_sigmoid(logits.neg()) * absent;
+    likelihood.mean().neg()
 }
 
 /// The scheduler that Stable Diffusion v1 was published with.
@@ -351,7 +386,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let settings = &arguments.settings;
-    let device = Default::default();
+    let device = default_device();
     Inner::seed(&device, settings.seed);
 
     let mut rng = StdRng::seed_from_u64(settings.seed);
@@ -384,6 +419,7 @@ fn main() -> Result<()> {
         Some(folder) => TextToLatents::<Differentiable> {
             text_encoder: CLIPTextModel::from_pretrained(folder.join("text_encoder"), &device)?,
             unet: UNet2DConditionModel::from_pretrained(folder.join("unet"), &device)?,
+            reader: reader(&device),
         },
         None => fresh(&arguments, &tokenizer, &device),
     };

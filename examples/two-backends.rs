@@ -6,7 +6,7 @@
 use anyhow::Result;
 use burn::tensor::backend::Backend;
 use burn_flex::Flex;
-use diffuse_examples::tiny_model;
+use diffuse_examples::{default_device, tiny_model};
 use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionPipeline};
 use image::RgbImage;
 
@@ -30,8 +30,8 @@ fn main() -> Result<()> {
     let model = std::env::args()
         .nth(1)
         .unwrap_or_else(|| tiny_model("sd/base"));
-    let first = picture::<Flex>(&model, &Default::default())?;
-    let second = picture::<Second>(&model, &Default::default())?;
+    let first = picture::<Flex>(&model, &default_device())?;
+    let second = picture::<Second>(&model, &default_device())?;
     let differences = first.as_raw().iter().zip(second.as_raw());
     let largest = differences
         .map(|(first, second)| first.abs_diff(*second))

@@ -211,6 +211,33 @@ impl Scene {
         }
     }
 
+    /// Length of [`features`](Scene::features).
+    pub const FEATURES: usize =
+        Sky::ALL.len() + Ground::ALL.len() + Color::ALL.len() + 6 * Kind::ALL.len();
+
+    /// Everything about the scene as numbers, 1 for what it has and 0 for what it has not: sky, ground and color, and of
+    /// each kind whether it is there, twice, small, large, to the left and to the right.
+    pub fn features(&self) -> Vec<f32> {
+        let color = self.combination().color;
+        let mut features: Vec<bool> = Vec::with_capacity(Self::FEATURES);
+        features.extend(Sky::ALL.map(|sky| sky == self.sky));
+        features.extend(Ground::ALL.map(|ground| ground == self.ground));
+        features.extend(Color::ALL.map(|other| Some(other) == color));
+        for kind in Kind::ALL {
+            let alike = || self.subjects.iter().filter(move |s| s.kind == kind);
+            let has = |what: &dyn Fn(&Subject) -> bool| alike().any(what);
+            features.extend([
+                has(&|_| true),
+                alike().count() == 2,
+                has(&|subject| subject.size == Size::Small),
+                has(&|subject| subject.size == Size::Large),
+                has(&|subject| subject.side == Some(Side::Left)),
+                has(&|subject| subject.side == Some(Side::Right)),
+            ]);
+        }
+        features.into_iter().map(f32::from).collect()
+    }
+
     /// What the scene shows, without sizes, sides and numbers.
     pub fn combination(&self) -> Combination {
         let mut kinds: Vec<Kind> = self.subjects.iter().map(|subject| subject.kind).collect();
@@ -284,6 +311,21 @@ mod tests {
         for color in Color::ALL {
             assert!(trained.iter().any(|c| c.color == Some(color)));
             assert!(held_out.iter().any(|c| c.color == Some(color)));
+        }
+    }
+
+    #[test]
+    fn features_tell_everything() {
+        let mut rng = StdRng::seed_from_u64(2);
+        let mut seen = std::collections::HashMap::new();
+        for _ in 0..5_000 {
+            let mut scene = Scene::random(&mut rng);
+            scene.subjects.sort_by_key(|s| (s.kind, s.side));
+            let features = scene.features();
+            assert_eq!(features.len(), Scene::FEATURES);
+            let key: Vec<u8> = features.iter().map(|feature| *feature as u8).collect();
+            let other = seen.entry(key).or_insert_with(|| scene.clone());
+            assert_eq!(*other, scene);
         }
     }
 

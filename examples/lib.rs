@@ -24,7 +24,10 @@ pub type Backend = burn::backend::LibTorch;
 /// and exit code 1: it panics in threads of its own, and goes on with buffers that were never written.
 pub fn default_device<D: Default>() -> D {
     std::panic::set_hook(Box::new(|info| {
-        eprintln!("error: {info}");
+        match info.payload_as_str() {
+            Some(message) => eprintln!("error: {message}"),
+            None => eprintln!("error: {info}"),
+        }
         if cfg!(any(feature = "wgpu", feature = "cuda")) {
             eprintln!(
                 "this example computes on a GPU: without its feature it computes on the CPU, and `diffuse devices`, \

@@ -1,15 +1,16 @@
 use burn::tensor::{Tensor, activation, backend::Backend};
 
+use super::flex::{self, Function};
 use super::in_f32;
 
 /// `x · σ(x)` (Elfwing et al. 2018, <https://arxiv.org/abs/1702.03118>).
 pub fn silu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
-    activation::silu(x)
+    flex::map(x, Function::Silu).unwrap_or_else(activation::silu)
 }
 
 /// `x · Φ(x)` with the exact error function (Hendrycks & Gimpel 2016, <https://arxiv.org/abs/1606.08415>).
 pub fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
-    in_f32(x, activation::gelu)
+    flex::map(x, Function::Gelu).unwrap_or_else(|x| in_f32(x, activation::gelu))
 }
 
 /// `x · σ(1.702 x)`.
@@ -25,6 +26,9 @@ pub fn quick_gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
 pub fn geglu<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
     let [_, _, width] = x.dims();
     assert!(width.is_multiple_of(2), "{width} columns have no halves");
+    if let Some(y) = flex::geglu(&x) {
+        return y;
+    }
     let value = x.clone().narrow(2, 0, width / 2);
     let gate = x.narrow(2, width / 2, width / 2);
     value * gelu(gate)

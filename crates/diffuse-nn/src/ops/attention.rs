@@ -1,6 +1,6 @@
 use burn::tensor::{Bool, Tensor, activation::softmax, backend::Backend};
 
-use super::in_f32;
+use super::{flex, in_f32};
 
 /// Scores held at once, so that long token sequences do not need `tokens²` of memory.
 const SCORES_AT_ONCE: usize = 1 << 24;
@@ -19,6 +19,11 @@ pub fn attention<B: Backend>(
 ) -> Tensor<B, 3> {
     let [batch, tokens, _] = query.dims();
     let [_, context, _] = key.dims();
+    if query.dims()[2].is_multiple_of(heads)
+        && let Some(y) = flex::attention(&query, &key, &value, heads)
+    {
+        return y;
+    }
     let query = split_heads(query, heads);
     let key = split_heads(key, heads).swap_dims(2, 3);
     let value = split_heads(value, heads);

@@ -1,5 +1,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 
+use super::flex;
+
 /// `x Wᵀ + b` over the last dimension.
 ///
 /// # Shapes
@@ -23,6 +25,9 @@ pub fn linear<B: Backend, const D: usize>(
         "a linear layer for {d_input} features got {}",
         shape[D - 1],
     );
+    if let Some(y) = flex::linear(&x, &weight, bias.as_ref()) {
+        return y;
+    }
     // One matrix product over all rows, not one a batch row.
     let rows = shape[..D - 1].iter().product::<usize>();
     let y = x.reshape([rows, d_input]).matmul(weight.transpose());

@@ -1,12 +1,13 @@
 //! One function an operation, in burn's tensor operations.
 //!
 //! Blocks call these and name no backend. Where a backend's own operation is slow or loses precision, this is the one
-//! place to route around it. Statistics, softmax and squares are computed in `f32` whatever the type of the tensors,
+//! place to route around it: `flex` has fast bodies for the CPU. Statistics, softmax and squares are computed in `f32` whatever the type of the tensors,
 //! so that half precision neither overflows nor underflows.
 
 mod activation;
 mod attention;
 mod conv;
+mod flex;
 mod linear;
 mod norm;
 mod reshape;

@@ -1,6 +1,6 @@
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::{in_f32, reshape::channel_rows, silu};
+use super::{flex, in_f32, reshape::channel_rows, silu};
 
 /// Group normalisation: `(x - mean) / sqrt(var + eps) · weight + bias`, with the statistics of each of `groups`
 /// groups of channels.
@@ -18,6 +18,9 @@ pub fn group_norm<B: Backend>(
     groups: usize,
     eps: f64,
 ) -> Tensor<B, 4> {
+    if let Some(y) = flex::group_norm(&x, &weight, &bias, groups, eps, false) {
+        return y;
+    }
     in_f32(x, |x| {
         let [batch, channels, height, width] = x.dims();
         let [expected] = weight.dims();
@@ -54,6 +57,9 @@ pub fn group_norm_silu<B: Backend>(
     groups: usize,
     eps: f64,
 ) -> Tensor<B, 4> {
+    if let Some(y) = flex::group_norm(&x, &weight, &bias, groups, eps, true) {
+        return y;
+    }
     in_f32(x, |x| silu(group_norm(x, weight, bias, groups, eps)))
 }
 
@@ -68,6 +74,9 @@ pub fn layer_norm<B: Backend, const D: usize>(
     bias: Tensor<B, 1>,
     eps: f64,
 ) -> Tensor<B, D> {
+    if let Some(y) = flex::layer_norm(&x, &weight, &bias, eps) {
+        return y;
+    }
     in_f32(x, |x| {
         let shape = x.dims();
         let d_model = shape[D - 1];

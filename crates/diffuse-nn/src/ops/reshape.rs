@@ -1,5 +1,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 
+use super::flex;
+
 /// `[batch, channels, height, width]` as one row a channel, with the shape to go back to. Broadcasting over rows is
 /// much faster on CPU backends than over a middle dimension.
 pub(super) fn channel_rows<B: Backend>(x: Tensor<B, 4>) -> (Tensor<B, 2>, [usize; 4]) {
@@ -14,6 +16,10 @@ pub(super) fn channel_rows<B: Backend>(x: Tensor<B, 4>) -> (Tensor<B, 2>, [usize
 /// - `x`, output: `[batch, channels, height, width]`
 /// - `bias`: `[batch, channels]`
 pub fn add_channel_bias<B: Backend>(x: Tensor<B, 4>, bias: Tensor<B, 2>) -> Tensor<B, 4> {
+    let x = match flex::add_channel_bias(x, &bias) {
+        Ok(y) => return y,
+        Err(x) => x,
+    };
     let (rows, shape) = channel_rows(x);
     (rows + bias.reshape([shape[0] * shape[1], 1])).reshape(shape)
 }
@@ -39,7 +45,7 @@ pub fn image_to_tokens<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
     if height * width == 1 {
         return x.reshape([batch, 1, channels]);
     }
-    x.reshape([batch, channels, height * width]).swap_dims(1, 2)
+    swapped(x.reshape([batch, channels, height * width]))
 }
 
 /// `[batch, height · width, channels]` to `[batch, channels, height, width]`; `size` is `[height, width]`.
@@ -49,6 +55,10 @@ pub fn tokens_to_image<B: Backend>(x: Tensor<B, 3>, size: [usize; 2]) -> Tensor<
     if size == [1, 1] {
         return x.reshape([batch, channels, 1, 1]);
     }
-    x.swap_dims(1, 2)
-        .reshape([batch, channels, size[0], size[1]])
+    swapped(x).reshape([batch, channels, size[0], size[1]])
+}
+
+/// `[batch, a, b]` to `[batch, b, a]`.
+fn swapped<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+    flex::swap_tokens(&x).unwrap_or_else(|| x.swap_dims(1, 2))
 }

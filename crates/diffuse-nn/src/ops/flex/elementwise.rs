@@ -1,0 +1,146 @@
+use burn::tensor::{Tensor, backend::Backend};
+use rayon::prelude::*;
+
+use super::{Values, gelu, memory::zeros, tensor, vectorized};
+
+/// Values of one task: small enough for the cache next to a core, large enough to be worth a task.
+const CHUNK: usize = 1 << 14;
+
+/// A function of each value.
+#[derive(Debug, Clone, Copy)]
+pub enum Function {
+    Silu,
+    Gelu,
+}
+
+/// `function` of each value, in place where nobody else has them.
+pub fn map<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    function: Function,
+) -> Result<Tensor<B, D>, Tensor<B, D>> {
+    match function {
+        Function::Silu => map_with(x, super::silu),
+        Function::Gelu => map_with(x, gelu),
+    }
+}
+
+#[inline(always)]
+fn map_with<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    function: impl Fn(f32) -> f32 + Sync,
+) -> Result<Tensor<B, D>, Tensor<B, D>> {
+    let shape = x.dims();
+    let mut x = Values::take(x)?;
+    if let Some(values) = x.as_mut_slice() {
+        values.par_chunks_mut(CHUNK).for_each(|values| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    values
+                        .iter_mut()
+                        .for_each(|value| *value = function(*value))
+                },
+            );
+        });
+        return Ok(x.tensor());
+    }
+    let from = x.as_slice();
+    let mut to = zeros(from.len());
+    let chunks = to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK));
+    chunks.for_each(|(to, from)| {
+        vectorized(
+            #[inline(always)]
+            || {
+                for (to, from) in to.iter_mut().zip(from) {
+                    *to = function(*from);
+                }
+            },
+        );
+    });
+    Ok(tensor(to, shape))
+}
+
+/// See [`geglu`](crate::ops::geglu).
+pub fn geglu<B: Backend>(x: &Tensor<B, 3>) -> Option<Tensor<B, 3>> {
+    let [batch, tokens, width] = x.dims();
+    let x = Values::of(x)?;
+    let half = width / 2;
+    let mut out = zeros(batch * tokens * half);
+    let rows = out.par_chunks_mut(half).zip(x.as_slice().par_chunks(width));
+    rows.for_each(|(out, row)| {
+        let (value, gate) = row.split_at(half);
+        vectorized(
+            #[inline(always)]
+            || {
+                for ((out, value), gate) in out.iter_mut().zip(value).zip(gate) {
+                    *out = value * gelu(*gate);
+                }
+            },
+        );
+    });
+    Some(tensor(out, [batch, tokens, half]))
+}
+
+/// See [`add_channel_bias`](crate::ops::add_channel_bias).
+pub fn add_channel_bias<B: Backend>(
+    x: Tensor<B, 4>,
+    bias: &Tensor<B, 2>,
+) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
+    let shape = x.dims();
+    let Some(bias) = Values::of(bias) else {
+        return Err(x);
+    };
+    let mut x = Values::take(x)?;
+    let area = shape[2] * shape[3];
+    let bias = bias.as_slice();
+    if let Some(values) = x.as_mut_slice() {
+        let channels = values.par_chunks_mut(area).zip(bias);
+        channels.for_each(|(values, bias)| {
+            vectorized(
+                #[inline(always)]
+                || values.iter_mut().for_each(|value| *value += bias),
+            );
+        });
+        return Ok(x.tensor());
+    }
+    let mut out = zeros(x.as_slice().len());
+    let channels = out.par_chunks_mut(area).zip(x.as_slice().par_chunks(area));
+    channels.zip(bias).for_each(|((out, x), bias)| {
+        vectorized(
+            #[inline(always)]
+            || {
+                for (out, x) in out.iter_mut().zip(x) {
+                    *out = x + bias;
+                }
+            },
+        );
+    });
+    Ok(tensor(out, shape))
+}
+
+/// `[batch, a, b]` to `[batch, b, a]`.
+pub fn swap_tokens<B: Backend>(x: &Tensor<B, 3>) -> Option<Tensor<B, 3>> {
+    /// Side of the squares that are read along one way and written along the other.
+    const SIDE: usize = 16;
+    let [batch, a, b] = x.dims();
+    let x = Values::of(x)?;
+    let x = x.as_slice();
+    let mut out = zeros(x.len());
+    let stripes = out.par_chunks_mut(a * b).zip(x.par_chunks(a * b));
+    stripes.for_each(|(out, x)| {
+        out.par_chunks_mut(SIDE * a)
+            .enumerate()
+            .for_each(|(stripe, out)| {
+                let first = stripe * SIDE;
+                for start in (0..a).step_by(SIDE) {
+                    for (column, out) in out.chunks_mut(a).enumerate() {
+                        let end = a.min(start + SIDE);
+                        for (row, out) in out[start..end].iter_mut().enumerate() {
+                            *out = x[(start + row) * b + first + column];
+                        }
+                    }
+                }
+            });
+    });
+    Some(tensor(out, [batch, b, a]))
+}

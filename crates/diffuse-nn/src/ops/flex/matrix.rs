@@ -1,0 +1,147 @@
+//! Matrix products on slices, and linear layers.
+
+use burn::tensor::{Tensor, backend::Backend};
+use rayon::prelude::*;
+
+use super::{Values, memory::zeros, tensor, vectorized};
+
+/// A matrix in a slice: the value at `[row, column]` is at `row · row_stride + column · column_stride`.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    pub values: &'a [f32],
+    pub rows: usize,
+    pub columns: usize,
+    pub row_stride: usize,
+    pub column_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Rows one after the other.
+    pub fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
+        Self {
+            values,
+            rows,
+            columns,
+            row_stride: columns,
+            column_stride: 1,
+        }
+    }
+
+    pub fn transposed(self) -> Self {
+        Self {
+            values: self.values,
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+        }
+    }
+
+    /// How many values a slice must have.
+    fn reach(&self) -> usize {
+        match (self.rows, self.columns) {
+            (0, _) | (_, 0) => 0,
+            (rows, columns) => {
+                (rows - 1) * self.row_stride + (columns - 1) * self.column_stride + 1
+            }
+        }
+    }
+}
+
+/// Who computes a product.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    One,
+    All,
+}
+
+/// `out = a b`, or `out += a b`; `out` has rows of `out_stride` values, of which the first `b.columns` are written.
+pub fn multiply(
+    out: &mut [f32],
+    out_stride: usize,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    add: bool,
+    threads: Threads,
+) {
+    assert_eq!(a.columns, b.rows, "matrices that do not fit");
+    assert!(out_stride >= b.columns, "rows of the product overlap");
+    let product = Matrix {
+        values: &[],
+        rows: a.rows,
+        columns: b.columns,
+        row_stride: out_stride,
+        column_stride: 1,
+    };
+    assert!(product.reach() <= out.len(), "no room for a product");
+    assert!(a.reach() <= a.values.len() && b.reach() <= b.values.len());
+    let parallelism = match threads {
+        Threads::One => gemm::Parallelism::None,
+        Threads::All => gemm::Parallelism::Rayon(0),
+    };
+    // SAFETY: the three assertions on `reach` hold every element of the three matrices within its slice; rows of `out` do
+    // not overlap, nothing else refers to it, and it is initialised, also where it is not read.
+    unsafe {
+        gemm::gemm(
+            a.rows,
+            b.columns,
+            a.columns,
+            out.as_mut_ptr(),
+            1,
+            out_stride as isize,
+            add,
+            a.values.as_ptr(),
+            a.column_stride as isize,
+            a.row_stride as isize,
+            b.values.as_ptr(),
+            b.column_stride as isize,
+            b.row_stride as isize,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// See [`linear`](crate::ops::linear).
+pub fn linear<B: Backend, const D: usize>(
+    x: &Tensor<B, D>,
+    weight: &Tensor<B, 2>,
+    bias: Option<&Tensor<B, 1>>,
+) -> Option<Tensor<B, D>> {
+    let mut shape = x.dims();
+    let [d_output, d_input] = weight.dims();
+    let (x, weight) = (Values::of(x)?, Values::of(weight)?);
+    let bias = match bias {
+        Some(bias) => Some(Values::of(bias)?),
+        None => None,
+    };
+    shape[D - 1] = d_output;
+    let rows = shape[..D - 1].iter().product();
+    let mut out = zeros(rows * d_output);
+    multiply(
+        &mut out,
+        d_output,
+        Matrix::new(x.as_slice(), rows, d_input),
+        Matrix::new(weight.as_slice(), d_output, d_input).transposed(),
+        false,
+        Threads::All,
+    );
+    if let Some(bias) = bias {
+        let bias = bias.as_slice();
+        out.par_chunks_mut(d_output).for_each(|row| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (value, bias) in row.iter_mut().zip(bias) {
+                        *value += bias;
+                    }
+                },
+            );
+        });
+    }
+    Some(tensor(out, shape))
+}

@@ -1,0 +1,148 @@
+//! Fast bodies for `Flex`, burn's CPU backend, in `f32`.
+//!
+//! Each takes tensors of any backend and gives `None` (or the tensor back) where they are not `Flex`'s or not `f32`: then
+//! the caller's own body, in burn's operations, runs. With gradients, the backend is `Autodiff`, so those go that way too.
+//!
+//! Loops are written for the compiler's vectoriser, and [`vectorized`] compiles them for each generation of instructions;
+//! matrix products are the `gemm` crate's. `unsafe` are only its call, in `matrix.rs`, and a hint to
+//! the system in `memory.rs`.
+
+mod attention;
+mod conv;
+mod elementwise;
+mod matrix;
+mod memory;
+mod norm;
+mod winograd;
+
+use std::any::Any;
+
+use burn::tensor::{Bytes, DType, Shape, Tensor, TensorPrimitive, backend::Backend};
+use burn_flex::{Flex, FlexTensor, Layout};
+
+pub(super) use attention::attention;
+pub(super) use conv::conv2d;
+pub(super) use elementwise::{Function, add_channel_bias, geglu, map, swap_tokens};
+pub(super) use matrix::linear;
+pub(super) use norm::{group_norm, layer_norm};
+
+/// A tensor's values in their order, if they are `Flex`'s and `f32`.
+struct Values(FlexTensor);
+
+impl Values {
+    fn of<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Option<Self> {
+        let tensor = (tensor as &dyn Any).downcast_ref::<Tensor<Flex, D>>()?;
+        Self::own(tensor.clone()).ok()
+    }
+
+    /// As [`of`](Values::of), without a second owner: what nobody else has can be changed in place.
+    fn take<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Result<Self, Tensor<B, D>> {
+        let mut slot = Some(tensor);
+        let flex = (&mut slot as &mut dyn Any)
+            .downcast_mut::<Option<Tensor<Flex, D>>>()
+            .and_then(|slot| slot.take_if(|tensor| tensor.dtype() == DType::F32));
+        match (flex, slot) {
+            (Some(flex), _) => Ok(Self::own(flex).unwrap_or_else(|_| unreachable!("it is f32"))),
+            (None, Some(tensor)) => Err(tensor),
+            (None, None) => unreachable!("nothing was taken"),
+        }
+    }
+
+    fn own<const D: usize>(tensor: Tensor<Flex, D>) -> Result<Self, Tensor<Flex, D>> {
+        if tensor.dtype() != DType::F32 {
+            return Err(tensor);
+        }
+        match tensor.into_primitive() {
+            TensorPrimitive::Float(values) => Ok(Self(values.to_contiguous())),
+            TensorPrimitive::QFloat(_) => unreachable!("a quantised tensor is not f32"),
+        }
+    }
+
+    fn as_slice(&self) -> &[f32] {
+        self.0.as_slice().expect("values in their order")
+    }
+
+    /// The values to change, if nobody else has them.
+    fn as_mut_slice(&mut self) -> Option<&mut [f32]> {
+        self.0.try_storage_mut()
+    }
+
+    /// As a tensor of `B`, which is `Flex`.
+    fn tensor<B: Backend, const D: usize>(self) -> Tensor<B, D> {
+        let tensor = Tensor::<Flex, D>::from_primitive(TensorPrimitive::Float(self.0));
+        let mut slot = Some(tensor);
+        (&mut slot as &mut dyn Any)
+            .downcast_mut::<Option<Tensor<B, D>>>()
+            .and_then(Option::take)
+            .expect("the inputs were of `Flex`")
+    }
+}
+
+/// A new tensor of `B`, which is `Flex`.
+fn tensor<B: Backend, const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<B, D> {
+    let layout = Layout::contiguous(Shape::from(shape));
+    Values(FlexTensor::new(
+        Bytes::from_elems(values),
+        layout,
+        DType::F32,
+    ))
+    .tensor()
+}
+
+/// Runs `body`, and every `#[inline(always)]` function in it, compiled for the best vector instructions of this machine.
+#[inline(always)]
+fn vectorized<R>(body: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(body)
+}
+
+/// `eˣ` within 2 units in the last place, from the smallest normal number to the largest; without branches.
+///
+/// `x = n ln 2 + r`: `eˣ = 2ⁿ eʳ`, with Taylor's polynomial for `|r| <= ln 2 / 2`.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    /// Adding it rounds to a whole number, which is then in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    // ln 2, in two parts: the first has so few digits that its product with `n` is exact.
+    const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+    let x = x.clamp(-87.3, 88.3);
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = n.mul_add(-LN_2[1], n.mul_add(-LN_2[0], x));
+    let mut sum = 1.0 / 5040.0;
+    for coefficient in [
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ] {
+        sum = r.mul_add(sum, coefficient);
+    }
+    let exponent = shifted.to_bits().wrapping_add(127) << 23;
+    sum * f32::from_bits(exponent)
+}
+
+#[inline(always)]
+fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// `x Φ(x)`, the error function within 1.5e-7 (Abramowitz & Stegun 1964, formula 7.1.26).
+#[inline(always)]
+fn gelu(x: f32) -> f32 {
+    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 1.0 / z.mul_add(0.327_591_1, 1.0);
+    let mut sum = 1.061_405_4;
+    for coefficient in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
+        sum = t.mul_add(sum, coefficient);
+    }
+    // 1 - erf(z)
+    let rest = sum * t * exp(-z * z);
+    // x > 0: x (2 - rest) / 2; x < 0: x rest / 2.
+    0.5 * (x + x.abs() * (1.0 - rest))
+}
+
+#[cfg(test)]
+mod tests;

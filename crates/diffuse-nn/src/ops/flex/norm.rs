@@ -1,0 +1,102 @@
+use burn::tensor::{Tensor, backend::Backend};
+use rayon::prelude::*;
+
+use super::{Values, memory::zeros, silu, tensor, vectorized};
+
+/// Sums that are kept side by side.
+const LANES: usize = 64;
+/// Values after which `f32` sums go into `f64` ones.
+const BLOCK: usize = 1 << 12;
+
+/// The sum of `f` of each value.
+#[inline(always)]
+fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f64 {
+    let mut total = 0.0;
+    for block in values.chunks(BLOCK) {
+        let mut sums = [0.0_f32; LANES];
+        let (rows, rest) = block.as_chunks::<LANES>();
+        for row in rows {
+            for (sum, value) in sums.iter_mut().zip(row) {
+                *sum += f(*value);
+            }
+        }
+        total += sums.iter().map(|sum| f64::from(*sum)).sum::<f64>();
+        total += rest.iter().map(|value| f64::from(f(*value))).sum::<f64>();
+    }
+    total
+}
+
+/// Mean and `1 / √(variance + eps)`.
+#[inline(always)]
+fn statistics(values: &[f32], eps: f64) -> (f32, f32) {
+    let count = values.len() as f64;
+    let mean = (sum(values, |value| value) / count) as f32;
+    let variance = sum(values, |value| (value - mean) * (value - mean)) / count;
+    (mean, (1.0 / (variance + eps).sqrt()) as f32)
+}
+
+/// See [`group_norm`](crate::ops::group_norm); `activate` for [`group_norm_silu`](crate::ops::group_norm_silu).
+pub fn group_norm<B: Backend>(
+    x: &Tensor<B, 4>,
+    weight: &Tensor<B, 1>,
+    bias: &Tensor<B, 1>,
+    groups: usize,
+    eps: f64,
+    activate: bool,
+) -> Option<Tensor<B, 4>> {
+    let shape = x.dims();
+    let [_, channels, height, width] = shape;
+    let (x, weight, bias) = (Values::of(x)?, Values::of(weight)?, Values::of(bias)?);
+    let (area, per_group) = (height * width, channels / groups);
+    let mut out = zeros(x.as_slice().len());
+    let size = per_group * area;
+    let all = out.par_chunks_mut(size).zip(x.as_slice().par_chunks(size));
+    all.enumerate().for_each(|(index, (out, x))| {
+        let first = index % groups * per_group;
+        vectorized(
+            #[inline(always)]
+            || {
+                let (mean, factor) = statistics(x, eps);
+                let rows = out.chunks_mut(area).zip(x.chunks(area));
+                for (channel, (out, x)) in rows.enumerate() {
+                    let scale = factor * weight.as_slice()[first + channel];
+                    let shift = bias.as_slice()[first + channel] - mean * scale;
+                    for (out, x) in out.iter_mut().zip(x) {
+                        let y = x.mul_add(scale, shift);
+                        *out = if activate { silu(y) } else { y };
+                    }
+                }
+            },
+        );
+    });
+    Some(tensor(out, shape))
+}
+
+/// See [`layer_norm`](crate::ops::layer_norm).
+pub fn layer_norm<B: Backend, const D: usize>(
+    x: &Tensor<B, D>,
+    weight: &Tensor<B, 1>,
+    bias: &Tensor<B, 1>,
+    eps: f64,
+) -> Option<Tensor<B, D>> {
+    let shape = x.dims();
+    let (x, weight, bias) = (Values::of(x)?, Values::of(weight)?, Values::of(bias)?);
+    let width = shape[D - 1];
+    let mut out = zeros(x.as_slice().len());
+    let rows = out
+        .par_chunks_mut(width)
+        .zip(x.as_slice().par_chunks(width));
+    rows.for_each(|(out, x)| {
+        vectorized(
+            #[inline(always)]
+            || {
+                let (mean, factor) = statistics(x, eps);
+                let affine = weight.as_slice().iter().zip(bias.as_slice());
+                for ((out, x), (weight, bias)) in out.iter_mut().zip(x).zip(affine) {
+                    *out = ((x - mean) * factor).mul_add(*weight, *bias);
+                }
+            },
+        );
+    });
+    Some(tensor(out, shape))
+}

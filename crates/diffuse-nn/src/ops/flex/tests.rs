@@ -1,0 +1,243 @@
+//! The fast bodies against the ones in burn's operations, which `NdArray` runs.
+
+use burn::tensor::{TensorData, Tolerance};
+use burn_ndarray::NdArray;
+
+use super::*;
+use crate::ops::{self, ConvGeometry};
+
+/// A tensor of numbers between -1 and 1 that differ.
+fn numbers<B: Backend, const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<B, D> {
+    let mut state = seed;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
+    Tensor::from_data(TensorData::new(values, shape), &Default::default())
+}
+
+#[track_caller]
+fn check_close(fast: TensorData, portable: TensorData, tolerance: f32) {
+    fast.assert_approx_eq::<f32>(&portable, Tolerance::absolute(tolerance));
+}
+
+/// `[batch, channels, outputs, height, width]`: sizes that are no multiples of anything, and such as networks have.
+const PICTURES: [[usize; 5]; 7] = [
+    [1, 3, 5, 1, 1],
+    [2, 5, 3, 7, 2],
+    [1, 16, 17, 32, 32],
+    [2, 17, 33, 23, 31],
+    [1, 40, 16, 45, 29],
+    [3, 20, 24, 64, 64],
+    [1, 64, 8, 33, 128],
+];
+
+/// A factor of weights that keeps the size of numbers.
+fn fan_in(channels: usize, kernel: usize) -> f32 {
+    ((channels * kernel * kernel) as f32).powf(-0.5)
+}
+
+#[test]
+fn convolutions() {
+    fn convolve<B: Backend>(
+        [batch, channels, outputs, height, width]: [usize; 5],
+        kernel: usize,
+        bias: bool,
+    ) -> Tensor<B, 4> {
+        let geometry = ConvGeometry {
+            stride: 1,
+            padding_start: kernel / 2,
+            padding_end: kernel / 2,
+        };
+        let x = numbers(1, [batch, channels, height, width]);
+        let weight = numbers(2, [outputs, channels, kernel, kernel]) * fan_in(channels, kernel);
+        let bias = bias.then(|| numbers(3, [outputs]));
+        ops::conv2d(x, weight, bias, geometry)
+    }
+    for shape in PICTURES {
+        for kernel in [1, 3] {
+            for bias in [false, true] {
+                let fast = convolve::<Flex>(shape, kernel, bias).into_data();
+                let portable = convolve::<NdArray>(shape, kernel, bias).into_data();
+                check_close(fast, portable, 2e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn each_way_of_a_3x3_convolution() {
+    for [batch, channels, outputs, height, width] in PICTURES {
+        let x: Tensor<Flex, 4> = numbers(1, [batch, channels, height, width]);
+        let weight: Tensor<Flex, 4> = numbers(2, [outputs, channels, 3, 3]) * fan_in(channels, 3);
+        let bias: Tensor<Flex, 1> = numbers(3, [outputs]);
+        let [x, weight, bias] = [
+            Values::of(&x).unwrap(),
+            Values::of(&weight).unwrap(),
+            Values::of(&bias).unwrap(),
+        ];
+        let pictures = conv::Pictures {
+            values: x.as_slice(),
+            batch,
+            channels,
+            height,
+            width,
+        };
+        let size = batch * outputs * height * width;
+        let mut outs = [vec![0.0; size], vec![0.0; size]];
+        conv::columns(pictures, weight.as_slice(), bias.as_slice(), &mut outs[0]);
+        winograd::winograd(pictures, weight.as_slice(), bias.as_slice(), &mut outs[1]);
+        let [columns, squares] = outs.map(|out| TensorData::new(out, [size]));
+        check_close(columns, squares, 2e-5);
+    }
+}
+
+#[test]
+fn norms() {
+    for [batch, channels, height, width] in [[2, 6, 5, 7], [1, 8, 1, 1], [3, 64, 33, 64]] {
+        fn group<B: Backend>(shape: [usize; 4], activate: bool) -> Tensor<B, 4> {
+            // Off 0, where a mean of squares would lose digits.
+            let x = numbers::<B, 4>(1, shape) + 3.0;
+            let (weight, bias) = (numbers(2, [shape[1]]), numbers(3, [shape[1]]));
+            let norm = if activate {
+                ops::group_norm_silu
+            } else {
+                ops::group_norm
+            };
+            norm(x, weight, bias, 2, 1e-5)
+        }
+        let shape = [batch, channels, height, width];
+        for activate in [false, true] {
+            let fast = group::<Flex>(shape, activate).into_data();
+            check_close(fast, group::<NdArray>(shape, activate).into_data(), 1e-5);
+        }
+        fn layer<B: Backend>(shape: [usize; 4]) -> Tensor<B, 4> {
+            let (weight, bias) = (numbers(2, [shape[3]]), numbers(3, [shape[3]]));
+            ops::layer_norm(numbers(1, shape), weight, bias, 1e-5)
+        }
+        let fast = layer::<Flex>(shape).into_data();
+        check_close(fast, layer::<NdArray>(shape).into_data(), 1e-5);
+    }
+}
+
+#[test]
+fn attention_in_blocks() {
+    fn attend<B: Backend>(
+        [batch, tokens, context, heads, d]: [usize; 5],
+        scale: f32,
+    ) -> Tensor<B, 3> {
+        let inner = heads * d;
+        ops::attention(
+            numbers::<B, 3>(1, [batch, tokens, inner]) * scale,
+            numbers(2, [batch, context, inner]),
+            numbers(3, [batch, context, inner]),
+            heads,
+        )
+    }
+    for shape in [
+        [1, 1, 1, 1, 1],
+        [2, 7, 5, 3, 4],
+        [1, 130, 77, 2, 40],
+        [2, 300, 700, 1, 20],
+    ] {
+        // With a large scale, the first block's largest score is not the last's.
+        for scale in [1.0, 50.0] {
+            let fast = attend::<Flex>(shape, scale).into_data();
+            check_close(fast, attend::<NdArray>(shape, scale).into_data(), 2e-5);
+        }
+    }
+}
+
+#[test]
+fn linear_layers() {
+    fn apply<B: Backend>(rows: usize, bias: bool) -> Tensor<B, 3> {
+        let bias = bias.then(|| numbers(3, [19]));
+        ops::linear(numbers(1, [2, rows, 33]), numbers(2, [19, 33]), bias)
+    }
+    for rows in [1, 3, 100] {
+        for bias in [false, true] {
+            let fast = apply::<Flex>(rows, bias).into_data();
+            check_close(fast, apply::<NdArray>(rows, bias).into_data(), 1e-5);
+        }
+    }
+}
+
+#[test]
+fn elementwise() {
+    fn wide<B: Backend>() -> Tensor<B, 3> {
+        numbers::<B, 3>(1, [3, 101, 66]) * 6.0
+    }
+    check_close(
+        ops::silu(wide::<Flex>()).into_data(),
+        ops::silu(wide::<NdArray>()).into_data(),
+        1e-6,
+    );
+    check_close(
+        ops::gelu(wide::<Flex>()).into_data(),
+        ops::gelu(wide::<NdArray>()).into_data(),
+        1e-6,
+    );
+    check_close(
+        ops::geglu(wide::<Flex>()).into_data(),
+        ops::geglu(wide::<NdArray>()).into_data(),
+        6e-6,
+    );
+    let shape = [2, 5, 9, 33];
+    check_close(
+        ops::add_channel_bias(numbers::<Flex, 4>(1, shape), numbers(2, [2, 5])).into_data(),
+        ops::add_channel_bias(numbers::<NdArray, 4>(1, shape), numbers(2, [2, 5])).into_data(),
+        0.0,
+    );
+    check_close(
+        ops::image_to_tokens(numbers::<Flex, 4>(1, shape)).into_data(),
+        ops::image_to_tokens(numbers::<NdArray, 4>(1, shape)).into_data(),
+        0.0,
+    );
+}
+
+#[test]
+fn a_tensor_that_someone_else_has_is_not_changed() {
+    let x: Tensor<Flex, 4> = numbers(1, [1, 2, 3, 3]);
+    let before = x.clone().into_data();
+    let changed = ops::silu(x.clone());
+    let moved = ops::add_channel_bias(x.clone(), numbers(2, [1, 2]));
+    x.into_data().assert_eq(&before, true);
+    assert_ne!(changed.into_data(), before);
+    assert_ne!(moved.into_data(), before);
+}
+
+#[test]
+fn functions_are_exact_to_their_last_digits() {
+    for step in -8_000..8_000 {
+        let x = step as f32 / 100.0;
+        let wide = f64::from(x);
+        let error = (f64::from(exp(x)) / wide.exp() - 1.0).abs();
+        assert!(error < 2.5e-7, "e^{x} is off by {error}");
+        let expected = wide / (1.0 + (-wide).exp());
+        assert!((f64::from(silu(x)) - expected).abs() < 3e-7 * wide.abs().max(1.0));
+    }
+    assert!(exp(f32::NAN).is_nan() && silu(f32::NAN).is_nan() && gelu(f32::NAN).is_nan());
+    assert!(exp(f32::NEG_INFINITY) < 1.3e-38);
+}
+
+#[test]
+fn other_tensors_are_given_back() {
+    let half = Tensor::<Flex, 1>::from_data([1.0, 2.0], (&Default::default(), DType::F16));
+    assert!(Values::of(&half).is_none());
+    assert!(Values::take(half).is_err());
+    let other = Tensor::<NdArray, 1>::from_floats([1.0], &Default::default());
+    assert!(Values::of(&other).is_none());
+    assert!(Values::take(other).is_err());
+}
+
+#[test]
+#[should_panic(expected = "no room")]
+fn a_product_without_room_panics() {
+    let values = [0.0; 6];
+    let a = matrix::Matrix::new(&values, 2, 3);
+    let mut out = [0.0; 3];
+    matrix::multiply(&mut out, 2, a, a.transposed(), false, matrix::Threads::One);
+}

@@ -1,0 +1,355 @@
+//! 3x3 convolutions by Winograd's minimal filtering F(4x4, 3x3): "Fast Algorithms for Convolutional Neural Networks" (Lavin
+//! & Gray 2015, <https://arxiv.org/abs/1509.09308>, section 4.3).
+//!
+//! Squares of 4x4 outputs come from squares of 6x6 inputs, which overlap. Transformed, `V = Bᵀ d B`, a square is 36 values,
+//! each multiplied by one of 36 matrices of transformed filters, `U = G g Gᵀ`; back, `Y = Aᵀ M A`. That is 4 times fewer
+//! multiplications, as 36 matrix products over all squares and channels.
+//!
+//! The squares of a picture are the columns of these matrices, so that transforms work on rows of many squares.
+
+use rayon::prelude::*;
+
+use super::conv::Pictures;
+use super::matrix::{Matrix, Threads, multiply};
+use super::memory::zeros;
+use super::vectorized;
+
+/// Side of the output of a square, and of its input.
+const OUT: usize = 4;
+const IN: usize = 6;
+/// Products a square.
+const PRODUCTS: usize = IN * IN;
+/// Transformed values of inputs that are held at once.
+const VALUES: usize = 1 << 23;
+/// Outputs of a task: their transformed filters and products stay in the cache next to a core.
+const OUTPUTS: usize = 32;
+/// Squares whose products are held at once.
+const SQUARES: usize = 256;
+/// Squares that are transformed at once: their values stay in the cache next to a core.
+const LANES: usize = 32;
+
+/// A row of values for several squares.
+type Row = [f32; LANES];
+
+/// Squares of all pictures, in rows from the first picture's top.
+#[derive(Clone, Copy)]
+struct Squares<'a> {
+    x: Pictures<'a>,
+    /// Squares in a picture's height and width.
+    rows: usize,
+    columns: usize,
+}
+
+impl Squares<'_> {
+    /// Picture, top and left of a square of outputs.
+    fn place(&self, index: usize) -> [usize; 3] {
+        let in_picture = self.rows * self.columns;
+        let square = index % in_picture;
+        [
+            index / in_picture,
+            square / self.columns * OUT,
+            square % self.columns * OUT,
+        ]
+    }
+
+    /// The input of a square in one channel, with zeros outside of the picture, into one lane.
+    #[inline(always)]
+    fn gather(&self, index: usize, channel: usize, lane: usize, to: &mut [[Row; IN]; IN]) {
+        let [picture, top, left] = self.place(index);
+        let from = self.x.channel(picture, channel);
+        let (height, width) = (self.x.height, self.x.width);
+        let inside = top > 0 && left > 0 && top + OUT < height && left + OUT < width;
+        if inside {
+            for (dy, to) in to.iter_mut().enumerate() {
+                let row = &from[(top + dy - 1) * width + left - 1..][..IN];
+                for (to, value) in to.iter_mut().zip(row) {
+                    to[lane] = *value;
+                }
+            }
+            return;
+        }
+        for (dy, to) in to.iter_mut().enumerate() {
+            for (dx, to) in to.iter_mut().enumerate() {
+                // One less than these: outside, if they are 0.
+                let (y, x) = (top + dy, left + dx);
+                let is_inside = y > 0 && x > 0 && y <= height && x <= width;
+                to[lane] = if is_inside {
+                    from[(y - 1) * width + x - 1]
+                } else {
+                    0.0
+                };
+            }
+        }
+    }
+}
+
+/// `out = x * weight + bias`, with a padding of 1: `weight` is `[outputs, channels, 3, 3]`.
+pub fn winograd(x: Pictures<'_>, weight: &[f32], bias: &[f32], out: &mut [f32]) {
+    let (channels, outputs) = (x.channels, bias.len());
+    let squares = Squares {
+        x,
+        rows: x.height.div_ceil(OUT),
+        columns: x.width.div_ceil(OUT),
+    };
+    let count = x.batch * squares.rows * squares.columns;
+    // As many squares as fit, in whole rows of lanes.
+    let at_once = VALUES / (PRODUCTS * channels) / LANES * LANES;
+    let at_once = at_once.clamp(LANES, count.next_multiple_of(LANES));
+    let mut inputs = zeros(PRODUCTS * channels * at_once);
+    for first in (0..count).step_by(at_once) {
+        let squares = Chunk {
+            squares,
+            first,
+            count: at_once.min(count - first),
+            stride: at_once,
+        };
+        squares.transform_inputs(&mut inputs);
+        channels_of(out, outputs, x.area())
+            .par_chunks_mut(OUTPUTS)
+            .zip(weight.par_chunks(OUTPUTS * channels * 9))
+            .zip(bias.par_chunks(OUTPUTS))
+            .for_each_init(Scratch::default, |scratch, ((out, weight), bias)| {
+                scratch.convolve(squares, &inputs, weight, bias, out);
+            });
+    }
+}
+
+/// The channels of all pictures, `[batch, channels, area]`, by channel.
+fn channels_of(out: &mut [f32], channels: usize, area: usize) -> Vec<Vec<&mut [f32]>> {
+    let mut by_channel: Vec<_> = (0..channels).map(|_| Vec::new()).collect();
+    for (index, channel) in out.chunks_mut(area).enumerate() {
+        by_channel[index % channels].push(channel);
+    }
+    by_channel
+}
+
+/// Some squares of many, whose values are the first `count` of rows of `stride`.
+#[derive(Clone, Copy)]
+struct Chunk<'a> {
+    squares: Squares<'a>,
+    first: usize,
+    count: usize,
+    stride: usize,
+}
+
+impl Chunk<'_> {
+    /// `V = Bᵀ d B` of each square and channel: `[36, channels, stride]`.
+    fn transform_inputs(&self, inputs: &mut [f32]) {
+        let rows = rows_of(inputs, self.squares.x.channels, self.stride);
+        let tasks = rows.into_par_iter().enumerate();
+        tasks.for_each(|(channel, mut rows)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    let mut square = [[[0.0; LANES]; IN]; IN];
+                    let mut half = square;
+                    for start in (0..self.count).step_by(LANES) {
+                        for lane in 0..LANES.min(self.count - start) {
+                            let index = self.first + start + lane;
+                            self.squares.gather(index, channel, lane, &mut square);
+                        }
+                        along_rows(&square, &mut half, input_1d);
+                        along_rows(&half, &mut square, input_1d);
+                        store(&square, &mut rows, start);
+                    }
+                },
+            );
+        });
+    }
+
+    /// `Y = Aᵀ M A` of each square, with a bias, into one channel of the pictures; `products` is `[36, ..]`, a row each
+    /// `plane` values.
+    #[inline(always)]
+    fn transform_products(
+        &self,
+        products: &[f32],
+        plane: usize,
+        bias: f32,
+        pictures: &mut [&mut [f32]],
+    ) {
+        let (height, width) = (self.squares.x.height, self.squares.x.width);
+        let mut product = [[[0.0; LANES]; IN]; IN];
+        let mut half = [[[0.0; LANES]; IN]; OUT];
+        let mut square = [[[0.0; LANES]; OUT]; OUT];
+        for start in (0..self.count).step_by(LANES) {
+            let count = LANES.min(self.count - start);
+            for (index, row) in product.as_flattened_mut().iter_mut().enumerate() {
+                row.copy_from_slice(&products[index * plane + start..][..LANES]);
+            }
+            along_rows(&product, &mut half, output_1d);
+            along_rows(&half, &mut square, output_1d);
+            for lane in 0..count {
+                let [picture, top, left] = self.squares.place(self.first + start + lane);
+                let picture = &mut pictures[picture];
+                for (dy, row) in square.iter().enumerate().take(height - top) {
+                    let to = &mut picture[(top + dy) * width + left..];
+                    for (to, value) in to.iter_mut().zip(row).take(width - left) {
+                        *to = value[lane] + bias;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What a task needs for some of the outputs.
+#[derive(Default)]
+struct Scratch {
+    /// `[36, outputs, channels]`
+    filters: Vec<f32>,
+    /// `[36, outputs, squares]`
+    products: Vec<f32>,
+}
+
+impl Scratch {
+    /// From transformed inputs to some channels of the pictures.
+    fn convolve(
+        &mut self,
+        squares: Chunk<'_>,
+        inputs: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        out: &mut [Vec<&mut [f32]>],
+    ) {
+        let (channels, outputs, stride) = (squares.squares.x.channels, bias.len(), squares.stride);
+        let plane = SQUARES.min(stride);
+        self.filters.resize(PRODUCTS * outputs * channels, 0.0);
+        self.products.resize(PRODUCTS * outputs * plane, 0.0);
+        transform_filters(weight, channels, outputs, &mut self.filters);
+        for start in (0..squares.count).step_by(plane) {
+            let some = Chunk {
+                first: squares.first + start,
+                count: plane.min(squares.count - start),
+                ..squares
+            };
+            let all = self
+                .products
+                .chunks_mut(outputs * plane)
+                .zip(inputs.chunks(channels * stride))
+                .zip(self.filters.chunks(outputs * channels));
+            for ((product, input), filter) in all {
+                let input = Matrix {
+                    row_stride: stride,
+                    ..Matrix::new(&input[start..], channels, some.count)
+                };
+                let filter = Matrix::new(filter, outputs, channels);
+                multiply(product, plane, filter, input, false, Threads::One);
+            }
+            for (output, (pictures, bias)) in out.iter_mut().zip(bias).enumerate() {
+                let products = &self.products[output * plane..];
+                vectorized(
+                    #[inline(always)]
+                    || some.transform_products(products, outputs * plane, *bias, pictures),
+                );
+            }
+        }
+    }
+}
+
+/// `U = G g Gᵀ` of each filter: `[36, outputs, channels]`.
+fn transform_filters(weight: &[f32], channels: usize, outputs: usize, filters: &mut [f32]) {
+    let rows = rows_of(filters, outputs, channels);
+    for (mut rows, weight) in rows.into_iter().zip(weight.chunks(channels * 9)) {
+        vectorized(
+            #[inline(always)]
+            || {
+                let mut filter = [[[0.0; LANES]; 3]; 3];
+                let mut half = [[[0.0; LANES]; 3]; IN];
+                let mut transformed = [[[0.0; LANES]; IN]; IN];
+                for start in (0..channels).step_by(LANES) {
+                    let weight = weight[start * 9..].chunks_exact(9).take(LANES);
+                    for (lane, values) in weight.enumerate() {
+                        for (to, value) in filter.as_flattened_mut().iter_mut().zip(values) {
+                            to[lane] = *value;
+                        }
+                    }
+                    along_rows(&filter, &mut half, filter_1d);
+                    along_rows(&half, &mut transformed, filter_1d);
+                    store(&transformed, &mut rows, start);
+                }
+            },
+        );
+    }
+}
+
+/// The rows of 36 matrices, by their number.
+fn rows_of(matrices: &mut [f32], rows: usize, columns: usize) -> Vec<Vec<&mut [f32]>> {
+    let mut by_row: Vec<Vec<&mut [f32]>> =
+        (0..rows).map(|_| Vec::with_capacity(PRODUCTS)).collect();
+    for (index, row) in matrices.chunks_mut(columns).enumerate() {
+        by_row[index % rows].push(row);
+    }
+    by_row
+}
+
+/// Into one row of each of the 36 matrices, as far as there is room.
+#[inline(always)]
+fn store(from: &[[Row; IN]; IN], rows: &mut [&mut [f32]], start: usize) {
+    for (row, values) in rows.iter_mut().zip(from.as_flattened()) {
+        let row = &mut row[start..];
+        match row.first_chunk_mut::<LANES>() {
+            Some(row) => *row = *values,
+            None => row.copy_from_slice(&values[..row.len()]),
+        }
+    }
+}
+
+/// Transforms each row, lane by lane, into a column: done twice, rows and columns are in their places again.
+#[inline(always)]
+fn along_rows<const ROWS: usize, const N: usize, const M: usize>(
+    from: &[[Row; N]; ROWS],
+    to: &mut [[Row; ROWS]; M],
+    f: impl Fn([f32; N]) -> [f32; M],
+) {
+    for (index, row) in from.iter().enumerate() {
+        for lane in 0..LANES {
+            let values = f(std::array::from_fn(|column| row[column][lane]));
+            for (column, value) in to.iter_mut().zip(values) {
+                column[index][lane] = value;
+            }
+        }
+    }
+}
+
+/// `G g`
+#[inline(always)]
+fn filter_1d([g0, g1, g2]: [f32; 3]) -> [f32; IN] {
+    let (even, odd) = (g0 + g2, g1);
+    let (even_2, odd_2) = (g0 + 4.0 * g2, 2.0 * g1);
+    [
+        g0 / 4.0,
+        (even + odd) / -6.0,
+        (even - odd) / -6.0,
+        (even_2 + odd_2) / 24.0,
+        (even_2 - odd_2) / 24.0,
+        g2,
+    ]
+}
+
+/// `Bᵀ d`
+#[inline(always)]
+fn input_1d([d0, d1, d2, d3, d4, d5]: [f32; IN]) -> [f32; IN] {
+    let (even, odd) = (d4 - 4.0 * d2, d3 - 4.0 * d1);
+    let (even_2, odd_2) = (d4 - d2, 2.0 * (d3 - d1));
+    [
+        4.0 * d0 - 5.0 * d2 + d4,
+        even + odd,
+        even - odd,
+        even_2 + odd_2,
+        even_2 - odd_2,
+        4.0 * d1 - 5.0 * d3 + d5,
+    ]
+}
+
+/// `Aᵀ m`
+#[inline(always)]
+fn output_1d([m0, m1, m2, m3, m4, m5]: [f32; IN]) -> [f32; OUT] {
+    let (sum, difference) = (m1 + m2, m1 - m2);
+    let (sum_2, difference_2) = (m3 + m4, m3 - m4);
+    [
+        m0 + sum + sum_2,
+        difference + 2.0 * difference_2,
+        sum + 4.0 * sum_2,
+        difference + 8.0 * difference_2 + m5,
+    ]
+}

@@ -1,0 +1,199 @@
+//! Times operations and networks on the CPU, one a line of the input: `cargo xtask bench cpu` asks it and PyTorch in turns.
+//!
+//! A line is a name and sizes, as in `conv 2 320 320 64 64 3`; the answer is the seconds that it takes.
+
+use std::hint::black_box;
+use std::io::{self, BufRead, Write};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use burn::module::Module;
+use burn::tensor::{Distribution, Tensor};
+use burn_flex::Flex;
+use diffuse_nn::ops::{self, ConvGeometry};
+use diffuse_pipelines::unet::{PerLevel, Pretrained, UNet2DConditionModel, UNet2DModel};
+use diffuse_pipelines::vae::AutoencoderKL;
+use rayon::prelude::*;
+
+/// An operation is done again until this much time has passed.
+const AT_LEAST: f64 = 0.2;
+
+fn main() -> Result<()> {
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (name, rest) = words.split_first().context("an empty line")?;
+        let seconds = if *name == "peak" {
+            peak()
+        } else {
+            time(&mut *operation(name, rest)?)
+        };
+        println!("{seconds}");
+        io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+/// Seconds of one call, after one that is not counted.
+fn time(operation: &mut dyn FnMut()) -> f64 {
+    operation();
+    let start = Instant::now();
+    let mut calls = 0;
+    while calls == 0 || start.elapsed().as_secs_f64() < AT_LEAST {
+        operation();
+        calls += 1;
+    }
+    start.elapsed().as_secs_f64() / f64::from(calls)
+}
+
+fn random<const D: usize>(shape: [usize; D]) -> Tensor<Flex, D> {
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Default::default())
+}
+
+fn operation(name: &str, rest: &[&str]) -> Result<Box<dyn FnMut()>> {
+    if let "unet" | "ddpm" | "vae" = name {
+        let [folder, sizes @ ..] = rest else {
+            bail!("`{name}` needs a folder");
+        };
+        return network(name, folder, &numbers(sizes)?);
+    }
+    let sizes = numbers(rest)?;
+    Ok(match (name, &sizes[..]) {
+        ("matmul", &[m, n, k]) => {
+            let (a, b) = (random([m, k]), random([k, n]));
+            Box::new(move || drop(black_box(a.clone().matmul(b.clone()))))
+        }
+        ("conv", &[batch, channels, outputs, height, width, kernel]) => {
+            let x = random([batch, channels, height, width]);
+            let weight = random([outputs, channels, kernel, kernel]);
+            let bias = random([outputs]);
+            let geometry = ConvGeometry {
+                stride: 1,
+                padding_start: kernel / 2,
+                padding_end: kernel / 2,
+            };
+            Box::new(move || {
+                let bias = Some(bias.clone());
+                drop(black_box(ops::conv2d(
+                    x.clone(),
+                    weight.clone(),
+                    bias,
+                    geometry,
+                )));
+            })
+        }
+        ("linear", &[rows, inputs, outputs]) => {
+            let (x, weight) = (random([rows, inputs]), random([outputs, inputs]));
+            let bias = random([outputs]);
+            Box::new(move || {
+                let bias = Some(bias.clone());
+                drop(black_box(ops::linear(x.clone(), weight.clone(), bias)));
+            })
+        }
+        ("attention", &[batch, tokens, context, heads, d]) => {
+            let query = random([batch, tokens, heads * d]);
+            let [key, value] = [0; 2].map(|_| random([batch, context, heads * d]));
+            Box::new(move || {
+                let (query, key, value) = (query.clone(), key.clone(), value.clone());
+                drop(black_box(ops::attention(query, key, value, heads)));
+            })
+        }
+        ("group_norm_silu", &[batch, channels, height, width]) => {
+            let x = random([batch, channels, height, width]);
+            let [weight, bias] = [0; 2].map(|_| random([channels]));
+            Box::new(move || {
+                let (x, weight, bias) = (x.clone(), weight.clone(), bias.clone());
+                drop(black_box(ops::group_norm_silu(x, weight, bias, 32, 1e-5)));
+            })
+        }
+        ("layer_norm", &[rows, width]) => {
+            let x = random([rows, width]);
+            let [weight, bias] = [0; 2].map(|_| random([width]));
+            Box::new(move || {
+                let (x, weight, bias) = (x.clone(), weight.clone(), bias.clone());
+                drop(black_box(ops::layer_norm(x, weight, bias, 1e-5)));
+            })
+        }
+        ("silu", &[size]) => {
+            let x = random([size]);
+            Box::new(move || drop(black_box(ops::silu(x.clone()))))
+        }
+        ("geglu", &[rows, width]) => {
+            let x = random([1, rows, 2 * width]);
+            Box::new(move || drop(black_box(ops::geglu(x.clone()))))
+        }
+        ("channel_bias", &[batch, channels, height, width]) => {
+            let (x, bias) = (
+                random([batch, channels, height, width]),
+                random([batch, channels]),
+            );
+            Box::new(move || drop(black_box(ops::add_channel_bias(x.clone(), bias.clone()))))
+        }
+        ("tokens", &[batch, channels, height, width]) => {
+            let x = random([batch, channels, height, width]);
+            Box::new(move || drop(black_box(ops::image_to_tokens(x.clone()))))
+        }
+        _ => bail!("unknown operation `{name}` with {} sizes", sizes.len()),
+    })
+}
+
+fn network(name: &str, folder: &str, sizes: &[usize]) -> Result<Box<dyn FnMut()>> {
+    let device = Default::default();
+    Ok(match (name, sizes) {
+        ("unet", &[batch, height, width, tokens]) => {
+            let model = UNet2DConditionModel::<Flex>::from_pretrained(folder, &device)?.no_grad();
+            let x = random([batch, model.config().in_channels, height, width]);
+            let PerLevel::Same(width) = model.config().cross_attention_dim else {
+                bail!("a network with texts of several sizes");
+            };
+            let context = random([batch, tokens, width]);
+            Box::new(move || drop(black_box(model.forward(x.clone(), 500.0, &context))))
+        }
+        ("ddpm", &[batch, height, width]) => {
+            let model = UNet2DModel::<Flex>::from_pretrained(folder, &device)?.no_grad();
+            let x = random([batch, model.config().in_channels, height, width]);
+            Box::new(move || drop(black_box(model.forward(x.clone(), 500.0))))
+        }
+        ("vae", &[height, width]) => {
+            let model = AutoencoderKL::<Flex>::from_pretrained(folder, &device)?.no_grad();
+            let x = random([1, model.config().latent_channels, height, width]);
+            Box::new(move || drop(black_box(model.decode(x.clone()))))
+        }
+        _ => bail!("`{name}` with {} sizes", sizes.len()),
+    })
+}
+
+fn numbers(words: &[&str]) -> Result<Vec<usize>> {
+    words
+        .iter()
+        .map(|word| {
+            word.parse()
+                .with_context(|| format!("`{word}` is not a size"))
+        })
+        .collect()
+}
+
+/// Seconds of a GFLOP at best, on all threads: multiplications and additions of numbers that never leave the registers.
+fn peak() -> f64 {
+    const LANES: usize = 16 * 12;
+    const ROUNDS: usize = 1_000_000;
+    let threads = rayon::current_num_threads();
+    let once = || {
+        let start = Instant::now();
+        (0..threads).into_par_iter().for_each(|_| {
+            let result = pulp::Arch::new().dispatch(|| {
+                let (factor, mut lanes) = (black_box(0.999_f32), [1.0_f32; LANES]);
+                for _ in 0..ROUNDS {
+                    lanes
+                        .iter_mut()
+                        .for_each(|lane| *lane = lane.mul_add(factor, factor));
+                }
+                lanes
+            });
+            black_box(result);
+        });
+        start.elapsed().as_secs_f64()
+    };
+    let best = (0..5).map(|_| once()).fold(f64::INFINITY, f64::min);
+    best * 1e9 / (2 * LANES * ROUNDS * threads) as f64
+}

@@ -1,0 +1,102 @@
+"""The same operations as `examples/cpu-speed.rs`, in PyTorch: a line of the input is a name and sizes, the answer the seconds.
+
+    cpu.py THREADS
+
+Convolutions, norms and networks run in channels_last, PyTorch's faster layout on CPUs. Needs torch and diffusers.
+"""
+
+import os
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+
+AT_LEAST = 0.2
+
+
+def image(*shape):
+    return torch.randn(*shape).to(memory_format=torch.channels_last)
+
+
+def network(name, folder, sizes):
+    from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
+
+    classes = {"unet": UNet2DConditionModel, "ddpm": UNet2DModel, "vae": AutoencoderKL}
+    model = classes[name].from_pretrained(folder).eval().to(memory_format=torch.channels_last)
+    if name == "unet":
+        batch, height, width, tokens = sizes
+        x = image(batch, model.config.in_channels, height, width)
+        context = torch.randn(batch, tokens, model.config.cross_attention_dim)
+        return lambda: model(x, 500, context)
+    if name == "ddpm":
+        x = image(sizes[0], model.config.in_channels, *sizes[1:])
+        return lambda: model(x, 500)
+    x = image(1, model.config.latent_channels, *sizes)
+    return lambda: model.decode(x)
+
+
+def operation(name, words):
+    if name in ("unet", "ddpm", "vae"):
+        return network(name, words[0], [int(word) for word in words[1:]])
+    sizes = [int(word) for word in words]
+    if name == "matmul":
+        m, n, k = sizes
+        a, b = torch.randn(m, k), torch.randn(k, n)
+        return lambda: a @ b
+    if name == "conv":
+        batch, channels, outputs, height, width, kernel = sizes
+        layer = torch.nn.Conv2d(channels, outputs, kernel, padding=kernel // 2).to(memory_format=torch.channels_last)
+        x = image(batch, channels, height, width)
+        return lambda: layer(x)
+    if name == "linear":
+        rows, inputs, outputs = sizes
+        layer, x = torch.nn.Linear(inputs, outputs), torch.randn(rows, inputs)
+        return lambda: layer(x)
+    if name == "attention":
+        batch, tokens, context, heads, d = sizes
+        query = torch.randn(batch, tokens, heads, d).transpose(1, 2)
+        key, value = (torch.randn(batch, context, heads, d).transpose(1, 2) for _ in range(2))
+        return lambda: F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, tokens, -1)
+    if name == "group_norm_silu":
+        x, norm = image(*sizes), torch.nn.GroupNorm(32, sizes[1])
+        return lambda: F.silu(norm(x))
+    if name == "layer_norm":
+        x, norm = torch.randn(*sizes), torch.nn.LayerNorm(sizes[1])
+        return lambda: norm(x)
+    if name == "silu":
+        x = torch.randn(*sizes)
+        return lambda: F.silu(x)
+    if name == "geglu":
+        x = torch.randn(sizes[0], 2 * sizes[1])
+        def geglu():
+            value, gate = x.chunk(2, dim=-1)
+            return value * F.gelu(gate)
+        return geglu
+    if name == "channel_bias":
+        x, bias = image(*sizes), torch.randn(*sizes[:2])
+        return lambda: x + bias[:, :, None, None]
+    if name == "tokens":
+        x = image(*sizes)
+        batch, channels, height, width = sizes
+        return lambda: x.permute(0, 2, 3, 1).reshape(batch, height * width, channels).clone()
+    raise ValueError(f"unknown operation {name}")
+
+
+def main():
+    torch.set_num_threads(int(sys.argv[1]))
+    for line in sys.stdin:
+        name, *words = line.split()
+        with torch.inference_mode():
+            run = operation(name, words)
+            run()
+            start, calls = time.perf_counter(), 0
+            while calls == 0 or time.perf_counter() - start < AT_LEAST:
+                run()
+                calls += 1
+            print((time.perf_counter() - start) / calls, flush=True)
+        del run
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::arguments::Arguments;
-use crate::{cargo, gpus, root, run};
+use crate::{cargo, gpus, root, run, target};
 
 const USAGE: &str = "usage: cargo xtask bench MODEL [--backend flex|wgpu|cuda] [--dtype f32|f16|bf16] [--steps N] \
                      [--width W] [--height H] [--rounds N] [--threads N] [--reference PYTHON]";
@@ -94,9 +94,7 @@ impl Bench {
         command.args(["build", "--release", "--package", "diffuse-cli"]);
         command.args(["--features", &self.backend]);
         run(&mut command)?;
-        let target = std::env::var_os("CARGO_TARGET_DIR")
-            .map_or_else(|| root().join("target"), PathBuf::from);
-        Ok(target.join("release").join("diffuse"))
+        Ok(target().join("release").join("diffuse"))
     }
 
     fn run_program(&self, program: &Path) -> Result<Figures> {

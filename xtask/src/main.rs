@@ -3,6 +3,7 @@
 mod arguments;
 mod bench;
 mod check;
+mod cpu;
 mod golden;
 mod test;
 
@@ -19,6 +20,7 @@ usage: cargo xtask COMMAND
   convert SRC DST [--dtype f16|f32|bf16] [--variant NAME]
                            rewrite a checkpoint as clean safetensors
   bench MODEL [OPTIONS]    time the program and, with --reference PYTHON, the reference on the same weights
+  bench cpu [OPTIONS]      time single operations and networks on the CPU and, with --reference PYTHON, PyTorch's
   bench quality [OPTIONS]  count what the built-in model draws right of prompts that it was not trained on
   fetch MODEL [--revision R] [--variant V] [--into FOLDER]
                            fetch a checkpoint from the hub: sd-v1-4, sd-v1-5, ddpm-cat-256 or OWNER/NAME
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
             Some((what, rest)) if what == "quality" => {
                 start(&["diffuse-examples", "--example", "scene-quality"], rest)
             }
+            Some((what, rest)) if what == "cpu" => cpu::bench(rest),
             _ => bench::bench(rest),
         },
         "help" | "--help" | "-h" => {
@@ -61,6 +64,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The folder that cargo builds into.
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
 /// The workspace's folder.

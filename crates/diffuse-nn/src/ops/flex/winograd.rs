@@ -21,8 +21,10 @@ const IN: usize = 6;
 const PRODUCTS: usize = IN * IN;
 /// Transformed values of inputs that are held at once.
 const VALUES: usize = 1 << 23;
-/// Outputs of a task: their transformed filters and products stay in the cache next to a core.
-const OUTPUTS: usize = 32;
+/// Outputs of a task at most: with [`SQUARES`], their transformed filters and products stay near a core.
+const OUTPUTS: usize = 66;
+/// Outputs that the kernel of a matrix product takes at once.
+const KERNEL: usize = 6;
 /// Squares whose products are held at once.
 const SQUARES: usize = 256;
 /// Squares that are transformed at once: their values stay in the cache next to a core.
@@ -31,50 +33,58 @@ const LANES: usize = 32;
 /// A row of values for several squares.
 type Row = [f32; LANES];
 
-/// Squares of all pictures, in rows from the first picture's top.
+/// Where a square of outputs is.
 #[derive(Clone, Copy)]
-struct Squares<'a> {
-    x: Pictures<'a>,
-    /// Squares in a picture's height and width.
-    rows: usize,
-    columns: usize,
+struct Place {
+    picture: usize,
+    top: usize,
+    left: usize,
+    /// Whether its input lies inside of the picture.
+    inside: bool,
 }
 
-impl Squares<'_> {
-    /// Picture, top and left of a square of outputs.
-    fn place(&self, index: usize) -> [usize; 3] {
-        let in_picture = self.rows * self.columns;
-        let square = index % in_picture;
-        [
-            index / in_picture,
-            square / self.columns * OUT,
-            square % self.columns * OUT,
-        ]
+impl Place {
+    /// Squares of all pictures, in rows from the first picture's top.
+    fn all(x: &Pictures<'_>) -> Vec<Self> {
+        let mut places = Vec::new();
+        for picture in 0..x.batch {
+            for top in (0..x.height).step_by(OUT) {
+                for left in (0..x.width).step_by(OUT) {
+                    let starts = top > 0 && left > 0;
+                    places.push(Self {
+                        picture,
+                        top,
+                        left,
+                        inside: starts && top + OUT < x.height && left + OUT < x.width,
+                    });
+                }
+            }
+        }
+        places
     }
 
-    /// The input of a square in one channel, with zeros outside of the picture, into one lane.
+    /// The input of the square in one channel, with zeros outside of the picture, into one lane.
     #[inline(always)]
-    fn gather(&self, index: usize, channel: usize, lane: usize, to: &mut [[Row; IN]; IN]) {
-        let [picture, top, left] = self.place(index);
-        let from = self.x.channel(picture, channel);
-        let (height, width) = (self.x.height, self.x.width);
-        let inside = top > 0 && left > 0 && top + OUT < height && left + OUT < width;
-        if inside {
-            for (dy, to) in to.iter_mut().enumerate() {
-                let row = &from[(top + dy - 1) * width + left - 1..][..IN];
-                for (to, value) in to.iter_mut().zip(row) {
-                    to[lane] = *value;
+    fn gather(&self, x: &Pictures<'_>, channel: usize, lane: usize, to: &mut [[Row; IN]; IN]) {
+        let from = x.channel(self.picture, channel);
+        if self.inside {
+            let start = (self.top - 1) * x.width + self.left - 1;
+            for (to, row) in to.iter_mut().zip(from[start..].chunks(x.width)) {
+                if let Some(row) = row.first_chunk::<IN>() {
+                    for (to, value) in to.iter_mut().zip(row) {
+                        to[lane] = *value;
+                    }
                 }
             }
             return;
         }
         for (dy, to) in to.iter_mut().enumerate() {
             for (dx, to) in to.iter_mut().enumerate() {
-                // One less than these: outside, if they are 0.
-                let (y, x) = (top + dy, left + dx);
-                let is_inside = y > 0 && x > 0 && y <= height && x <= width;
+                // One more than the place in the picture: 0 is outside.
+                let (row, column) = (self.top + dy, self.left + dx);
+                let is_inside = row > 0 && column > 0 && row <= x.height && column <= x.width;
                 to[lane] = if is_inside {
-                    from[(y - 1) * width + x - 1]
+                    from[(row - 1) * x.width + column - 1]
                 } else {
                     0.0
                 };
@@ -86,28 +96,22 @@ impl Squares<'_> {
 /// `out = x * weight + bias`, with a padding of 1: `weight` is `[outputs, channels, 3, 3]`.
 pub fn winograd(x: Pictures<'_>, weight: &[f32], bias: &[f32], out: &mut [f32]) {
     let (channels, outputs) = (x.channels, bias.len());
-    let squares = Squares {
-        x,
-        rows: x.height.div_ceil(OUT),
-        columns: x.width.div_ceil(OUT),
-    };
-    let count = x.batch * squares.rows * squares.columns;
+    let places = Place::all(&x);
     // As many squares as fit, in whole rows of lanes.
-    let at_once = VALUES / (PRODUCTS * channels) / LANES * LANES;
-    let at_once = at_once.clamp(LANES, count.next_multiple_of(LANES));
-    let mut inputs = zeros(PRODUCTS * channels * at_once);
-    for first in (0..count).step_by(at_once) {
-        let squares = Chunk {
-            squares,
-            first,
-            count: at_once.min(count - first),
-            stride: at_once,
-        };
+    let stride = VALUES / (PRODUCTS * channels) / LANES * LANES;
+    let stride = stride.clamp(LANES, places.len().next_multiple_of(LANES));
+    let mut inputs = zeros(PRODUCTS * channels * stride);
+    let mut out = channels_of(out, outputs, x.area());
+    // As many tasks for each thread, of whole kernels.
+    let threads = rayon::current_num_threads();
+    let tasks = threads * outputs.div_ceil(threads * OUTPUTS);
+    let a_task = outputs.div_ceil(tasks).next_multiple_of(KERNEL);
+    for places in places.chunks(stride) {
+        let squares = Squares { x, places, stride };
         squares.transform_inputs(&mut inputs);
-        channels_of(out, outputs, x.area())
-            .par_chunks_mut(OUTPUTS)
-            .zip(weight.par_chunks(OUTPUTS * channels * 9))
-            .zip(bias.par_chunks(OUTPUTS))
+        out.par_chunks_mut(a_task)
+            .zip(weight.par_chunks(a_task * channels * 9))
+            .zip(bias.par_chunks(a_task))
             .for_each_init(Scratch::default, |scratch, ((out, weight), bias)| {
                 scratch.convolve(squares, &inputs, weight, bias, out);
             });
@@ -123,19 +127,18 @@ fn channels_of(out: &mut [f32], channels: usize, area: usize) -> Vec<Vec<&mut [f
     by_channel
 }
 
-/// Some squares of many, whose values are the first `count` of rows of `stride`.
+/// Some squares of the pictures, whose values are the first of rows of `stride`.
 #[derive(Clone, Copy)]
-struct Chunk<'a> {
-    squares: Squares<'a>,
-    first: usize,
-    count: usize,
+struct Squares<'a> {
+    x: Pictures<'a>,
+    places: &'a [Place],
     stride: usize,
 }
 
-impl Chunk<'_> {
+impl Squares<'_> {
     /// `V = Bᵀ d B` of each square and channel: `[36, channels, stride]`.
     fn transform_inputs(&self, inputs: &mut [f32]) {
-        let rows = rows_of(inputs, self.squares.x.channels, self.stride);
+        let rows = rows_of(inputs, self.x.channels, self.stride);
         let tasks = rows.into_par_iter().enumerate();
         tasks.for_each(|(channel, mut rows)| {
             vectorized(
@@ -143,14 +146,13 @@ impl Chunk<'_> {
                 || {
                     let mut square = [[[0.0; LANES]; IN]; IN];
                     let mut half = square;
-                    for start in (0..self.count).step_by(LANES) {
-                        for lane in 0..LANES.min(self.count - start) {
-                            let index = self.first + start + lane;
-                            self.squares.gather(index, channel, lane, &mut square);
+                    for (index, places) in self.places.chunks(LANES).enumerate() {
+                        for (lane, place) in places.iter().enumerate() {
+                            place.gather(&self.x, channel, lane, &mut square);
                         }
                         along_rows(&square, &mut half, input_1d);
                         along_rows(&half, &mut square, input_1d);
-                        store(&square, &mut rows, start);
+                        store(&square, &mut rows, index * LANES);
                     }
                 },
             );
@@ -167,23 +169,21 @@ impl Chunk<'_> {
         bias: f32,
         pictures: &mut [&mut [f32]],
     ) {
-        let (height, width) = (self.squares.x.height, self.squares.x.width);
+        let (height, width) = (self.x.height, self.x.width);
         let mut product = [[[0.0; LANES]; IN]; IN];
         let mut half = [[[0.0; LANES]; IN]; OUT];
         let mut square = [[[0.0; LANES]; OUT]; OUT];
-        for start in (0..self.count).step_by(LANES) {
-            let count = LANES.min(self.count - start);
-            for (index, row) in product.as_flattened_mut().iter_mut().enumerate() {
-                row.copy_from_slice(&products[index * plane + start..][..LANES]);
+        for (index, places) in self.places.chunks(LANES).enumerate() {
+            for (number, row) in product.as_flattened_mut().iter_mut().enumerate() {
+                row.copy_from_slice(&products[number * plane + index * LANES..][..LANES]);
             }
             along_rows(&product, &mut half, output_1d);
             along_rows(&half, &mut square, output_1d);
-            for lane in 0..count {
-                let [picture, top, left] = self.squares.place(self.first + start + lane);
-                let picture = &mut pictures[picture];
-                for (dy, row) in square.iter().enumerate().take(height - top) {
-                    let to = &mut picture[(top + dy) * width + left..];
-                    for (to, value) in to.iter_mut().zip(row).take(width - left) {
+            for (lane, place) in places.iter().enumerate() {
+                let picture = &mut pictures[place.picture];
+                for (dy, row) in square.iter().enumerate().take(height - place.top) {
+                    let to = &mut picture[(place.top + dy) * width + place.left..];
+                    for (to, value) in to.iter_mut().zip(row).take(width - place.left) {
                         *to = value[lane] + bias;
                     }
                 }
@@ -205,23 +205,20 @@ impl Scratch {
     /// From transformed inputs to some channels of the pictures.
     fn convolve(
         &mut self,
-        squares: Chunk<'_>,
+        squares: Squares<'_>,
         inputs: &[f32],
         weight: &[f32],
         bias: &[f32],
         out: &mut [Vec<&mut [f32]>],
     ) {
-        let (channels, outputs, stride) = (squares.squares.x.channels, bias.len(), squares.stride);
+        let (channels, outputs, stride) = (squares.x.channels, bias.len(), squares.stride);
         let plane = SQUARES.min(stride);
         self.filters.resize(PRODUCTS * outputs * channels, 0.0);
         self.products.resize(PRODUCTS * outputs * plane, 0.0);
         transform_filters(weight, channels, outputs, &mut self.filters);
-        for start in (0..squares.count).step_by(plane) {
-            let some = Chunk {
-                first: squares.first + start,
-                count: plane.min(squares.count - start),
-                ..squares
-            };
+        for (index, places) in squares.places.chunks(plane).enumerate() {
+            let start = index * plane;
+            let some = Squares { places, ..squares };
             let all = self
                 .products
                 .chunks_mut(outputs * plane)
@@ -230,7 +227,7 @@ impl Scratch {
             for ((product, input), filter) in all {
                 let input = Matrix {
                     row_stride: stride,
-                    ..Matrix::new(&input[start..], channels, some.count)
+                    ..Matrix::new(&input[start..], channels, places.len())
                 };
                 let filter = Matrix::new(filter, outputs, channels);
                 multiply(product, plane, filter, input, false, Threads::One);

@@ -192,9 +192,15 @@ impl Scene {
         }
     }
 
-    /// A scene that training may show.
+    /// A scene that training may show. Boats are at sea only, and would be seldom: most scenes without one are drawn again.
     pub fn for_training(rng: &mut impl Rng) -> Self {
-        Self::random_where(rng, false)
+        loop {
+            let scene = Self::random_where(rng, false);
+            let has_boat = scene.subjects.iter().any(|it| it.kind == Kind::Boat);
+            if has_boat || rng.random_bool(0.4) {
+                return scene;
+            }
+        }
     }
 
     /// A scene of a combination that training never shows.

@@ -10,7 +10,7 @@ use super::{flex, in_f32, reshape::channel_rows, silu};
 /// - `weight`, `bias`: `[channels]`
 ///
 /// # Panics
-/// If `weight` does not have as many entries as `x` has channels.
+/// If `weight` does not have as many entries as `x` has channels, or they cannot be split into `groups`.
 pub fn group_norm<B: Backend>(
     x: Tensor<B, 4>,
     weight: Tensor<B, 1>,
@@ -18,16 +18,12 @@ pub fn group_norm<B: Backend>(
     groups: usize,
     eps: f64,
 ) -> Tensor<B, 4> {
+    check_channels(&x, &weight, groups);
     if let Some(y) = flex::group_norm(&x, &weight, &bias, groups, eps, false) {
         return y;
     }
     in_f32(x, |x| {
         let [batch, channels, height, width] = x.dims();
-        let [expected] = weight.dims();
-        assert_eq!(
-            channels, expected,
-            "a norm for {expected} channels got {channels}"
-        );
         let dtype = x.dtype();
         let grouped = x
             .clone()
@@ -49,6 +45,18 @@ pub fn group_norm<B: Backend>(
     })
 }
 
+fn check_channels<B: Backend>(x: &Tensor<B, 4>, weight: &Tensor<B, 1>, groups: usize) {
+    let ([_, channels, _, _], [expected]) = (x.dims(), weight.dims());
+    assert_eq!(
+        channels, expected,
+        "a norm for {expected} channels got {channels}"
+    );
+    assert!(
+        channels.is_multiple_of(groups),
+        "{channels} channels cannot be split into {groups} groups"
+    );
+}
+
 /// [`group_norm`], then [`silu`].
 pub fn group_norm_silu<B: Backend>(
     x: Tensor<B, 4>,
@@ -57,6 +65,7 @@ pub fn group_norm_silu<B: Backend>(
     groups: usize,
     eps: f64,
 ) -> Tensor<B, 4> {
+    check_channels(&x, &weight, groups);
     if let Some(y) = flex::group_norm(&x, &weight, &bias, groups, eps, true) {
         return y;
     }

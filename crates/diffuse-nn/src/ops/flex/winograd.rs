@@ -39,8 +39,6 @@ struct Place {
     picture: usize,
     top: usize,
     left: usize,
-    /// Whether its input lies inside of the picture.
-    inside: bool,
 }
 
 impl Place {
@@ -49,46 +47,77 @@ impl Place {
         let mut places = Vec::new();
         for picture in 0..x.batch {
             for top in (0..x.height).step_by(OUT) {
-                for left in (0..x.width).step_by(OUT) {
-                    let starts = top > 0 && left > 0;
-                    places.push(Self {
-                        picture,
-                        top,
-                        left,
-                        inside: starts && top + OUT < x.height && left + OUT < x.width,
-                    });
-                }
+                let columns = (0..x.width).step_by(OUT);
+                places.extend(columns.map(|left| Self { picture, top, left }));
             }
         }
         places
     }
 
-    /// The input of the square in one channel, with zeros outside of the picture, into one lane.
-    #[inline(always)]
-    fn gather(&self, x: &Pictures<'_>, channel: usize, lane: usize, to: &mut [[Row; IN]; IN]) {
-        let from = x.channel(self.picture, channel);
-        if self.inside {
-            let start = (self.top - 1) * x.width + self.left - 1;
-            for (to, row) in to.iter_mut().zip(from[start..].chunks(x.width)) {
-                if let Some(row) = row.first_chunk::<IN>() {
-                    for (to, value) in to.iter_mut().zip(row) {
-                        to[lane] = *value;
-                    }
-                }
-            }
-            return;
+    /// Whether another square is the next to the right.
+    fn is_before(&self, other: &Self) -> bool {
+        self.left < other.left && (self.picture, self.top) == (other.picture, other.top)
+    }
+}
+
+/// The inputs of neighbouring squares in one channel, with zeros outside of the picture, into the lanes from `lane` on.
+#[inline(always)]
+fn gather(
+    x: &Pictures<'_>,
+    channel: usize,
+    places: &[Place],
+    lane: usize,
+    squares: &mut [[Row; IN]; IN],
+) {
+    let (Place { picture, top, left }, count) = (places[0], places.len());
+    let from = x.channel(picture, channel);
+    // From one column to the left of the first square to one to the right of the last.
+    let mut values = [0.0; OUT * (LANES + 1)];
+    let start = left.saturating_sub(1);
+    let length = (left + OUT * count + 1).min(x.width) - start;
+    for (dy, square) in squares.iter_mut().enumerate() {
+        let row = (top + dy).checked_sub(1).filter(|row| *row < x.height);
+        let to = &mut values[start + 1 - left..][..length];
+        match row {
+            Some(row) => to.copy_from_slice(&from[row * x.width + start..][..length]),
+            None => to.fill(0.0),
         }
-        for (dy, to) in to.iter_mut().enumerate() {
-            for (dx, to) in to.iter_mut().enumerate() {
-                // One more than the place in the picture: 0 is outside.
-                let (row, column) = (self.top + dy, self.left + dx);
-                let is_inside = row > 0 && column > 0 && row <= x.height && column <= x.width;
-                to[lane] = if is_inside {
-                    from[(row - 1) * x.width + column - 1]
-                } else {
-                    0.0
-                };
-            }
+        let (quads, _) = values.as_chunks::<OUT>();
+        let [a, b, c, d, e, f] = square;
+        let lanes = lane..lane + count;
+        let first = a[lanes.clone()].iter_mut().zip(&mut b[lanes.clone()]);
+        let second = c[lanes.clone()].iter_mut().zip(&mut d[lanes.clone()]);
+        for (((a, b), (c, d)), quad) in first.zip(second).zip(quads) {
+            (*a, *b, *c, *d) = (quad[0], quad[1], quad[2], quad[3]);
+        }
+        let last = e[lanes.clone()].iter_mut().zip(&mut f[lanes]);
+        for ((e, f), quad) in last.zip(&quads[1..]) {
+            (*e, *f) = (quad[0], quad[1]);
+        }
+    }
+}
+
+/// The outputs of neighbouring squares, from the lanes from `lane` on, into a channel of a picture.
+#[inline(always)]
+fn scatter(
+    squares: &[[Row; OUT]; OUT],
+    places: &[Place],
+    lane: usize,
+    bias: f32,
+    [height, width]: [usize; 2],
+    channel: &mut [f32],
+) {
+    let (Place { top, left, .. }, count) = (places[0], places.len());
+    let length = (OUT * count).min(width - left);
+    for (dy, square) in squares.iter().enumerate().take(height - top) {
+        let to = &mut channel[(top + dy) * width + left..][..length];
+        let (quads, rest) = to.as_chunks_mut::<OUT>();
+        let [a, b, c, d] = square.each_ref().map(|row| &row[lane..lane + count]);
+        for (((quad, a), b), (c, d)) in quads.iter_mut().zip(a).zip(b).zip(c.iter().zip(d)) {
+            *quad = [a + bias, b + bias, c + bias, d + bias];
+        }
+        for (value, row) in rest.iter_mut().zip(square) {
+            *value = row[lane + count - 1] + bias;
         }
     }
 }
@@ -147,8 +176,10 @@ impl Squares<'_> {
                     let mut square = [[[0.0; LANES]; IN]; IN];
                     let mut half = square;
                     for (index, places) in self.places.chunks(LANES).enumerate() {
-                        for (lane, place) in places.iter().enumerate() {
-                            place.gather(&self.x, channel, lane, &mut square);
+                        let mut lane = 0;
+                        for places in places.chunk_by(Place::is_before) {
+                            gather(&self.x, channel, places, lane, &mut square);
+                            lane += places.len();
                         }
                         along_rows(&square, &mut half, input_1d);
                         along_rows(&half, &mut square, input_1d);
@@ -169,7 +200,7 @@ impl Squares<'_> {
         bias: f32,
         pictures: &mut [&mut [f32]],
     ) {
-        let (height, width) = (self.x.height, self.x.width);
+        let size = [self.x.height, self.x.width];
         let mut product = [[[0.0; LANES]; IN]; IN];
         let mut half = [[[0.0; LANES]; IN]; OUT];
         let mut square = [[[0.0; LANES]; OUT]; OUT];
@@ -179,14 +210,11 @@ impl Squares<'_> {
             }
             along_rows(&product, &mut half, output_1d);
             along_rows(&half, &mut square, output_1d);
-            for (lane, place) in places.iter().enumerate() {
-                let picture = &mut pictures[place.picture];
-                for (dy, row) in square.iter().enumerate().take(height - place.top) {
-                    let to = &mut picture[(place.top + dy) * width + place.left..];
-                    for (to, value) in to.iter_mut().zip(row).take(width - place.left) {
-                        *to = value[lane] + bias;
-                    }
-                }
+            let mut lane = 0;
+            for places in places.chunk_by(Place::is_before) {
+                let channel = &mut *pictures[places[0].picture];
+                scatter(&square, places, lane, bias, size, channel);
+                lane += places.len();
             }
         }
     }

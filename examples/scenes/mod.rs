@@ -197,7 +197,7 @@ impl Scene {
         loop {
             let scene = Self::random_where(rng, false);
             let has_boat = scene.subjects.iter().any(|it| it.kind == Kind::Boat);
-            if has_boat || rng.random_bool(0.4) {
+            if has_boat || rng.random_bool(0.15) {
                 return scene;
             }
         }

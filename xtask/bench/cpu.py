@@ -76,10 +76,6 @@ def operation(name, words):
     if name == "channel_bias":
         x, bias = image(*sizes), torch.randn(*sizes[:2])
         return lambda: x + bias[:, :, None, None]
-    if name == "tokens":
-        x = image(*sizes)
-        batch, channels, height, width = sizes
-        return lambda: x.permute(0, 2, 3, 1).reshape(batch, height * width, channels).clone()
     raise ValueError(f"unknown operation {name}")
 
 

@@ -28,7 +28,7 @@ pub fn attention<B: Backend>(
     let key = split_heads(key, heads).swap_dims(2, 3);
     let value = split_heads(value, heads);
 
-    let chunk = (SCORES_AT_ONCE / (batch * heads * context)).max(1);
+    let chunk = (SCORES_AT_ONCE / (batch * heads * context).max(1)).max(1);
     if chunk >= tokens {
         return merge_heads(attend(query, key, value, None));
     }

@@ -23,7 +23,7 @@ pub struct ConvGeometry {
 /// - output: `[batch, out, height', width']`
 ///
 /// # Panics
-/// If `x` does not have the channels that `weight` is for.
+/// If `x` does not have the channels that `weight` is for, or `bias` has another size.
 pub fn conv2d<B: Backend>(
     x: Tensor<B, 4>,
     weight: Tensor<B, 4>,
@@ -31,11 +31,14 @@ pub fn conv2d<B: Backend>(
     geometry: ConvGeometry,
 ) -> Tensor<B, 4> {
     let [_, channels, _, _] = x.dims();
-    let [_, expected, _, _] = weight.dims();
+    let [outputs, expected, _, _] = weight.dims();
     assert_eq!(
         channels, expected,
         "a convolution for {expected} channels got {channels}"
     );
+    if let Some(bias) = &bias {
+        assert_eq!(bias.dims(), [outputs], "a bias of another size");
+    }
     if let Some(y) = flex::conv2d(&x, &weight, bias.as_ref(), geometry) {
         return y;
     }

@@ -11,7 +11,7 @@ use super::flex;
 /// - output: `[.., d_output]`
 ///
 /// # Panics
-/// If the last dimension of `x` is not `d_input`.
+/// If the last dimension of `x` is not `d_input`, or `bias` has another size.
 pub fn linear<B: Backend, const D: usize>(
     x: Tensor<B, D>,
     weight: Tensor<B, 2>,
@@ -25,6 +25,9 @@ pub fn linear<B: Backend, const D: usize>(
         "a linear layer for {d_input} features got {}",
         shape[D - 1],
     );
+    if let Some(bias) = &bias {
+        assert_eq!(bias.dims(), [d_output], "a bias of another size");
+    }
     if let Some(y) = flex::linear(&x, &weight, bias.as_ref()) {
         return y;
     }

@@ -10,7 +10,7 @@ use super::{flex, in_f32, reshape::channel_rows, silu};
 /// - `weight`, `bias`: `[channels]`
 ///
 /// # Panics
-/// If `weight` does not have as many entries as `x` has channels, or they cannot be split into `groups`.
+/// If `weight` and `bias` do not have as many entries as `x` has channels, or they cannot be split into `groups`.
 pub fn group_norm<B: Backend>(
     x: Tensor<B, 4>,
     weight: Tensor<B, 1>,
@@ -18,7 +18,7 @@ pub fn group_norm<B: Backend>(
     groups: usize,
     eps: f64,
 ) -> Tensor<B, 4> {
-    check_channels(&x, &weight, groups);
+    check_channels(&x, [&weight, &bias], groups);
     if let Some(y) = flex::group_norm(&x, &weight, &bias, groups, eps, false) {
         return y;
     }
@@ -45,8 +45,9 @@ pub fn group_norm<B: Backend>(
     })
 }
 
-fn check_channels<B: Backend>(x: &Tensor<B, 4>, weight: &Tensor<B, 1>, groups: usize) {
+fn check_channels<B: Backend>(x: &Tensor<B, 4>, [weight, bias]: [&Tensor<B, 1>; 2], groups: usize) {
     let ([_, channels, _, _], [expected]) = (x.dims(), weight.dims());
+    assert_eq!(weight.dims(), bias.dims(), "weight and bias differ");
     assert_eq!(
         channels, expected,
         "a norm for {expected} channels got {channels}"
@@ -65,7 +66,7 @@ pub fn group_norm_silu<B: Backend>(
     groups: usize,
     eps: f64,
 ) -> Tensor<B, 4> {
-    check_channels(&x, &weight, groups);
+    check_channels(&x, [&weight, &bias], groups);
     if let Some(y) = flex::group_norm(&x, &weight, &bias, groups, eps, true) {
         return y;
     }
@@ -77,12 +78,21 @@ pub fn group_norm_silu<B: Backend>(
 /// # Shapes
 /// - `x`, output: `[.., d_model]`
 /// - `weight`, `bias`: `[d_model]`
+///
+/// # Panics
+/// If `weight` or `bias` has another size.
 pub fn layer_norm<B: Backend, const D: usize>(
     x: Tensor<B, D>,
     weight: Tensor<B, 1>,
     bias: Tensor<B, 1>,
     eps: f64,
 ) -> Tensor<B, D> {
+    let width = x.dims()[D - 1];
+    assert_eq!(
+        [weight.dims(), bias.dims()],
+        [[width]; 2],
+        "a norm of another size"
+    );
     if let Some(y) = flex::layer_norm(&x, &weight, &bias, eps) {
         return y;
     }

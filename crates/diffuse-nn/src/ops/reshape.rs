@@ -15,7 +15,12 @@ pub(super) fn channel_rows<B: Backend>(x: Tensor<B, 4>) -> (Tensor<B, 2>, [usize
 /// # Shapes
 /// - `x`, output: `[batch, channels, height, width]`
 /// - `bias`: `[batch, channels]`
+///
+/// # Panics
+/// If `bias` has another shape.
 pub fn add_channel_bias<B: Backend>(x: Tensor<B, 4>, bias: Tensor<B, 2>) -> Tensor<B, 4> {
+    let [batch, channels, _, _] = x.dims();
+    assert_eq!(bias.dims(), [batch, channels], "a bias of another size");
     let x = match flex::add_channel_bias(x, &bias) {
         Ok(y) => return y,
         Err(x) => x,

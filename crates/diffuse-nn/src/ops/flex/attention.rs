@@ -20,8 +20,12 @@ pub fn attention<B: Backend>(
     heads: usize,
 ) -> Option<Tensor<B, 3>> {
     let shape = query.dims();
-    let [_, tokens, inner] = shape;
+    let [batch, tokens, inner] = shape;
     let [_, context, _] = key.dims();
+    let fits = [key.dims(), value.dims()] == [[batch, context, inner]; 2];
+    if !fits || [batch, tokens, inner, context].contains(&0) {
+        return None;
+    }
     let (query, key, value) = (Values::of(query)?, Values::of(key)?, Values::of(value)?);
     let d = inner / heads;
     let mut out = zeros(query.as_slice().len());

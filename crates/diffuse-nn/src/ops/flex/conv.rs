@@ -8,7 +8,7 @@ use super::winograd::winograd;
 use super::{Values, memory::zeros, tensor, vectorized};
 use crate::ops::ConvGeometry;
 
-/// Values of the columns that are held at once.
+/// Values of the columns that are held at once, if that is a channel or more.
 const COLUMNS: usize = 1 << 21;
 /// Positions of all pictures from which on transforming the filters pays.
 const POSITIONS: usize = 1 << 10;
@@ -45,7 +45,7 @@ pub fn conv2d<B: Backend>(
     geometry: ConvGeometry,
 ) -> Option<Tensor<B, 4>> {
     let [batch, channels, height, width] = x.dims();
-    let [outputs, _, kernel, _] = weight.dims();
+    let [outputs, _, kernel, other] = weight.dims();
     let padding = kernel / 2;
     let keeps_size = geometry
         == ConvGeometry {
@@ -53,7 +53,8 @@ pub fn conv2d<B: Backend>(
             padding_start: padding,
             padding_end: padding,
         };
-    if !keeps_size || ![1, 3].contains(&kernel) {
+    let sizes = [batch, channels, outputs, height, width];
+    if !keeps_size || kernel != other || ![1, 3].contains(&kernel) || sizes.contains(&0) {
         return None;
     }
     let (x, weight) = (Values::of(x)?, Values::of(weight)?);
@@ -100,39 +101,36 @@ fn pointwise(x: Pictures<'_>, weight: &[f32], bias: &[f32], out: &mut [f32]) {
 pub fn columns(x: Pictures<'_>, weight: &[f32], bias: &[f32], out: &mut [f32]) {
     let (area, outputs) = (x.area(), bias.len());
     let positions = x.batch * area;
-    let mut sums = zeros(outputs * positions);
     let at_once = (COLUMNS / (9 * positions)).clamp(1, x.channels);
     let mut columns = zeros(at_once * 9 * positions);
-    for first in (0..x.channels).step_by(at_once) {
-        let count = at_once.min(x.channels - first);
-        columns
-            .par_chunks_mut(9 * positions)
-            .take(count)
-            .enumerate()
-            .for_each(|(channel, rows)| {
-                for (index, rows) in rows.chunks_mut(area).enumerate() {
-                    let (tap, picture) = (index / x.batch, index % x.batch);
-                    let from = x.channel(picture, first + channel);
-                    shifted(from, [x.height, x.width], [tap / 3, tap % 3], rows);
-                }
+    let mut convolve = |sums: &mut [f32]| {
+        for first in (0..x.channels).step_by(at_once) {
+            let count = at_once.min(x.channels - first);
+            // Rows of channels, of taps in them, of pictures in those.
+            let rows = columns.par_chunks_mut(area).take(count * 9 * x.batch);
+            rows.enumerate().for_each(|(index, row)| {
+                let (tap, picture) = (index / x.batch, index % x.batch);
+                let from = x.channel(picture, first + tap / 9);
+                let tap = [tap % 9 / 3, tap % 3];
+                shifted(from, [x.height, x.width], tap, row);
             });
-        let weight = Matrix {
-            values: &weight[first * 9..],
-            rows: outputs,
-            columns: count * 9,
-            row_stride: x.channels * 9,
-            column_stride: 1,
-        };
-        let columns = Matrix::new(&columns, count * 9, positions);
-        multiply(
-            &mut sums,
-            positions,
-            weight,
-            columns,
-            first > 0,
-            Threads::All,
-        );
+            let weight = Matrix {
+                values: &weight[first * 9..],
+                rows: outputs,
+                columns: count * 9,
+                row_stride: x.channels * 9,
+                column_stride: 1,
+            };
+            let columns = Matrix::new(&columns, count * 9, positions);
+            multiply(sums, positions, weight, columns, first > 0, Threads::All);
+        }
+    };
+    if x.batch == 1 {
+        convolve(out);
+        return add_bias(out, bias, area);
     }
+    let mut sums = zeros(outputs * positions);
+    convolve(&mut sums);
     out.par_chunks_mut(area)
         .enumerate()
         .for_each(|(index, out)| {

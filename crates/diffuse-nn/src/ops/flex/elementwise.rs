@@ -1,31 +1,23 @@
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::{Values, gelu, memory::zeros, tensor, vectorized};
+use super::{Values, memory::zeros, tensor, vectorized};
 
 /// Values of one task: small enough for the cache next to a core, large enough to be worth a task.
 const CHUNK: usize = 1 << 14;
 
-/// A function of each value.
-#[derive(Debug, Clone, Copy)]
-pub enum Function {
-    Silu,
-    Gelu,
+/// See [`silu`](crate::ops::silu); in place where nobody else has the values.
+pub fn silu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tensor<B, D>, Tensor<B, D>> {
+    map(x, super::silu_of)
 }
 
-/// `function` of each value, in place where nobody else has them.
-pub fn map<B: Backend, const D: usize>(
-    x: Tensor<B, D>,
-    function: Function,
-) -> Result<Tensor<B, D>, Tensor<B, D>> {
-    match function {
-        Function::Silu => map_with(x, super::silu),
-        Function::Gelu => map_with(x, gelu),
-    }
+/// See [`gelu`](crate::ops::gelu); in place where nobody else has the values.
+pub fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tensor<B, D>, Tensor<B, D>> {
+    map(x, super::gelu_of)
 }
 
 #[inline(always)]
-fn map_with<B: Backend, const D: usize>(
+fn map<B: Backend, const D: usize>(
     x: Tensor<B, D>,
     function: impl Fn(f32) -> f32 + Sync,
 ) -> Result<Tensor<B, D>, Tensor<B, D>> {
@@ -66,6 +58,9 @@ pub fn geglu<B: Backend>(x: &Tensor<B, 3>) -> Option<Tensor<B, 3>> {
     let x = Values::of(x)?;
     let half = width / 2;
     let mut out = zeros(batch * tokens * half);
+    if out.is_empty() {
+        return Some(tensor(out, [batch, tokens, half]));
+    }
     let rows = out.par_chunks_mut(half).zip(x.as_slice().par_chunks(width));
     rows.for_each(|(out, row)| {
         let (value, gate) = row.split_at(half);
@@ -73,7 +68,7 @@ pub fn geglu<B: Backend>(x: &Tensor<B, 3>) -> Option<Tensor<B, 3>> {
             #[inline(always)]
             || {
                 for ((out, value), gate) in out.iter_mut().zip(value).zip(gate) {
-                    *out = value * gelu(*gate);
+                    *out = value * super::gelu_of(*gate);
                 }
             },
         );
@@ -90,6 +85,9 @@ pub fn add_channel_bias<B: Backend>(
     let Some(bias) = Values::of(bias) else {
         return Err(x);
     };
+    if x.dims().contains(&0) {
+        return Ok(x);
+    }
     let mut x = Values::take(x)?;
     let area = shape[2] * shape[3];
     let bias = bias.as_slice();
@@ -126,6 +124,9 @@ pub fn swap_tokens<B: Backend>(x: &Tensor<B, 3>) -> Option<Tensor<B, 3>> {
     let x = Values::of(x)?;
     let x = x.as_slice();
     let mut out = zeros(x.len());
+    if out.is_empty() {
+        return Some(tensor(out, [batch, b, a]));
+    }
     let stripes = out.par_chunks_mut(a * b).zip(x.par_chunks(a * b));
     stripes.for_each(|(out, x)| {
         out.par_chunks_mut(SIDE * a)

@@ -37,14 +37,17 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// How many values a slice must have.
-    fn reach(&self) -> usize {
-        match (self.rows, self.columns) {
-            (0, _) | (_, 0) => 0,
-            (rows, columns) => {
-                (rows - 1) * self.row_stride + (columns - 1) * self.column_stride + 1
-            }
+    /// Whether a slice of `len` values has all of the matrix.
+    fn fits(&self, len: usize) -> bool {
+        if self.rows == 0 || self.columns == 0 {
+            return true;
         }
+        let down = (self.rows - 1).checked_mul(self.row_stride);
+        let along = (self.columns - 1).checked_mul(self.column_stride);
+        let last = down
+            .zip(along)
+            .and_then(|(down, along)| down.checked_add(along));
+        last.is_some_and(|last| last < len)
     }
 }
 
@@ -73,13 +76,16 @@ pub fn multiply(
         row_stride: out_stride,
         column_stride: 1,
     };
-    assert!(product.reach() <= out.len(), "no room for a product");
-    assert!(a.reach() <= a.values.len() && b.reach() <= b.values.len());
+    assert!(product.fits(out.len()), "no room for a product");
+    assert!(
+        a.fits(a.values.len()) && b.fits(b.values.len()),
+        "a matrix beyond its values"
+    );
     let parallelism = match threads {
         Threads::One => gemm::Parallelism::None,
         Threads::All => gemm::Parallelism::Rayon(0),
     };
-    // SAFETY: the three assertions on `reach` hold every element of the three matrices within its slice; rows of `out` do
+    // SAFETY: the assertions hold every element of the three matrices within its slice; rows of `out` do
     // not overlap, nothing else refers to it, and it is initialised, also where it is not read.
     unsafe {
         gemm::gemm(
@@ -130,7 +136,7 @@ pub fn linear<B: Backend, const D: usize>(
         false,
         Threads::All,
     );
-    if let Some(bias) = bias {
+    if let Some(bias) = bias.filter(|_| d_output > 0) {
         let bias = bias.as_slice();
         out.par_chunks_mut(d_output).for_each(|row| {
             vectorized(

@@ -22,7 +22,7 @@ use burn_flex::{Flex, FlexTensor, Layout};
 
 pub(super) use attention::attention;
 pub(super) use conv::conv2d;
-pub(super) use elementwise::{Function, add_channel_bias, geglu, map, swap_tokens};
+pub(super) use elementwise::{add_channel_bias, geglu, gelu, silu, swap_tokens};
 pub(super) use matrix::linear;
 pub(super) use norm::{group_norm, layer_norm};
 
@@ -32,7 +32,7 @@ struct Values(FlexTensor);
 impl Values {
     fn of<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Option<Self> {
         let tensor = (tensor as &dyn Any).downcast_ref::<Tensor<Flex, D>>()?;
-        Self::own(tensor.clone()).ok()
+        Self::is_for(tensor).then(|| Self::own(tensor.clone()))
     }
 
     /// As [`of`](Values::of), without a second owner: what nobody else has can be changed in place.
@@ -40,20 +40,27 @@ impl Values {
         let mut slot = Some(tensor);
         let flex = (&mut slot as &mut dyn Any)
             .downcast_mut::<Option<Tensor<Flex, D>>>()
-            .and_then(|slot| slot.take_if(|tensor| tensor.dtype() == DType::F32));
+            .and_then(|slot| slot.take_if(|tensor| Self::is_for(tensor)));
         match (flex, slot) {
-            (Some(flex), _) => Ok(Self::own(flex).unwrap_or_else(|_| unreachable!("it is f32"))),
+            (Some(flex), _) => Ok(Self::own(flex)),
             (None, Some(tensor)) => Err(tensor),
             (None, None) => unreachable!("nothing was taken"),
         }
     }
 
-    fn own<const D: usize>(tensor: Tensor<Flex, D>) -> Result<Self, Tensor<Flex, D>> {
-        if tensor.dtype() != DType::F32 {
-            return Err(tensor);
-        }
+    /// Whether a tensor has `f32` values and the machine the instructions for them: without, fused multiplications and
+    /// additions would be calls of a function.
+    fn is_for<const D: usize>(tensor: &Tensor<Flex, D>) -> bool {
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        let has_instructions = is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2");
+        #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
+        let has_instructions = true;
+        has_instructions && tensor.dtype() == DType::F32
+    }
+
+    fn own<const D: usize>(tensor: Tensor<Flex, D>) -> Self {
         match tensor.into_primitive() {
-            TensorPrimitive::Float(values) => Ok(Self(values.to_contiguous())),
+            TensorPrimitive::Float(values) => Self(values.to_contiguous()),
             TensorPrimitive::QFloat(_) => unreachable!("a quantised tensor is not f32"),
         }
     }
@@ -95,7 +102,7 @@ fn vectorized<R>(body: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(body)
 }
 
-/// `eˣ` within 2 units in the last place, from the smallest normal number to the largest; without branches.
+/// `eˣ` within 2 units in the last place for `x` from -87.3 to 88.3, and beyond as at these ends; without branches.
 ///
 /// `x = n ln 2 + r`: `eˣ = 2ⁿ eʳ`, with Taylor's polynomial for `|r| <= ln 2 / 2`.
 #[inline(always)]
@@ -125,13 +132,15 @@ fn exp(x: f32) -> f32 {
 }
 
 #[inline(always)]
-fn silu(x: f32) -> f32 {
-    x / (1.0 + exp(-x))
+fn silu_of(x: f32) -> f32 {
+    let y = x / (1.0 + exp(-x));
+    // There `exp` has ended, and what is left is below 1e-36.
+    if x < -88.0 { 0.0 } else { y }
 }
 
 /// `x Φ(x)`, the error function within 1.5e-7 (Abramowitz & Stegun 1964, formula 7.1.26).
 #[inline(always)]
-fn gelu(x: f32) -> f32 {
+fn gelu_of(x: f32) -> f32 {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
     let t = 1.0 / z.mul_add(0.327_591_1, 1.0);
     let mut sum = 1.061_405_4;

@@ -1,7 +1,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::{Values, memory::zeros, silu, tensor, vectorized};
+use super::{Values, memory::zeros, silu_of, tensor, vectorized};
 
 /// Sums that are kept side by side.
 const LANES: usize = 64;
@@ -49,6 +49,9 @@ pub fn group_norm<B: Backend>(
     let (x, weight, bias) = (Values::of(x)?, Values::of(weight)?, Values::of(bias)?);
     let (area, per_group) = (height * width, channels / groups);
     let mut out = zeros(x.as_slice().len());
+    if out.is_empty() {
+        return Some(tensor(out, shape));
+    }
     let size = per_group * area;
     let all = out.par_chunks_mut(size).zip(x.as_slice().par_chunks(size));
     all.enumerate().for_each(|(index, (out, x))| {
@@ -63,7 +66,7 @@ pub fn group_norm<B: Backend>(
                     let shift = bias.as_slice()[first + channel] - mean * scale;
                     for (out, x) in out.iter_mut().zip(x) {
                         let y = x.mul_add(scale, shift);
-                        *out = if activate { silu(y) } else { y };
+                        *out = if activate { silu_of(y) } else { y };
                     }
                 }
             },
@@ -83,6 +86,9 @@ pub fn layer_norm<B: Backend, const D: usize>(
     let (x, weight, bias) = (Values::of(x)?, Values::of(weight)?, Values::of(bias)?);
     let width = shape[D - 1];
     let mut out = zeros(x.as_slice().len());
+    if out.is_empty() {
+        return Some(tensor(out, shape));
+    }
     let rows = out
         .par_chunks_mut(width)
         .zip(x.as_slice().par_chunks(width));

@@ -21,7 +21,7 @@ const IN: usize = 6;
 const PRODUCTS: usize = IN * IN;
 /// Transformed values of inputs that are held at once.
 const VALUES: usize = 1 << 23;
-/// Outputs of a task at most: with [`SQUARES`], their transformed filters and products stay near a core.
+/// Outputs of a task at most: their products with [`SQUARES`] squares, 2.4 MB, stay near a core.
 const OUTPUTS: usize = 66;
 /// Outputs that the kernel of a matrix product takes at once.
 const KERNEL: usize = 6;

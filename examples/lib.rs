@@ -45,10 +45,10 @@ pub fn tiny_model(name: &str) -> String {
     format!("{}/{reference}/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The folder of the model that the program carries.
-pub fn shipped_model() -> String {
+/// The folder of a model that the program carries: `scenes` or `scenes-ddpm`.
+pub fn shipped_model(name: &str) -> String {
     format!(
-        "{}/../crates/diffuse-cli/assets/scenes",
+        "{}/../crates/diffuse-cli/assets/{name}",
         env!("CARGO_MANIFEST_DIR")
     )
 }

@@ -26,12 +26,12 @@ fn main() -> Result<()> {
     let path = std::env::args().nth(1).unwrap_or("scenes.png".into());
     let device = default_device();
     let mut pipeline =
-        StableDiffusionPipeline::<Backend>::from_pretrained(shipped_model(), &device)?;
+        StableDiffusionPipeline::<Backend>::from_pretrained(shipped_model("scenes"), &device)?;
     let mut pictures = Vec::new();
     for prompt in PROMPTS {
         let options = StableDiffusionOptions {
             num_inference_steps: 25,
-            guidance_scale: 4.0,
+            guidance_scale: 2.0,
             seeds: vec![0],
             ..StableDiffusionOptions::from(prompt)
         };

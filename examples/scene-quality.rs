@@ -25,14 +25,14 @@ use rand::rngs::StdRng;
 #[derive(Parser)]
 struct Arguments {
     /// Folder of the pipeline
-    #[arg(long, default_value_t = shipped_model())]
+    #[arg(long, default_value_t = shipped_model("scenes"))]
     model: String,
     /// Number of prompts
     #[arg(long, default_value_t = 200)]
     prompts: usize,
     #[arg(long, default_value_t = 25)]
     steps: usize,
-    #[arg(long, default_value_t = 4.0)]
+    #[arg(long, default_value_t = 2.0)]
     guidance_scale: f64,
     /// Scheduler in place of the model's own
     #[arg(long)]

@@ -1,4 +1,4 @@
-"""What the Python reference makes of the small model that the program carries.
+"""What the Python reference makes of the small models that the program carries.
 
     python builtin.py OUTPUT_FOLDER
 
@@ -16,12 +16,13 @@ import torch
 import transformers
 
 ASSETS = Path("crates/diffuse-cli/assets")
-CASES = {
+TEXT_CASES = {
     "house": ("a small red house on snow at night", 0),
     "trees": ("two trees and a moon over the sea", 1),
     "boat": ("a blue boat on the sea at sunset", 2),
 }
-STEPS, GUIDANCE = 25, 4.0
+STEPS, GUIDANCE = 25, 2.0
+DDPM_STEPS, DDPM_SEED = 100, 0
 
 
 def main():
@@ -37,11 +38,17 @@ def main():
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(ASSETS / "scenes", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     cases = []
-    for name, (prompt, seed) in CASES.items():
+    for name, (prompt, seed) in TEXT_CASES.items():
         generator = torch.Generator("cpu").manual_seed(seed)
         options = dict(num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generator)
         pipeline(prompt, **options).images[0].save(folder / f"{name}.png")
         cases.append({"name": name, "prompt": prompt, "seed": seed})
+
+    pipeline = diffusers.DDPMPipeline.from_pretrained(ASSETS / "scenes-ddpm", torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(DDPM_SEED)
+    pipeline(num_inference_steps=DDPM_STEPS, generator=generator).images[0].save(folder / "ddpm.png")
+    cases.append({"name": "ddpm", "prompt": None, "seed": DDPM_SEED})
 
     made_with = {"torch": torch.__version__, "diffusers": diffusers.__version__}
     made_with["transformers"] = transformers.__version__

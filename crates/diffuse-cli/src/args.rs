@@ -29,7 +29,7 @@ pub struct Cli {
 /// Where a person begins.
 const FIRST_PICTURE: &str = "\
 A first picture, without a download:
-  diffuse \"a big tree in a meadow at sunset\"
+  diffuse \"a small red house on snow at night\"
 
 The small model that is built in knows skies (day, sunset, night), grounds (meadow, sand, snow, sea), houses, trees,
 boats, mountains, the sun and the moon. For anything else, name a Stable Diffusion v1 checkpoint:
@@ -146,7 +146,7 @@ pub struct Txt2img {
 pub struct Ddpm {
     #[command(flatten)]
     pub model: Model,
-    /// Number of steps [default: 1000 with DDPM, else 50]
+    /// Number of steps [default: 1000 with DDPM, of the built-in model 100; else 50]
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
     /// How much noise each step of DDIM adds, 0 to 1
@@ -219,8 +219,8 @@ pub struct Convert {
 /// Which weights, and what to compute them with.
 #[derive(Debug, Args)]
 pub struct Model {
-    /// The checkpoint: a folder in Diffusers' format, or a name on the hub (`CompVis/stable-diffusion-v1-4`) [default: of
-    /// txt2img, a small model of scenes that is built in]
+    /// The checkpoint: a folder in Diffusers' format, or a name on the hub (`CompVis/stable-diffusion-v1-4`) [default: a
+    /// small model of scenes that is built in]
     #[arg(long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
     /// Branch, tag or commit of a model from the hub [default: main]
@@ -248,9 +248,9 @@ pub struct Model {
 
 impl Model {
     /// What a picture's record calls the model.
-    pub fn name(&self, pipeline: PipelineKind) -> Option<PathBuf> {
-        let builtin = || Some(format!("built in: {}", Builtin::of(pipeline)?.name).into());
-        self.model.clone().or_else(builtin)
+    pub fn name(&self, pipeline: PipelineKind) -> PathBuf {
+        let builtin = || PathBuf::from(format!("built in: {}", Builtin::of(pipeline).name));
+        self.model.clone().unwrap_or_else(builtin)
     }
 
     /// The scheduler's options as given; of one that is given twice, the last.

@@ -1,6 +1,6 @@
-//! The small model that the program carries, so that it makes pictures without a download.
+//! The small models that the program carries, so that it makes pictures without a download.
 //!
-//! It is trained on drawn scenes (`docs/training.md`), and lies in `assets` as the folder that any checkpoint is.
+//! They are trained on drawn scenes (`docs/training.md`), and lie in `assets` as the folders that any checkpoint is.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ pub struct Builtin {
     pub name: &'static str,
     /// Number of steps by default.
     pub steps: usize,
-    /// Guidance by default.
+    /// Guidance by default, of a model that has prompts.
     pub guidance_scale: f64,
     files: &'static [(&'static str, &'static [u8])],
 }
@@ -29,7 +29,7 @@ macro_rules! files {
 const SCENES: Builtin = Builtin {
     name: "scenes",
     steps: 25,
-    guidance_scale: 4.0,
+    guidance_scale: 2.0,
     files: files!("scenes":
         "model_index.json",
         "scheduler/scheduler_config.json",
@@ -46,12 +46,24 @@ const SCENES: Builtin = Builtin {
     ),
 };
 
+const SCENES_DDPM: Builtin = Builtin {
+    name: "scenes-ddpm",
+    steps: 100,
+    guidance_scale: 1.0,
+    files: files!("scenes-ddpm":
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    ),
+};
+
 impl Builtin {
-    /// The model for a pipeline, if there is one.
-    pub fn of(pipeline: PipelineKind) -> Option<&'static Self> {
+    /// The model for a pipeline.
+    pub fn of(pipeline: PipelineKind) -> &'static Self {
         match pipeline {
-            PipelineKind::StableDiffusion => Some(&SCENES),
-            PipelineKind::Unconditional => None,
+            PipelineKind::StableDiffusion => &SCENES,
+            PipelineKind::Unconditional => &SCENES_DDPM,
         }
     }
 

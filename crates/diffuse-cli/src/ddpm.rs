@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::args::Ddpm;
 use crate::backend::{self, Job, load_options, with_backend};
+use crate::builtin::Builtin;
 use crate::model::find_model;
 use crate::output;
 use crate::progress::Progress;
@@ -41,10 +42,16 @@ impl Job for Unconditional {
             &args.model.scheduler_options(),
         )?;
         let loading = start.elapsed();
+        // The folder of a model that the program carries is not needed any more.
+        drop(source.temporary);
         let is_ddpm = pipeline.scheduler.config().class_name() == Some("DDPMScheduler");
         let options = DDPMOptions {
             batch_size: args.run.num_images,
-            num_inference_steps: args.steps.unwrap_or(if is_ddpm { 1000 } else { 50 }),
+            num_inference_steps: args.steps.unwrap_or(match &args.model.model {
+                _ if !is_ddpm => 50,
+                Some(_) => 1000,
+                None => Builtin::of(kind).steps,
+            }),
             seeds: args.run.seed.clone(),
             step: StepOptions {
                 eta: pipeline.scheduler.capabilities().eta.then_some(args.eta),

@@ -36,13 +36,7 @@ pub fn find_model(model: &Model, pipeline: PipelineKind, quiet: bool) -> Result<
                 bail!("`{option}` is for a checkpoint: name it with `--model`");
             }
         }
-        let Some(builtin) = Builtin::of(pipeline) else {
-            bail!(
-                "no checkpoint is named, and none without prompts is built in: `--model` takes a folder or a name on \
-                 the hub, such as google/ddpm-cat-256"
-            );
-        };
-        let temporary = builtin.unpack()?;
+        let temporary = Builtin::of(pipeline).unpack()?;
         return Ok(Source {
             folder: temporary.path().to_path_buf(),
             commit: None,

@@ -55,7 +55,8 @@ impl Job for TextToImage {
         // The folder of a model that the program carries is not needed any more.
         drop(source.temporary);
         let mut defaults = StableDiffusionOptions::default();
-        if let (None, Some(builtin)) = (&args.model.model, Builtin::of(kind)) {
+        if args.model.model.is_none() {
+            let builtin = Builtin::of(kind);
             defaults.num_inference_steps = builtin.steps;
             defaults.guidance_scale = builtin.guidance_scale;
         }

@@ -1,4 +1,4 @@
-//! The model that the program carries: a picture in an empty folder, and the same as the reference's.
+//! The models that the program carries: a picture in an empty folder, and the same as the reference's.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,9 +36,9 @@ fn pictures_are_the_references() {
         let name = case["name"].as_str().unwrap();
         let seed = case["seed"].to_string();
         let folder = tempfile::tempdir().unwrap();
-        // A prompt needs neither a command nor a model.
-        let prompt = case["prompt"].as_str().unwrap();
-        diffuse(folder.path(), &[prompt, "--seed", &seed, "--quiet"]);
+        // A prompt needs no command, and neither needs a model.
+        let what = case["prompt"].as_str().unwrap_or("ddpm");
+        diffuse(folder.path(), &[what, "--seed", &seed, "--quiet"]);
         let picture = open(folder.path().join("out.png"));
         let reference = open(expected().join(name).with_extension("png"));
         assert_eq!(picture.dimensions(), reference.dimensions(), "{name}");

@@ -5,7 +5,6 @@
 Convolutions, norms and networks run in channels_last, PyTorch's faster layout on CPUs. Needs torch and diffusers.
 """
 
-import os
 import sys
 import time
 

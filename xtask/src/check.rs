@@ -87,10 +87,17 @@ const FORBIDDEN: [(&str, &[&str]); 6] = [
     ),
 ];
 
-/// What is checked: everything and, since the program switches the feature `hub` on for all, everything without it.
+/// What is checked: everything and, since the program switches the feature `hub` on for all, and it and the examples
+/// `flex`, the libraries without them.
 const SELECTIONS: [&[&str]; 2] = [
     &["--workspace"],
-    &["--workspace", "--exclude", "diffuse-cli"],
+    &[
+        "--workspace",
+        "--exclude",
+        "diffuse-cli",
+        "--exclude",
+        "diffuse-examples",
+    ],
 ];
 
 pub fn run(arguments: &[String]) -> Result<()> {

@@ -1,9 +1,9 @@
 //! One function an operation, in burn's tensor operations.
 //!
 //! Blocks call these and name no backend. Where a backend's own operation is slow or loses precision, this is the one
-//! place to route around it: with the feature
-//! `flex`, `flex` has fast bodies for the CPU. Statistics, softmax and squares are computed in `f32` whatever the type of the tensors,
-//! so that half precision neither overflows nor underflows.
+//! place to route around it: with the feature `flex`, the module `flex` has fast bodies for the CPU. Statistics, softmax
+//! and squares are computed in `f32` whatever the type of the tensors, so that half precision neither overflows nor
+//! underflows.
 
 mod activation;
 mod attention;

@@ -3,9 +3,10 @@
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
+use super::elementwise::add_to_channels;
 use super::matrix::{Matrix, Threads, multiply};
 use super::winograd::winograd;
-use super::{Values, memory::zeros, tensor, vectorized};
+use super::{Values, memory::zeros, tensor};
 use crate::ops::ConvGeometry;
 
 /// Values of the columns that are held at once, if that is a channel or more.
@@ -94,7 +95,7 @@ fn pointwise(x: Pictures<'_>, weight: &[f32], bias: &[f32], out: &mut [f32]) {
         let picture = Matrix::new(picture, channels, area);
         multiply(out, area, weight, picture, false, Threads::All);
     }
-    add_bias(out, bias, area);
+    add_to_channels(out, bias, area);
 }
 
 /// `im2col`: each position's neighbourhood becomes a column, and the convolution a matrix product.
@@ -127,24 +128,16 @@ pub fn columns(x: Pictures<'_>, weight: &[f32], bias: &[f32], out: &mut [f32]) {
     };
     if x.batch == 1 {
         convolve(out);
-        return add_bias(out, bias, area);
+        return add_to_channels(out, bias, area);
     }
     let mut sums = zeros(outputs * positions);
     convolve(&mut sums);
-    out.par_chunks_mut(area)
-        .enumerate()
-        .for_each(|(index, out)| {
-            let (picture, output) = (index / outputs, index % outputs);
-            let sums = &sums[output * positions + picture * area..][..area];
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (out, sum) in out.iter_mut().zip(sums) {
-                        *out = sum + bias[output];
-                    }
-                },
-            );
-        });
+    let channels = out.par_chunks_mut(area).enumerate();
+    channels.for_each(|(index, out)| {
+        let (picture, output) = (index / outputs, index % outputs);
+        out.copy_from_slice(&sums[output * positions + picture * area..][..area]);
+    });
+    add_to_channels(out, bias, area);
 }
 
 /// A picture as one of the nine taps of a 3x3 kernel sees it: moved by `tap - 1`, with zeros outside.
@@ -167,20 +160,4 @@ fn shifted(from: &[f32], [height, width]: [usize; 2], tap: [usize; 2], to: &mut 
             }
         }
     }
-}
-
-/// Adds a value to each channel, `[batch, channels, area]`.
-fn add_bias(out: &mut [f32], bias: &[f32], area: usize) {
-    if bias.iter().all(|bias| *bias == 0.0) {
-        return;
-    }
-    out.par_chunks_mut(area)
-        .enumerate()
-        .for_each(|(index, out)| {
-            let bias = bias[index % bias.len()];
-            vectorized(
-                #[inline(always)]
-                || out.iter_mut().for_each(|value| *value += bias),
-            );
-        });
 }

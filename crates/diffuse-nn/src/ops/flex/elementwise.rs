@@ -6,50 +6,38 @@ use super::{Values, memory::zeros, tensor, vectorized};
 /// Values of one task: small enough for the cache next to a core, large enough to be worth a task.
 const CHUNK: usize = 1 << 14;
 
-/// See [`silu`](crate::ops::silu); in place where nobody else has the values.
-pub fn silu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tensor<B, D>, Tensor<B, D>> {
+/// See [`silu`](crate::ops::silu).
+pub fn silu<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<Tensor<B, D>> {
     map(x, super::silu_of)
 }
 
-/// See [`gelu`](crate::ops::gelu); in place where nobody else has the values.
-pub fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tensor<B, D>, Tensor<B, D>> {
+/// See [`gelu`](crate::ops::gelu).
+pub fn gelu<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<Tensor<B, D>> {
     map(x, super::gelu_of)
 }
 
 #[inline(always)]
 fn map<B: Backend, const D: usize>(
-    x: Tensor<B, D>,
+    x: &Tensor<B, D>,
     function: impl Fn(f32) -> f32 + Sync,
-) -> Result<Tensor<B, D>, Tensor<B, D>> {
+) -> Option<Tensor<B, D>> {
     let shape = x.dims();
-    let mut x = Values::take(x)?;
-    if let Some(values) = x.as_mut_slice() {
-        values.par_chunks_mut(CHUNK).for_each(|values| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    values
-                        .iter_mut()
-                        .for_each(|value| *value = function(*value))
-                },
-            );
-        });
-        return Ok(x.tensor());
-    }
-    let from = x.as_slice();
-    let mut to = zeros(from.len());
-    let chunks = to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK));
-    chunks.for_each(|(to, from)| {
+    let x = Values::of(x)?;
+    let mut out = zeros(x.as_slice().len());
+    let chunks = out
+        .par_chunks_mut(CHUNK)
+        .zip(x.as_slice().par_chunks(CHUNK));
+    chunks.for_each(|(out, x)| {
         vectorized(
             #[inline(always)]
             || {
-                for (to, from) in to.iter_mut().zip(from) {
-                    *to = function(*from);
+                for (out, x) in out.iter_mut().zip(x) {
+                    *out = function(*x);
                 }
             },
         );
     });
-    Ok(tensor(to, shape))
+    Some(tensor(out, shape))
 }
 
 /// See [`geglu`](crate::ops::geglu).
@@ -76,44 +64,33 @@ pub fn geglu<B: Backend>(x: &Tensor<B, 3>) -> Option<Tensor<B, 3>> {
     Some(tensor(out, [batch, tokens, half]))
 }
 
-/// See [`add_channel_bias`](crate::ops::add_channel_bias).
+/// See [`add_channel_bias`](crate::ops::add_channel_bias); in place where nobody else has the values.
 pub fn add_channel_bias<B: Backend>(
     x: Tensor<B, 4>,
     bias: &Tensor<B, 2>,
 ) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
-    let shape = x.dims();
+    let [batch, channels, height, width] = x.dims();
+    if [batch, channels, height, width].contains(&0) {
+        return Ok(x);
+    }
     let Some(bias) = Values::of(bias) else {
         return Err(x);
     };
-    if x.dims().contains(&0) {
-        return Ok(x);
-    }
     let mut x = Values::take(x)?;
-    let area = shape[2] * shape[3];
-    let bias = bias.as_slice();
-    if let Some(values) = x.as_mut_slice() {
-        let channels = values.par_chunks_mut(area).zip(bias);
-        channels.for_each(|(values, bias)| {
-            vectorized(
-                #[inline(always)]
-                || values.iter_mut().for_each(|value| *value += bias),
-            );
-        });
-        return Ok(x.tensor());
-    }
-    let mut out = zeros(x.as_slice().len());
-    let channels = out.par_chunks_mut(area).zip(x.as_slice().par_chunks(area));
-    channels.zip(bias).for_each(|((out, x), bias)| {
+    add_to_channels(x.make_mut(), bias.as_slice(), height * width);
+    Ok(x.tensor())
+}
+
+/// Adds a value to each channel, `area` values long, and begins again where the channels are more than the values.
+pub fn add_to_channels(values: &mut [f32], bias: &[f32], area: usize) {
+    let channels = values.par_chunks_mut(area).enumerate();
+    channels.for_each(|(index, channel)| {
+        let bias = bias[index % bias.len()];
         vectorized(
             #[inline(always)]
-            || {
-                for (out, x) in out.iter_mut().zip(x) {
-                    *out = x + bias;
-                }
-            },
+            || channel.iter_mut().for_each(|value| *value += bias),
         );
     });
-    Ok(tensor(out, shape))
 }
 
 /// `[batch, a, b]` to `[batch, b, a]`.

@@ -4,8 +4,8 @@
 //! the caller's own body, in burn's operations, runs. With gradients, the backend is `Autodiff`, so those go that way too.
 //!
 //! Loops are written for the compiler's vectoriser, and [`vectorized`] compiles them for each generation of instructions;
-//! matrix products are the `gemm` crate's. `unsafe` are only its call, in `matrix.rs`, and a hint to
-//! the system in `memory.rs`.
+//! matrix products are the `gemm` crate's. `unsafe` are only its call, in `matrix.rs`, and a hint to the system in
+//! `memory.rs`.
 
 mod attention;
 mod conv;
@@ -69,9 +69,9 @@ impl Values {
         self.0.as_slice().expect("values in their order")
     }
 
-    /// The values to change, if nobody else has them.
-    fn as_mut_slice(&mut self) -> Option<&mut [f32]> {
-        self.0.try_storage_mut()
+    /// The values to change: a copy, if someone else has them.
+    fn make_mut(&mut self) -> &mut [f32] {
+        self.0.storage_mut()
     }
 
     /// As a tensor of `B`, which is `Flex`.

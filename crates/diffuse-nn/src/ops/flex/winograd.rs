@@ -75,7 +75,7 @@ fn gather(
     let mut values = [0.0; OUT * (LANES + 1)];
     let start = left.saturating_sub(1);
     let length = (left + OUT * count + 1).min(x.width) - start;
-    for (dy, square) in squares.iter_mut().enumerate() {
+    for (dy, inputs) in squares.iter_mut().enumerate() {
         let row = (top + dy).checked_sub(1).filter(|row| *row < x.height);
         let to = &mut values[start + 1 - left..][..length];
         match row {
@@ -83,7 +83,7 @@ fn gather(
             None => to.fill(0.0),
         }
         let (quads, _) = values.as_chunks::<OUT>();
-        let [a, b, c, d, e, f] = square;
+        let [a, b, c, d, e, f] = inputs;
         let lanes = lane..lane + count;
         let first = a[lanes.clone()].iter_mut().zip(&mut b[lanes.clone()]);
         let second = c[lanes.clone()].iter_mut().zip(&mut d[lanes.clone()]);
@@ -109,14 +109,14 @@ fn scatter(
 ) {
     let (Place { top, left, .. }, count) = (places[0], places.len());
     let length = (OUT * count).min(width - left);
-    for (dy, square) in squares.iter().enumerate().take(height - top) {
+    for (dy, outputs) in squares.iter().enumerate().take(height - top) {
         let to = &mut channel[(top + dy) * width + left..][..length];
         let (quads, rest) = to.as_chunks_mut::<OUT>();
-        let [a, b, c, d] = square.each_ref().map(|row| &row[lane..lane + count]);
+        let [a, b, c, d] = outputs.each_ref().map(|row| &row[lane..lane + count]);
         for (((quad, a), b), (c, d)) in quads.iter_mut().zip(a).zip(b).zip(c.iter().zip(d)) {
             *quad = [a + bias, b + bias, c + bias, d + bias];
         }
-        for (value, row) in rest.iter_mut().zip(square) {
+        for (value, row) in rest.iter_mut().zip(outputs) {
             *value = row[lane + count - 1] + bias;
         }
     }

@@ -63,14 +63,13 @@ fn operation(name: &str, rest: &[&str]) -> Result<Box<dyn FnMut()>> {
             let (a, b) = (random([m, k]), random([k, n]));
             Box::new(move || drop(black_box(a.clone().matmul(b.clone()))))
         }
-        ("conv", &[batch, channels, outputs, height, width, kernel]) => {
+        ("conv" | "conv_stride_2", &[batch, channels, outputs, height, width, kernel]) => {
             let x = random([batch, channels, height, width]);
             let weight = random([outputs, channels, kernel, kernel]);
             let bias = random([outputs]);
             let geometry = ConvGeometry {
-                stride: 1,
-                padding_start: kernel / 2,
-                padding_end: kernel / 2,
+                stride: if name == "conv" { 1 } else { 2 },
+                ..ConvGeometry::same(kernel)
             };
             Box::new(move || {
                 let bias = Some(bias.clone());
@@ -118,9 +117,17 @@ fn operation(name: &str, rest: &[&str]) -> Result<Box<dyn FnMut()>> {
             let x = random([size]);
             Box::new(move || drop(black_box(ops::silu(x.clone()))))
         }
-        ("geglu", &[rows, width]) => {
-            let x = random([1, rows, 2 * width]);
-            Box::new(move || drop(black_box(ops::geglu(x.clone()))))
+        ("linear_geglu", &[rows, inputs, outputs]) => {
+            let (x, weight) = (random([1, rows, inputs]), random([2 * outputs, inputs]));
+            let bias = random([2 * outputs]);
+            Box::new(move || {
+                let bias = Some(bias.clone());
+                drop(black_box(ops::linear_geglu(
+                    x.clone(),
+                    weight.clone(),
+                    bias,
+                )));
+            })
         }
         ("channel_bias", &[batch, channels, height, width]) => {
             let (x, bias) = (

@@ -137,7 +137,7 @@ pub struct Combination {
 }
 
 impl Combination {
-    /// Whether training never shows this combination: about one in eight, spread evenly by a hash.
+    /// Whether training never shows this combination: about one in sixteen, chosen by a hash.
     pub fn is_held_out(&self) -> bool {
         let digits = [self.sky as u64, self.ground as u64]
             .into_iter()
@@ -147,7 +147,8 @@ impl Combination {
         let hash = digits.fold(0xcbf2_9ce4_8422_2325_u64, |hash, digit| {
             (hash ^ (digit + 1)).wrapping_mul(0x0100_0000_01b3)
         });
-        (hash >> 17).is_multiple_of(8)
+        // The three low bits hardly depend on the last digit and hold out colors together; the high one parts them.
+        hash & (0b111 << 17 | 1 << 41) == 0
     }
 }
 
@@ -305,13 +306,13 @@ mod tests {
         let held_out = combinations(true, &mut rng);
         assert!(trained.is_disjoint(&held_out));
         let share = held_out.len() as f64 / (trained.len() + held_out.len()) as f64;
-        assert!((0.08..0.2).contains(&share), "{share} of all are held out");
+        assert!((0.04..0.1).contains(&share), "{share} of all are held out");
         // Every single attribute is seen in training.
         for sky in Sky::ALL {
             assert!(trained.iter().any(|combination| combination.sky == sky));
         }
         for kind in Kind::ALL {
-            assert!(trained.iter().any(|c| c.kinds.contains(&kind)));
+            assert!(trained.iter().any(|c| c.kinds == [kind]));
             assert!(held_out.iter().any(|c| c.kinds.contains(&kind)));
         }
         for color in Color::ALL {

@@ -1,8 +1,9 @@
 """The same operations as `examples/cpu-speed.rs`, in PyTorch: a line of the input is a name and sizes, the answer the seconds.
 
-    cpu.py THREADS
+    cpu.py THREADS [torch|openvino]
 
-Convolutions, norms and networks run in channels_last, PyTorch's faster layout on CPUs. Needs torch and diffusers.
+Convolutions, norms and networks run in channels_last, PyTorch's faster layout on CPUs. OpenVINO has networks only, in f32.
+Needs torch and diffusers, and openvino for it.
 """
 
 import sys
@@ -18,34 +19,61 @@ def image(*shape):
     return torch.randn(*shape).to(memory_format=torch.channels_last)
 
 
-def network(name, folder, sizes):
+def network(name, folder, sizes, run_openvino):
     from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 
     classes = {"unet": UNet2DConditionModel, "ddpm": UNet2DModel, "vae": AutoencoderKL}
     model = classes[name].from_pretrained(folder).eval().to(memory_format=torch.channels_last)
-    if name == "unet":
+    if name == "vae":
+        model.forward = model.decode
+        inputs = [image(1, model.config.latent_channels, *sizes)]
+    elif name == "ddpm":
+        inputs = [image(sizes[0], model.config.in_channels, *sizes[1:]), torch.tensor(500)]
+    else:
         batch, height, width, tokens = sizes
         x = image(batch, model.config.in_channels, height, width)
-        context = torch.randn(batch, tokens, model.config.cross_attention_dim)
-        return lambda: model(x, 500, context)
-    if name == "ddpm":
-        x = image(sizes[0], model.config.in_channels, *sizes[1:])
-        return lambda: model(x, 500)
-    x = image(1, model.config.latent_channels, *sizes)
-    return lambda: model.decode(x)
+        inputs = [x, torch.tensor(500), torch.randn(batch, tokens, model.config.cross_attention_dim)]
+    return compiled(model, inputs) if run_openvino else lambda: model(*inputs)
 
 
-def operation(name, words):
+def compiled(model, inputs):
+    import openvino
+
+    shapes = [tuple(each.shape) for each in inputs]
+    converted = openvino.convert_model(Sample(model), example_input=tuple(inputs), input=shapes)
+    options = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    network = openvino.compile_model(converted, "CPU", options)
+    arrays = [each.contiguous().numpy() for each in inputs]
+    return lambda: network(arrays)
+
+
+class Sample(torch.nn.Module):
+    """A network without the class that its result is in."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs):
+        return self.model(*inputs).sample
+
+
+def operation(name, words, run_openvino):
     if name in ("unet", "ddpm", "vae"):
-        return network(name, words[0], [int(word) for word in words[1:]])
+        return network(name, words[0], [int(word) for word in words[1:]], run_openvino)
     sizes = [int(word) for word in words]
     if name == "matmul":
         m, n, k = sizes
         a, b = torch.randn(m, k), torch.randn(k, n)
         return lambda: a @ b
-    if name == "conv":
+    if name in ("conv", "conv_stride_2"):
         batch, channels, outputs, height, width, kernel = sizes
-        layer = torch.nn.Conv2d(channels, outputs, kernel, padding=kernel // 2).to(memory_format=torch.channels_last)
+        stride = 1 if name == "conv" else 2
+        layer = torch.nn.Conv2d(channels, outputs, kernel, stride, kernel // 2).to(memory_format=torch.channels_last)
         x = image(batch, channels, height, width)
         return lambda: layer(x)
     if name == "linear":
@@ -66,12 +94,13 @@ def operation(name, words):
     if name == "silu":
         x = torch.randn(*sizes)
         return lambda: F.silu(x)
-    if name == "geglu":
-        x = torch.randn(sizes[0], 2 * sizes[1])
-        def geglu():
-            value, gate = x.chunk(2, dim=-1)
+    if name == "linear_geglu":
+        rows, inputs, outputs = sizes
+        layer, x = torch.nn.Linear(inputs, 2 * outputs), torch.randn(rows, inputs)
+        def linear_geglu():
+            value, gate = layer(x).chunk(2, dim=-1)
             return value * F.gelu(gate)
-        return geglu
+        return linear_geglu
     if name == "channel_bias":
         x, bias = image(*sizes), torch.randn(*sizes[:2])
         return lambda: x + bias[:, :, None, None]
@@ -80,10 +109,11 @@ def operation(name, words):
 
 def main():
     torch.set_num_threads(int(sys.argv[1]))
+    run_openvino = sys.argv[2:] == ["openvino"]
     for line in sys.stdin:
         name, *words = line.split()
-        with torch.inference_mode():
-            run = operation(name, words)
+        with torch.no_grad():
+            run = operation(name, words, run_openvino)
             run()
             start, calls = time.perf_counter(), 0
             while calls == 0 or time.perf_counter() - start < AT_LEAST:

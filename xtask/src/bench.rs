@@ -12,8 +12,8 @@ use serde_json::Value;
 use crate::arguments::Arguments;
 use crate::{cargo, gpus, root, run, target};
 
-const USAGE: &str = "usage: cargo xtask bench MODEL [--backend flex|wgpu|cuda] [--dtype f32|f16|bf16] [--steps N] \
-                     [--width W] [--height H] [--rounds N] [--threads N] [--reference PYTHON]";
+const USAGE: &str = "usage: cargo xtask bench MODEL [--backend flex|wgpu|cuda] [--dtype f32|f16|bf16] \
+                     [--weights f32|f16|bf16] [--steps N] [--width W] [--height H] [--rounds N] [--threads N] [--reference PYTHON]";
 
 const PROMPT: &str = "a photograph of an astronaut riding a horse";
 
@@ -24,6 +24,8 @@ struct Bench {
     model: String,
     backend: String,
     dtype: String,
+    /// Type that our weights are kept in.
+    weights: String,
     steps: usize,
     size: [usize; 2],
     threads: usize,
@@ -34,6 +36,7 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     let names = [
         "backend",
         "dtype",
+        "weights",
         "steps",
         "width",
         "height",
@@ -49,6 +52,7 @@ pub fn bench(arguments: &[String]) -> Result<()> {
         None => Ok(0),
         Some(_) => arguments.number(name, 0),
     };
+    let dtype = arguments.get("dtype").unwrap_or("f32").to_string();
     let bench = Bench {
         model: model.clone(),
         backend: arguments
@@ -56,7 +60,8 @@ pub fn bench(arguments: &[String]) -> Result<()> {
             .or(gpus().pop())
             .unwrap_or("flex")
             .to_string(),
-        dtype: arguments.get("dtype").unwrap_or("f32").to_string(),
+        weights: arguments.get("weights").unwrap_or(&dtype).to_string(),
+        dtype,
         steps: arguments.number("steps", 4)?,
         size: [size("width")?, size("height")?],
         threads: arguments.number("threads", std::thread::available_parallelism()?.get())?,
@@ -115,6 +120,7 @@ impl Bench {
         command
             .args(["--model", &self.model, "--seed", "0", "--quiet"])
             .args(["--backend", &self.backend, "--dtype", &self.dtype])
+            .args(["--weights", &self.weights])
             .args(["--steps", &self.steps.to_string()])
             .arg("--output")
             .arg(folder.join("out.png"))
@@ -156,8 +162,8 @@ impl Bench {
 
     fn print(&self, ours: &Figures, reference: &Figures, rounds: usize) {
         println!(
-            "{} on {}, {}, {} threads, {} steps, median of {rounds}",
-            self.model, self.backend, self.dtype, self.threads, self.steps
+            "{} on {}, {} (weights {}), {} threads, {} steps, median of {rounds}",
+            self.model, self.backend, self.dtype, self.weights, self.threads, self.steps
         );
         println!(
             "{:<22}{:>12}{:>12}{:>8}",

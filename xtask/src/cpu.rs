@@ -1,8 +1,8 @@
-//! `cargo xtask bench cpu`: operations and networks of `diffuse` on the CPU and, if a Python is named, of PyTorch, in turns on
-//! the same cores. Both are programs that time one line of input after the other, so that neither pays for starting.
+//! `cargo xtask bench cpu`: operations and networks of `diffuse` on the CPU and, if a Python is named, of PyTorch or OpenVINO,
+//! or of candle, in turns on the same cores. Both are programs that time one line of input after the other, so that neither pays for starting.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -11,16 +11,17 @@ use anyhow::{Context, Result, bail};
 use crate::arguments::Arguments;
 use crate::{cargo, root, run, target};
 
-const USAGE: &str = "usage: cargo xtask bench cpu [--reference PYTHON] [--models FOLDER] [--threads N] [--rounds N]";
+const USAGE: &str = "usage: cargo xtask bench cpu [--reference PYTHON] [--runtime torch|openvino|candle] \
+                     [--models FOLDER] [--threads N] [--rounds N]";
 
 /// A product, and what Stable Diffusion v1 does for a picture of 512 x 512 with guidance: names and sizes.
 ///
 /// - `matmul M N K`
-/// - `conv BATCH CHANNELS OUTPUTS HEIGHT WIDTH KERNEL`
-/// - `linear ROWS INPUTS OUTPUTS`
+/// - `conv`, `conv_stride_2`: `BATCH CHANNELS OUTPUTS HEIGHT WIDTH KERNEL`
+/// - `linear ROWS INPUTS OUTPUTS`, and `linear_geglu` with twice the outputs before the gate
 /// - `attention BATCH TOKENS CONTEXT HEADS SIZE`
 /// - `group_norm_silu`, `channel_bias`: `BATCH CHANNELS HEIGHT WIDTH`
-/// - `layer_norm`, `geglu`: `ROWS WIDTH`, and `silu SIZE`
+/// - `layer_norm`: `ROWS WIDTH`, and `silu SIZE`
 const OPERATIONS: [&str; 24] = [
     "matmul 2048 2048 2048",
     "conv 2 320 320 64 64 3",
@@ -33,17 +34,17 @@ const OPERATIONS: [&str; 24] = [
     "conv 1 256 256 256 256 3",
     "conv 1 128 128 512 512 3",
     "conv 2 640 320 64 64 1",
+    "conv_stride_2 2 320 320 64 64 3",
     "linear 8192 320 320",
-    "linear 8192 320 2560",
+    "linear_geglu 8192 320 1280",
     "linear 8192 1280 320",
-    "linear 2048 640 5120",
-    "linear 512 1280 10240",
+    "linear_geglu 2048 640 2560",
+    "linear_geglu 512 1280 5120",
     "attention 2 4096 4096 8 40",
     "attention 2 1024 1024 8 80",
     "attention 2 4096 77 8 40",
     "group_norm_silu 2 320 64 64",
     "layer_norm 8192 320",
-    "geglu 8192 1280",
     "silu 2621440",
     "channel_bias 2 320 64 64",
 ];
@@ -56,19 +57,34 @@ const NETWORKS: [(&str, &str); 3] = [
 ];
 
 pub fn bench(arguments: &[String]) -> Result<()> {
-    let names = ["reference", "models", "threads", "rounds"];
+    let names = ["reference", "runtime", "models", "threads", "rounds"];
     let arguments = Arguments::parse(arguments, &names)?;
     if !arguments.positional.is_empty() {
         bail!("{USAGE}");
     }
     let threads = arguments.number("threads", std::thread::available_parallelism()?.get())?;
     let rounds = arguments.number("rounds", 5)?;
-    let mut lines: Vec<String> = OPERATIONS.map(String::from).into();
+    let runtime = arguments.get("runtime").unwrap_or("torch");
+    // What the other is called; PyTorch has operations, all have networks.
+    let (other, mut lines): (_, Vec<String>) = match runtime {
+        "torch" => ("PyTorch", OPERATIONS.map(String::from).into()),
+        "openvino" => ("OpenVINO", Vec::new()),
+        "candle" => ("candle", Vec::new()),
+        _ => bail!("{USAGE}"),
+    };
+    let python = arguments.get("reference");
+    if python.is_none() && runtime == "openvino" || python.is_some() && runtime == "candle" {
+        bail!("`--reference` names the Python of PyTorch and of OpenVINO; candle needs none");
+    }
     if let Some(folder) = arguments.get("models") {
         if folder.contains(char::is_whitespace) {
             bail!("`{folder}` has a space, which separates words here");
         }
         for (name, sizes) in NETWORKS {
+            // It has no networks but Stable Diffusion's.
+            if runtime == "candle" && name == "ddpm" {
+                continue;
+            }
             let model = Path::new(folder).join(name);
             if !model.is_dir() {
                 bail!("`{folder}` has no folder `{name}`: see docs/performance.md");
@@ -81,21 +97,24 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     build.args(["build", "--release", "--package", "diffuse-examples"]);
     run(build.args(["--example", "cpu-speed"]))?;
     let program = target().join("release/examples/cpu-speed");
-    let mut ours =
-        Timer::start(Command::new(program).env("RAYON_NUM_THREADS", threads.to_string()))?;
+    let threads_word = threads.to_string();
+    let mut ours = Timer::start(Command::new(program).env("RAYON_NUM_THREADS", &threads_word))?;
     // Before the other program starts, which takes a core for a while.
     let peak = 1.0 / ours.seconds("peak")?;
-    let mut reference = match arguments.get("reference") {
+    let mut reference = match python {
         Some(python) => Some(Timer::start(
             Command::new(python)
                 .arg(root().join("xtask/bench/cpu.py"))
-                .arg(threads.to_string()),
+                .args([&threads_word, runtime]),
+        )?),
+        None if runtime == "candle" => Some(Timer::start(
+            Command::new(build_candle()?).env("RAYON_NUM_THREADS", &threads_word),
         )?),
         None => None,
     };
 
     println!("{threads} threads, at most {peak:.0} GFLOP/s, medians of {rounds}\n");
-    println!("| | diffuse, ms | PyTorch, ms | ratio | GFLOP/s | of the peak |");
+    println!("| | diffuse, ms | {other}, ms | ratio | GFLOP/s | of the peak |");
     println!("|---|---|---|---|---|---|");
     for line in lines {
         let (mut times, mut others) = (Vec::new(), Vec::new());
@@ -126,6 +145,16 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Builds the program that runs candle's networks, which is not of this workspace.
+fn build_candle() -> Result<PathBuf> {
+    let folder = target().join("candle");
+    let mut build = cargo();
+    build.args(["build", "--release", "--manifest-path"]);
+    build.arg(root().join("xtask/bench/candle/Cargo.toml"));
+    run(build.arg("--target-dir").arg(&folder))?;
+    Ok(folder.join("release/candle-speed"))
+}
+
 /// A line without the folder of a model.
 fn shown(line: &str) -> String {
     let words = line.split(' ').filter(|word| !word.contains('/'));
@@ -140,8 +169,11 @@ fn flops(line: &str) -> Option<f64> {
     let product: f64 = sizes.as_ref()?.iter().product();
     match name {
         "matmul" | "linear" => Some(2.0 * product),
+        "linear_geglu" => Some(4.0 * product),
         // The kernel's side counts twice.
         "conv" => Some(2.0 * product * sizes?.last()?),
+        // A quarter of the positions.
+        "conv_stride_2" => Some(0.5 * product * sizes?.last()?),
         "attention" => Some(4.0 * product),
         _ => None,
     }
@@ -205,6 +237,7 @@ mod tests {
         assert_eq!(flops("matmul 2 3 4"), Some(48.0));
         assert_eq!(flops("conv 1 2 3 4 5 3"), Some(2.0 * 120.0 * 9.0));
         assert_eq!(flops("attention 1 2 3 4 5"), Some(480.0));
+        assert_eq!(flops("linear_geglu 2 3 4"), Some(96.0));
         assert_eq!(flops("silu 9"), None);
         assert_eq!(flops("unet folder/unet 2 64 64 77"), None);
         assert_eq!(shown("unet folder/unet 2 64 64 77"), "unet 2 64 64 77");

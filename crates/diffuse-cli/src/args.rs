@@ -235,9 +235,12 @@ pub struct Model {
     /// Which of the backend's devices, as `diffuse devices` counts them [default: the fastest kind]
     #[arg(long, value_name = "INDEX")]
     pub device: Option<usize>,
-    /// Type of the weights and activations [default: f32 on the CPU, f16 on GPUs that have it]
+    /// Type that is computed in [default: f32 on the CPU, f16 on GPUs that have it]
     #[arg(long, value_enum)]
     pub dtype: Option<FloatType>,
+    /// Type that weights are kept in, if not `--dtype`: `f16` halves the memory of a model that computes in f32
+    #[arg(long, value_enum)]
+    pub weights: Option<FloatType>,
     /// Scheduler in place of the checkpoint's: a class (`EulerDiscreteScheduler`) or a short name (`euler`)
     #[arg(long, value_name = "NAME")]
     pub scheduler: Option<String>,

@@ -76,9 +76,14 @@ pub fn load_options<B: Backend>(model: &Model, device: &B::Device) -> Result<Loa
             name(dtype)
         );
     }
+    let weights = model.weights.map(float_type);
+    if let Some(weights) = weights.filter(|weights| !supported(*weights)) {
+        bail!("the device has no {} to keep weights in", name(weights));
+    }
     Ok(LoadOptions {
         variant: model.variant.clone(),
         dtype: Some(dtype),
+        weights,
     })
 }
 

@@ -3,7 +3,7 @@
 
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig};
-use burn::tensor::{Int, Tensor, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use diffuse_nn::config::{ConfigError, MAX_CHANNELS, MAX_LAYERS, ModelConfig, check_size};
 use diffuse_nn::pretrained::Pretrained;
 use diffuse_nn::{Activation, LayerNorm, LayerNormConfig, Linear, LinearConfig, ops};
@@ -154,11 +154,12 @@ pub struct CLIPTextEmbeddings<B: Backend> {
 }
 
 impl<B: Backend> CLIPTextEmbeddings<B> {
-    /// `[batch, tokens]` to `[batch, tokens, hidden_size]`.
-    pub fn forward(&self, input_ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+    /// `[batch, tokens]` to `[batch, tokens, hidden_size]` in type `dtype`, in which the embeddings need not be kept.
+    pub fn forward(&self, input_ids: Tensor<B, 2, Int>, dtype: DType) -> Tensor<B, 3> {
         let [_, tokens] = input_ids.dims();
         let positions = self.position_embedding.weight.val().narrow(0, 0, tokens);
-        self.token_embedding.forward(input_ids) + positions.unsqueeze()
+        let embeddings = self.token_embedding.forward(input_ids);
+        embeddings.cast(dtype) + positions.cast(dtype).unsqueeze()
     }
 }
 
@@ -235,6 +236,14 @@ pub struct CLIPTextTransformer<B: Backend> {
     pub final_layer_norm: LayerNorm<B>,
 }
 
+impl<B: Backend> CLIPTextTransformer<B> {
+    /// The embeddings in the type that the layers compute in.
+    fn embed(&self, input_ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        let dtype = self.final_layer_norm.weight.val().dtype();
+        self.embeddings.forward(input_ids, dtype)
+    }
+}
+
 /// What a [`CLIPTextModel`] computes.
 #[derive(Debug, Clone)]
 pub struct TextOutput<B: Backend> {
@@ -284,7 +293,7 @@ impl<B: Backend> CLIPTextModel<B> {
     /// - `input_ids`: `[batch, tokens]`, ids in `0..vocab_size`, at most `max_position_embeddings` tokens
     pub fn forward(&self, input_ids: Tensor<B, 2, Int>) -> TextOutput<B> {
         let transformer = &self.text_model;
-        let mut hidden_states = vec![transformer.embeddings.forward(input_ids)];
+        let mut hidden_states = vec![transformer.embed(input_ids)];
         for layer in &transformer.encoder.layers {
             let last = hidden_states[hidden_states.len() - 1].clone();
             hidden_states.push(layer.forward(last));
@@ -308,7 +317,7 @@ impl<B: Backend> CLIPTextModel<B> {
             "cannot skip {clip_skip} of {} layers",
             layers.len()
         );
-        let embeddings = self.text_model.embeddings.forward(input_ids);
+        let embeddings = self.text_model.embed(input_ids);
         let hidden = layers[..layers.len() - clip_skip]
             .iter()
             .fold(embeddings, |hidden, layer| layer.forward(hidden));

@@ -24,11 +24,7 @@ fn conv2d(bencher: Bencher<'_, '_>, [batch, channels, outputs, side, kernel]: [u
     let x = random([batch, channels, side, side]);
     let weight = random([outputs, channels, kernel, kernel]);
     let bias = random([outputs]);
-    let geometry = ConvGeometry {
-        stride: 1,
-        padding_start: kernel / 2,
-        padding_end: kernel / 2,
-    };
+    let geometry = ConvGeometry::same(kernel);
     bencher.bench_local(|| ops::conv2d(x.clone(), weight.clone(), Some(bias.clone()), geometry));
 }
 
@@ -64,9 +60,10 @@ fn layer_norm(bencher: Bencher<'_, '_>) {
 }
 
 #[divan::bench]
-fn geglu(bencher: Bencher<'_, '_>) {
-    let x = random([1, 8192, 2560]);
-    bencher.bench_local(|| ops::geglu(x.clone()));
+fn linear_geglu(bencher: Bencher<'_, '_>) {
+    let x = random([1, 8192, 320]);
+    let (weight, bias) = (random([2560, 320]), random([2560]));
+    bencher.bench_local(|| ops::linear_geglu(x.clone(), weight.clone(), Some(bias.clone())));
 }
 
 #[divan::bench]

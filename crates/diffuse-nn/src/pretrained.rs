@@ -52,8 +52,11 @@ pub fn no_folder(path: &Path) -> String {
 pub struct LoadOptions {
     /// Which variant of the weights to take: `fp16` looks for `*.fp16.safetensors` and `*.fp16.bin`.
     pub variant: Option<String>,
-    /// Floating point type of the weights in memory; the backend's own by default.
+    /// Floating point type that is computed in; the backend's own by default.
     pub dtype: Option<DType>,
+    /// Floating point type that weights of two and more dimensions (linear layers, convolutions, embeddings) are kept in,
+    /// to be widened while they compute; `dtype` by default. `F16` or `BF16` halves the memory of a model in `F32`.
+    pub weights: Option<DType>,
 }
 
 /// A model that is published as a folder with `config.json` and a weights file.
@@ -102,7 +105,7 @@ pub trait Pretrained<B: Backend>: Module<B> {
         let weights = find_weights(folder, Self::WEIGHTS, options.variant.as_deref())?;
         let checkpoint = Checkpoint::open(weights)?.rename(Self::current_key)?;
         let module = Self::from_config(&config, device);
-        Ok(checkpoint.load_into(module, options.dtype)?)
+        Ok(checkpoint.load_into(module, options.dtype, options.weights)?)
     }
 
     /// Writes `config.json` and the weights, in the format of [`from_pretrained`](Self::from_pretrained) and of the

@@ -21,7 +21,8 @@ pub struct Geglu<B: Backend> {
 impl<B: Backend> Geglu<B> {
     /// `[.., d_input]` to `[.., d_output]`.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        ops::geglu(self.proj.forward(x))
+        let Linear { weight, bias } = &self.proj;
+        ops::linear_geglu(x, weight.val(), bias.as_ref().map(|bias| bias.val()))
     }
 }
 

@@ -8,11 +8,7 @@ use diffuse_pipelines::{
 use diffuse_testing::reference;
 use image::RgbImage;
 
-fn text_to_image(dtype: DType) -> RgbImage {
-    let load = LoadOptions {
-        dtype: Some(dtype),
-        ..LoadOptions::default()
-    };
+fn text_to_image(load: LoadOptions) -> RgbImage {
     let folder = reference().join("sd/base");
     let pipeline =
         StableDiffusionPipeline::<Flex>::from_pretrained_with(folder, &load, &Default::default());
@@ -29,11 +25,7 @@ fn text_to_image(dtype: DType) -> RgbImage {
         .remove(0)
 }
 
-fn unconditional(dtype: DType) -> RgbImage {
-    let load = LoadOptions {
-        dtype: Some(dtype),
-        ..LoadOptions::default()
-    };
+fn unconditional(load: LoadOptions) -> RgbImage {
     let folder = reference().join("ddpm/cat");
     let pipeline = DDPMPipeline::<Flex>::from_pretrained_with(folder, &load, &Default::default());
     let options = DDPMOptions {
@@ -58,14 +50,26 @@ fn difference(got: &RgbImage, expected: &RgbImage) -> f64 {
     total as f64 / got.as_raw().len() as f64
 }
 
+/// Computed and kept in these types.
+fn types(dtype: DType, weights: Option<DType>) -> LoadOptions {
+    LoadOptions {
+        dtype: Some(dtype),
+        weights,
+        ..LoadOptions::default()
+    }
+}
+
 #[test]
 fn half_precision_gives_nearly_the_same_pictures() {
     for picture in [text_to_image, unconditional] {
-        let expected = picture(DType::F32);
+        let expected = picture(types(DType::F32, None));
         for (dtype, allowed) in [(DType::F16, 1.0), (DType::BF16, 6.0)] {
-            let difference = difference(&picture(dtype), &expected);
-            assert!(difference < allowed, "{dtype:?}: {difference}");
-            assert!(difference > 0.0, "{dtype:?} is computed in half precision");
+            // In all of it, and in the weights alone.
+            for load in [types(dtype, None), types(DType::F32, Some(dtype))] {
+                let difference = difference(&picture(load), &expected);
+                assert!(difference < allowed, "{dtype:?}: {difference}");
+                assert!(difference > 0.0, "{dtype:?} is not used");
+            }
         }
     }
 }

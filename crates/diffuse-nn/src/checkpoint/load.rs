@@ -60,17 +60,28 @@ impl<B: Backend> ModuleVisitor<B> for ListParameters {
     }
 }
 
-/// The floating point type of a module's parameters: that of the first, which is all that is looked at.
+/// The floating point type that a module computes in: that of its first bias or norm, or of its first weight if it has
+/// neither. Nothing else is looked at, since weights may be kept in another type.
 pub fn float_dtype<B: Backend, M: Module<B>>(module: &M) -> DType {
-    struct First(Option<DType>);
+    #[derive(Default)]
+    struct First {
+        vector: Option<DType>,
+        weight: Option<DType>,
+    }
     impl<B: Backend> ModuleVisitor<B> for First {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            self.0.get_or_insert_with(|| param.val().dtype());
+            let first = if D == 1 {
+                &mut self.vector
+            } else {
+                &mut self.weight
+            };
+            first.get_or_insert_with(|| param.val().dtype());
         }
     }
-    let mut first = First(None);
+    let mut first = First::default();
     module.visit(&mut first);
-    first.0.unwrap_or_else(B::FloatElem::dtype)
+    let dtype = first.vector.or(first.weight);
+    dtype.unwrap_or_else(B::FloatElem::dtype)
 }
 
 /// Variants of an enum are not part of a parameter's key.
@@ -79,7 +90,8 @@ fn is_enum(container: &str) -> bool {
 }
 
 impl Checkpoint {
-    /// Fills `module` with this file's tensors in type `dtype`, by default the backend's own float type.
+    /// Fills `module` with this file's tensors in type `dtype`, by default the backend's own float type; those of two
+    /// and more dimensions in type `weights`, by default the same.
     ///
     /// A module that has just been made by `init` has not drawn its weights yet, and never does: each parameter is
     /// allocated once, with the value from the file.
@@ -90,14 +102,19 @@ impl Checkpoint {
         &self,
         module: M,
         dtype: Option<DType>,
+        weights: Option<DType>,
     ) -> Result<M, CheckpointError> {
         let dtype = dtype.unwrap_or_else(B::FloatElem::dtype);
+        let weights = weights.unwrap_or(dtype);
         let parameters = parameters(&module);
         self.check(&parameters)?;
 
         let snapshots = parameters
             .into_iter()
-            .map(|parameter| self.snapshot(parameter, dtype))
+            .map(|parameter| {
+                let is_weight = parameter.shape.len() > 1;
+                self.snapshot(parameter, if is_weight { weights } else { dtype })
+            })
             .collect();
         let mut applier = Applier::<B>::new(snapshots, None, None, true);
         let module = module.map(&mut applier);

@@ -14,11 +14,28 @@ pub struct ConvGeometry {
     pub padding_end: usize,
 }
 
+impl ConvGeometry {
+    /// That of a convolution that keeps the size of a picture, for an odd kernel.
+    pub fn same(kernel: usize) -> Self {
+        Self {
+            stride: 1,
+            padding_start: kernel / 2,
+            padding_end: kernel / 2,
+        }
+    }
+
+    /// Height or width of the output; none if the kernel has no room.
+    pub fn output(self, input: usize, kernel: usize) -> Option<usize> {
+        let room = (input + self.padding_start + self.padding_end).checked_sub(kernel)?;
+        Some(room / self.stride + 1)
+    }
+}
+
 /// A 2-D convolution (cross-correlation, as everywhere in the field).
 ///
 /// # Shapes
 /// - `x`: `[batch, in, height, width]`
-/// - `weight`: `[out, in, kernel, kernel]`
+/// - `weight`: `[out, in, kernel, kernel]`, of any floating point type
 /// - `bias`: `[out]`
 /// - output: `[batch, out, height', width']`
 ///
@@ -42,6 +59,7 @@ pub fn conv2d<B: Backend>(
     if let Some(y) = flex::conv2d(&x, &weight, bias.as_ref(), geometry) {
         return y;
     }
+    let weight = weight.cast(x.dtype());
     let extra = geometry.padding_end.saturating_sub(geometry.padding_start);
     let x = zeros_after(zeros_after(x, 2, extra), 3, extra);
     let options = ConvOptions::new([geometry.stride; 2], [geometry.padding_start; 2], [1; 2], 1);

@@ -17,10 +17,10 @@ mod linear;
 mod norm;
 mod reshape;
 
-pub use activation::{geglu, gelu, quick_gelu, silu};
+pub use activation::{gelu, quick_gelu, silu};
 pub use attention::{attention, causal_attention};
 pub use conv::{ConvGeometry, conv2d, upsample_nearest};
-pub use linear::linear;
+pub use linear::{linear, linear_geglu};
 pub use norm::{group_norm, group_norm_silu, layer_norm};
 pub use reshape::{add_channel_bias, image_to_tokens, scale_shift_channels, tokens_to_image};
 

@@ -19,9 +19,10 @@ pub fn group_norm<B: Backend>(
     eps: f64,
 ) -> Tensor<B, 4> {
     check_channels(&x, [&weight, &bias], groups);
-    if let Some(y) = flex::group_norm(&x, &weight, &bias, groups, eps, false) {
-        return y;
-    }
+    let x = match flex::group_norm(x, &weight, &bias, groups, eps, false) {
+        Ok(y) => return y,
+        Err(x) => x,
+    };
     in_f32(x, |x| {
         let [batch, channels, height, width] = x.dims();
         let dtype = x.dtype();
@@ -67,9 +68,10 @@ pub fn group_norm_silu<B: Backend>(
     eps: f64,
 ) -> Tensor<B, 4> {
     check_channels(&x, [&weight, &bias], groups);
-    if let Some(y) = flex::group_norm(&x, &weight, &bias, groups, eps, true) {
-        return y;
-    }
+    let x = match flex::group_norm(x, &weight, &bias, groups, eps, true) {
+        Ok(y) => return y,
+        Err(x) => x,
+    };
     in_f32(x, |x| silu(group_norm(x, weight, bias, groups, eps)))
 }
 

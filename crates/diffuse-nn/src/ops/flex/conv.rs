@@ -5,8 +5,10 @@ use rayon::prelude::*;
 
 use super::elementwise::add_to_channels;
 use super::matrix::{Matrix, Threads, multiply};
+use super::memory::{Room, zeros};
+use super::weights::{Weight, Weights};
 use super::winograd::winograd;
-use super::{Values, memory::zeros, tensor};
+use super::{Values, tensor};
 use crate::ops::ConvGeometry;
 
 /// Values of the columns that are held at once, if that is a channel or more.
@@ -38,7 +40,7 @@ impl<'a> Pictures<'a> {
     }
 }
 
-/// See [`conv2d`](crate::ops::conv2d): those with a kernel of 1 or 3 that keep the size of a picture.
+/// See [`conv2d`](crate::ops::conv2d): those with a kernel of 3, and of 1 that see each position by itself.
 pub fn conv2d<B: Backend>(
     x: &Tensor<B, 4>,
     weight: &Tensor<B, 4>,
@@ -47,18 +49,17 @@ pub fn conv2d<B: Backend>(
 ) -> Option<Tensor<B, 4>> {
     let [batch, channels, height, width] = x.dims();
     let [outputs, _, kernel, other] = weight.dims();
-    let padding = kernel / 2;
-    let keeps_size = geometry
-        == ConvGeometry {
-            stride: 1,
-            padding_start: padding,
-            padding_end: padding,
-        };
-    let sizes = [batch, channels, outputs, height, width];
-    if !keeps_size || kernel != other || ![1, 3].contains(&kernel) || sizes.contains(&0) {
+    let keeps_size = geometry == ConvGeometry::same(kernel);
+    let is_here = kernel == 3 || kernel == 1 && keeps_size;
+    if !is_here || kernel != other || [batch, channels, outputs].contains(&0) {
         return None;
     }
-    let (x, weight) = (Values::of(x)?, Values::of(weight)?);
+    let [rows, columns] = [height, width].map(|size| geometry.output(size, kernel).unwrap_or(0));
+    if [height, width, rows, columns].contains(&0) {
+        return None;
+    }
+    let (x, weight) = (Values::of(x)?, Weight::of(weight)?);
+    let weight = weight.values()?;
     let bias = match bias {
         Some(bias) => Some(Values::of(bias)?),
         None => None,
@@ -72,22 +73,24 @@ pub fn conv2d<B: Backend>(
         height,
         width,
     };
-    let weight = weight.as_slice();
-    let mut out = zeros(batch * outputs * height * width);
+    let mut out = zeros(batch * outputs * rows * columns);
+    let is_large = batch * height * width >= POSITIONS && channels.min(outputs) >= CHANNELS;
     if kernel == 1 {
         pointwise(pictures, weight, bias, &mut out);
-    } else if batch * height * width >= POSITIONS && channels.min(outputs) >= CHANNELS {
+    } else if keeps_size && is_large {
         winograd(pictures, weight, bias, &mut out);
     } else {
-        columns(pictures, weight, bias, &mut out);
+        let size = [rows, columns];
+        as_columns(pictures, weight, bias, geometry, size, &mut out);
     }
-    Some(tensor(out, [batch, outputs, height, width]))
+    Some(tensor(out, [batch, outputs, rows, columns]))
 }
 
 /// A 1x1 convolution: a matrix product for each picture.
-fn pointwise(x: Pictures<'_>, weight: &[f32], bias: &[f32], out: &mut [f32]) {
+fn pointwise(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: &mut [f32]) {
     let (area, channels, outputs) = (x.area(), x.channels, bias.len());
-    let weight = Matrix::new(weight, outputs, channels);
+    let mut room = Room::default();
+    let weight = Matrix::new(weight.widened(&mut room), outputs, channels);
     let pictures = out
         .chunks_mut(outputs * area)
         .zip(x.values.chunks(channels * area));
@@ -98,12 +101,23 @@ fn pointwise(x: Pictures<'_>, weight: &[f32], bias: &[f32], out: &mut [f32]) {
     add_to_channels(out, bias, area);
 }
 
-/// `im2col`: each position's neighbourhood becomes a column, and the convolution a matrix product.
-pub fn columns(x: Pictures<'_>, weight: &[f32], bias: &[f32], out: &mut [f32]) {
-    let (area, outputs) = (x.area(), bias.len());
+/// `im2col`: each output's neighbourhood becomes a column, and a 3x3 convolution to pictures of this `size` a matrix
+/// product.
+pub fn as_columns(
+    x: Pictures<'_>,
+    weight: Weights<'_>,
+    bias: &[f32],
+    geometry: ConvGeometry,
+    size: [usize; 2],
+    out: &mut [f32],
+) {
+    let (area, outputs) = (size[0] * size[1], bias.len());
     let positions = x.batch * area;
-    let at_once = (COLUMNS / (9 * positions)).clamp(1, x.channels);
-    let mut columns = zeros(at_once * 9 * positions);
+    let at_once = (COLUMNS / (9 * positions)).min(weight.rows_at_once(9 * outputs));
+    let at_once = at_once.clamp(1, x.channels);
+    let mut room = Room::default();
+    let mut columns = Room::default();
+    let columns = columns.resize(at_once * 9 * positions);
     let mut convolve = |sums: &mut [f32]| {
         for first in (0..x.channels).step_by(at_once) {
             let count = at_once.min(x.channels - first);
@@ -113,16 +127,11 @@ pub fn columns(x: Pictures<'_>, weight: &[f32], bias: &[f32], out: &mut [f32]) {
                 let (tap, picture) = (index / x.batch, index % x.batch);
                 let from = x.channel(picture, first + tap / 9);
                 let tap = [tap % 9 / 3, tap % 3];
-                shifted(from, [x.height, x.width], tap, row);
+                seen_by(tap, from, [x.height, x.width], geometry, size, row);
             });
-            let weight = Matrix {
-                values: &weight[first * 9..],
-                rows: outputs,
-                columns: count * 9,
-                row_stride: x.channels * 9,
-                column_stride: 1,
-            };
-            let columns = Matrix::new(&columns, count * 9, positions);
+            let taps = first * 9..(first + count) * 9;
+            let weight = weight.columns(x.channels * 9, taps, &mut room);
+            let columns = Matrix::new(columns, count * 9, positions);
             multiply(sums, positions, weight, columns, first > 0, Threads::All);
         }
     };
@@ -130,8 +139,9 @@ pub fn columns(x: Pictures<'_>, weight: &[f32], bias: &[f32], out: &mut [f32]) {
         convolve(out);
         return add_to_channels(out, bias, area);
     }
-    let mut sums = zeros(outputs * positions);
-    convolve(&mut sums);
+    let mut sums = Room::default();
+    let sums = sums.resize(outputs * positions);
+    convolve(sums);
     let channels = out.par_chunks_mut(area).enumerate();
     channels.for_each(|(index, out)| {
         let (picture, output) = (index / outputs, index % outputs);
@@ -140,24 +150,42 @@ pub fn columns(x: Pictures<'_>, weight: &[f32], bias: &[f32], out: &mut [f32]) {
     add_to_channels(out, bias, area);
 }
 
-/// A picture as one of the nine taps of a 3x3 kernel sees it: moved by `tap - 1`, with zeros outside.
-fn shifted(from: &[f32], [height, width]: [usize; 2], tap: [usize; 2], to: &mut [f32]) {
-    for (y, to) in to.chunks_mut(width).enumerate() {
-        let row = (y + tap[0]).checked_sub(1).filter(|row| *row < height);
-        let Some(row) = row.map(|row| &from[row * width..][..width]) else {
+/// What one of the nine taps of a 3x3 kernel sees of a picture at each output, with zeros outside.
+fn seen_by(
+    tap: [usize; 2],
+    from: &[f32],
+    [height, width]: [usize; 2],
+    geometry: ConvGeometry,
+    size: [usize; 2],
+    to: &mut [f32],
+) {
+    let (stride, padding) = (geometry.stride, geometry.padding_start);
+    // Outputs at which it sees the picture itself.
+    let inside = |tap: usize, inputs: usize, outputs: usize| {
+        let first = padding.saturating_sub(tap).div_ceil(stride);
+        first
+            ..(inputs + padding)
+                .saturating_sub(tap)
+                .div_ceil(stride)
+                .min(outputs)
+    };
+    let rows = inside(tap[0], height, size[0]);
+    let columns = inside(tap[1], width, size[1]);
+    for (y, to) in to.chunks_mut(size[1]).enumerate() {
+        if !rows.contains(&y) || columns.is_empty() {
             to.fill(0.0);
             continue;
-        };
-        match tap[1] {
-            0 => {
-                to[0] = 0.0;
-                to[1..].copy_from_slice(&row[..width - 1]);
-            }
-            1 => to.copy_from_slice(row),
-            _ => {
-                to[..width - 1].copy_from_slice(&row[1..]);
-                to[width - 1] = 0.0;
-            }
+        }
+        let row = &from[(y * stride + tap[0] - padding) * width..][..width];
+        let row = &row[columns.start * stride + tap[1] - padding..];
+        to[..columns.start].fill(0.0);
+        to[columns.end..].fill(0.0);
+        let to = &mut to[columns.clone()];
+        if stride == 1 {
+            to.copy_from_slice(&row[..to.len()]);
+        } else {
+            let row = row.iter().step_by(stride);
+            to.iter_mut().zip(row).for_each(|(to, from)| *to = *from);
         }
     }
 }

@@ -40,30 +40,6 @@ fn map<B: Backend, const D: usize>(
     Some(tensor(out, shape))
 }
 
-/// See [`geglu`](crate::ops::geglu).
-pub fn geglu<B: Backend>(x: &Tensor<B, 3>) -> Option<Tensor<B, 3>> {
-    let [batch, tokens, width] = x.dims();
-    let x = Values::of(x)?;
-    let half = width / 2;
-    let mut out = zeros(batch * tokens * half);
-    if out.is_empty() {
-        return Some(tensor(out, [batch, tokens, half]));
-    }
-    let rows = out.par_chunks_mut(half).zip(x.as_slice().par_chunks(width));
-    rows.for_each(|(out, row)| {
-        let (value, gate) = row.split_at(half);
-        vectorized(
-            #[inline(always)]
-            || {
-                for ((out, value), gate) in out.iter_mut().zip(value).zip(gate) {
-                    *out = value * super::gelu_of(*gate);
-                }
-            },
-        );
-    });
-    Some(tensor(out, [batch, tokens, half]))
-}
-
 /// See [`add_channel_bias`](crate::ops::add_channel_bias); in place where nobody else has the values.
 pub fn add_channel_bias<B: Backend>(
     x: Tensor<B, 4>,

@@ -1,3 +1,56 @@
+//! Memory for results and for what lies between.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Values that are kept for whoever needs room next, at most: 64 MiB.
+const KEPT: usize = 1 << 24;
+
+/// Room for values in between, in which others have left theirs. It is given back for the next: fresh memory takes longer
+/// to get than to fill.
+#[derive(Default)]
+pub struct Room(Vec<f32>);
+
+impl Room {
+    /// Room for so many values, with anything in it.
+    pub fn resize(&mut self, len: usize) -> &mut [f32] {
+        if self.0.len() < len {
+            self.give_back();
+            self.0 = Self::take(len).unwrap_or_else(|| zeros(len));
+        }
+        &mut self.0[..len]
+    }
+
+    /// Sorted by length.
+    fn kept() -> MutexGuard<'static, Vec<Vec<f32>>> {
+        static KEPT: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
+        // Nobody panics while it is locked.
+        KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The smallest that is kept and large enough.
+    fn take(len: usize) -> Option<Vec<f32>> {
+        let mut kept = Self::kept();
+        let index = kept.partition_point(|values| values.len() < len);
+        (index < kept.len()).then(|| kept.remove(index))
+    }
+
+    fn give_back(&mut self) {
+        let values = std::mem::take(&mut self.0);
+        let mut kept = Self::kept();
+        let sum: usize = kept.iter().map(Vec::len).sum();
+        if !values.is_empty() && sum + values.len() <= KEPT {
+            let index = kept.partition_point(|other| other.len() < values.len());
+            kept.insert(index, values);
+        }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
 /// Zeros, in pages as large as the system has them: fresh memory in pages of 4 KiB takes longer to get than to fill.
 pub fn zeros(len: usize) -> Vec<f32> {
     let values = vec![0.0; len];

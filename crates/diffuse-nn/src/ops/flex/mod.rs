@@ -1,7 +1,7 @@
 //! Fast bodies for `Flex`, burn's CPU backend, in `f32`.
 //!
 //! Each takes tensors of any backend and gives `None` (or the tensor back) where they are not `Flex`'s or not `f32`: then
-//! the caller's own body, in burn's operations, runs. With gradients, the backend is `Autodiff`, so those go that way too.
+//! the caller's own body, in burn's operations, runs. Weights of products may also be of half precision. With gradients, the backend is `Autodiff`, so those go that way too.
 //!
 //! Loops are written for the compiler's vectoriser, and [`vectorized`] compiles them for each generation of instructions;
 //! matrix products are the `gemm` crate's. `unsafe` are only its call, in `matrix.rs`, and a hint to the system in
@@ -13,6 +13,7 @@ mod elementwise;
 mod matrix;
 mod memory;
 mod norm;
+mod weights;
 mod winograd;
 
 use std::any::Any;
@@ -22,8 +23,8 @@ use burn_flex::{Flex, FlexTensor, Layout};
 
 pub(super) use attention::attention;
 pub(super) use conv::conv2d;
-pub(super) use elementwise::{add_channel_bias, geglu, gelu, silu, swap_tokens};
-pub(super) use matrix::linear;
+pub(super) use elementwise::{add_channel_bias, gelu, silu, swap_tokens};
+pub(super) use matrix::{linear, linear_geglu};
 pub(super) use norm::{group_norm, layer_norm};
 
 /// A tensor's values in their order, if they are `Flex`'s and `f32`.
@@ -72,6 +73,11 @@ impl Values {
     /// The values to change: a copy, if someone else has them.
     fn make_mut(&mut self) -> &mut [f32] {
         self.0.storage_mut()
+    }
+
+    /// The values to change, if nobody else has them.
+    fn own_mut(&mut self) -> Option<&mut [f32]> {
+        self.0.try_storage_mut()
     }
 
     /// As a tensor of `B`, which is `Flex`.

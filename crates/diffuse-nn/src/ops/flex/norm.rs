@@ -20,7 +20,17 @@ fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f64 {
                 *sum += f(*value);
             }
         }
-        total += sums.iter().map(|sum| f64::from(*sum)).sum::<f64>();
+        // By halves, which the vectoriser can do.
+        let mut sums = sums.map(f64::from);
+        let mut half = LANES / 2;
+        while half > 0 {
+            let (sums, others) = sums.split_at_mut(half);
+            for (sum, other) in sums.iter_mut().zip(others) {
+                *sum += *other;
+            }
+            half /= 2;
+        }
+        total += sums[0];
         total += rest.iter().map(|value| f64::from(f(*value))).sum::<f64>();
     }
     total
@@ -35,44 +45,58 @@ fn statistics(values: &[f32], eps: f64) -> (f32, f32) {
     (mean, (1.0 / (variance + eps).sqrt()) as f32)
 }
 
-/// See [`group_norm`](crate::ops::group_norm); `activate` for [`group_norm_silu`](crate::ops::group_norm_silu).
+/// See [`group_norm`](crate::ops::group_norm); `activate` for [`group_norm_silu`](crate::ops::group_norm_silu). In place
+/// where nobody else has the values.
 pub fn group_norm<B: Backend>(
-    x: &Tensor<B, 4>,
+    x: Tensor<B, 4>,
     weight: &Tensor<B, 1>,
     bias: &Tensor<B, 1>,
     groups: usize,
     eps: f64,
     activate: bool,
-) -> Option<Tensor<B, 4>> {
+) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
     let shape = x.dims();
     let [_, channels, height, width] = shape;
-    let (x, weight, bias) = (Values::of(x)?, Values::of(weight)?, Values::of(bias)?);
+    let (Some(weight), Some(bias)) = (Values::of(weight), Values::of(bias)) else {
+        return Err(x);
+    };
+    let mut x = Values::take(x)?;
     let (area, per_group) = (height * width, channels / groups);
-    let mut out = zeros(x.as_slice().len());
-    if out.is_empty() {
-        return Some(tensor(out, shape));
-    }
     let size = per_group * area;
-    let all = out.par_chunks_mut(size).zip(x.as_slice().par_chunks(size));
-    all.enumerate().for_each(|(index, (out, x))| {
+    if x.as_slice().is_empty() {
+        return Ok(x.tensor());
+    }
+    // Of the values of `from`, or else of what is in `group`.
+    let normalize = |index: usize, group: &mut [f32], from: Option<&[f32]>| {
         let first = index % groups * per_group;
         vectorized(
             #[inline(always)]
             || {
-                let (mean, factor) = statistics(x, eps);
-                let rows = out.chunks_mut(area).zip(x.chunks(area));
-                for (channel, (out, x)) in rows.enumerate() {
+                let (mean, factor) = statistics(from.unwrap_or(group), eps);
+                for (channel, values) in group.chunks_mut(area).enumerate() {
+                    if let Some(from) = from {
+                        values.copy_from_slice(&from[channel * area..][..area]);
+                    }
                     let scale = factor * weight.as_slice()[first + channel];
                     let shift = bias.as_slice()[first + channel] - mean * scale;
-                    for (out, x) in out.iter_mut().zip(x) {
-                        let y = x.mul_add(scale, shift);
-                        *out = if activate { silu_of(y) } else { y };
+                    for value in values {
+                        let y = value.mul_add(scale, shift);
+                        *value = if activate { silu_of(y) } else { y };
                     }
                 }
             },
         );
-    });
-    Some(tensor(out, shape))
+    };
+    if let Some(values) = x.own_mut() {
+        let groups = values.par_chunks_mut(size).enumerate();
+        groups.for_each(|(index, group)| normalize(index, group, None));
+        return Ok(x.tensor());
+    }
+    let mut out = zeros(x.as_slice().len());
+    let groups = out.par_chunks_mut(size).zip(x.as_slice().par_chunks(size));
+    let groups = groups.enumerate();
+    groups.for_each(|(index, (group, from))| normalize(index, group, Some(from)));
+    Ok(tensor(out, shape))
 }
 
 /// See [`layer_norm`](crate::ops::layer_norm).

@@ -1,8 +1,9 @@
 //! The fast bodies against the ones in burn's operations, which `NdArray` runs.
 
-use burn::tensor::{TensorData, Tolerance};
+use burn::tensor::{ElementConversion, TensorData, Tolerance};
 use burn_ndarray::NdArray;
 
+use super::weights::Weights;
 use super::*;
 use crate::ops::{self, ConvGeometry};
 
@@ -45,23 +46,33 @@ fn convolutions() {
     fn convolve<B: Backend>(
         [batch, channels, outputs, height, width]: [usize; 5],
         kernel: usize,
+        geometry: ConvGeometry,
         bias: bool,
     ) -> Tensor<B, 4> {
-        let geometry = ConvGeometry {
-            stride: 1,
-            padding_start: kernel / 2,
-            padding_end: kernel / 2,
-        };
         let x = numbers(1, [batch, channels, height, width]);
         let weight = numbers(2, [outputs, channels, kernel, kernel]) * fan_in(channels, kernel);
         let bias = bias.then(|| numbers(3, [outputs]));
         ops::conv2d(x, weight, bias, geometry)
     }
     for shape in PICTURES {
-        for kernel in [1, 3] {
+        let halving = |stride, padding_start| ConvGeometry {
+            stride,
+            padding_start,
+            padding_end: 1,
+        };
+        let same = [1, 3].map(|kernel| (kernel, ConvGeometry::same(kernel)));
+        // The last by more than the kernel sees.
+        let halvings = [halving(2, 0), halving(2, 1), halving(5, 1)].map(|halving| (3, halving));
+        for (kernel, geometry) in same.into_iter().chain(halvings) {
+            if shape[3..]
+                .iter()
+                .any(|size| geometry.output(*size, kernel).is_none())
+            {
+                continue;
+            }
             for bias in [false, true] {
-                let fast = convolve::<Flex>(shape, kernel, bias).into_data();
-                let portable = convolve::<NdArray>(shape, kernel, bias).into_data();
+                let fast = convolve::<Flex>(shape, kernel, geometry, bias).into_data();
+                let portable = convolve::<NdArray>(shape, kernel, geometry, bias).into_data();
                 check_close(fast, portable, 2e-5);
             }
         }
@@ -90,8 +101,10 @@ fn each_way_of_a_3x3_convolution() {
         };
         let size = batch * outputs * height * width;
         let mut outs = [vec![0.0; size], vec![0.0; size]];
-        conv::columns(pictures, weight.as_slice(), bias.as_slice(), &mut outs[0]);
-        winograd::winograd(pictures, weight.as_slice(), bias.as_slice(), &mut outs[1]);
+        let (weight, bias) = (Weights::F32(weight.as_slice()), bias.as_slice());
+        let (geometry, picture) = (ConvGeometry::same(3), [height, width]);
+        conv::as_columns(pictures, weight, bias, geometry, picture, &mut outs[0]);
+        winograd::winograd(pictures, weight, bias, &mut outs[1]);
         let [columns, squares] = outs.map(|out| TensorData::new(out, [size]));
         check_close(columns, squares, 5e-5);
     }
@@ -109,7 +122,11 @@ fn norms() {
             } else {
                 ops::group_norm
             };
-            norm(x, weight, bias, 2, 1e-5)
+            // Both what others have, too, and what they have not.
+            let y = norm(x.clone(), weight.clone(), bias.clone(), 2, 1e-5);
+            let difference = y.clone() - norm(x, weight, bias, 2, 1e-5);
+            assert_eq!(difference.abs().max().into_scalar().elem::<f32>(), 0.0);
+            y
         }
         let shape = [batch, channels, height, width];
         for activate in [false, true] {
@@ -168,6 +185,57 @@ fn linear_layers() {
 }
 
 #[test]
+fn gated_layers() {
+    fn apply<B: Backend>(rows: usize, bias: bool) -> Tensor<B, 3> {
+        let bias = bias.then(|| numbers(3, [38]));
+        ops::linear_geglu(numbers(1, [2, rows, 33]), numbers(2, [38, 33]), bias)
+    }
+    // The last are more rows than are computed at once.
+    for rows in [1, 3, 700] {
+        for bias in [false, true] {
+            let fast = apply::<Flex>(rows, bias).into_data();
+            check_close(fast, apply::<NdArray>(rows, bias).into_data(), 2e-5);
+        }
+    }
+}
+
+#[test]
+fn weights_in_half_precision_are_widened() {
+    /// As with the same weights in `f32`: what is computed is the same, but for the order of sums.
+    fn check<const W: usize, const D: usize>(
+        weight: [usize; W],
+        dtype: DType,
+        apply: impl Fn(Tensor<Flex, W>) -> Tensor<Flex, D>,
+    ) {
+        let fan_in = weight[1..].iter().product::<usize>() as f32;
+        let weight = (numbers::<Flex, W>(2, weight) * fan_in.powf(-0.5)).cast(dtype);
+        let expected = apply(weight.clone().cast(DType::F32));
+        check_close(apply(weight).into_data(), expected.into_data(), 1e-5);
+    }
+    for dtype in [DType::F16, DType::BF16] {
+        // The last of each are more than are widened at once.
+        for [outputs, inputs] in [[19, 33], [1, 1], [1500, 3000]] {
+            check([outputs, inputs], dtype, |weight| {
+                ops::linear(numbers(1, [3, inputs]), weight, Some(numbers(3, [outputs])))
+            });
+        }
+        let pictures = PICTURES.into_iter().chain([[1, 500, 600, 5, 4]]);
+        for [batch, channels, outputs, height, width] in pictures {
+            for (kernel, stride) in [(1, 1), (3, 1), (3, 2)] {
+                let geometry = ConvGeometry {
+                    stride,
+                    ..ConvGeometry::same(kernel)
+                };
+                check([outputs, channels, kernel, kernel], dtype, |weight| {
+                    let x = numbers(1, [batch, channels, height, width]);
+                    ops::conv2d(x, weight, Some(numbers(3, [outputs])), geometry)
+                });
+            }
+        }
+    }
+}
+
+#[test]
 fn elementwise() {
     fn wide<B: Backend>() -> Tensor<B, 3> {
         numbers::<B, 3>(1, [3, 101, 66]) * 6.0
@@ -181,11 +249,6 @@ fn elementwise() {
         ops::gelu(wide::<Flex>()).into_data(),
         ops::gelu(wide::<NdArray>()).into_data(),
         1e-6,
-    );
-    check_close(
-        ops::geglu(wide::<Flex>()).into_data(),
-        ops::geglu(wide::<NdArray>()).into_data(),
-        6e-6,
     );
     let shape = [2, 5, 9, 33];
     check_close(
@@ -229,9 +292,11 @@ fn a_tensor_that_someone_else_has_is_not_changed() {
     let before = x.clone().into_data();
     let changed = ops::silu(x.clone());
     let moved = ops::add_channel_bias(x.clone(), numbers(2, [1, 2]));
+    let normal = ops::group_norm(x.clone(), numbers(2, [2]), numbers(3, [2]), 1, 1e-5);
     x.into_data().assert_eq(&before, true);
     assert_ne!(changed.into_data(), before);
     assert_ne!(moved.into_data(), before);
+    assert_ne!(normal.into_data(), before);
 }
 
 #[test]

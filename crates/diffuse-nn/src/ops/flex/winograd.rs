@@ -11,8 +11,9 @@ use rayon::prelude::*;
 
 use super::conv::Pictures;
 use super::matrix::{Matrix, Threads, multiply};
-use super::memory::zeros;
+use super::memory::Room;
 use super::vectorized;
+use super::weights::Weights;
 
 /// Side of the output of a square, and of its input.
 const OUT: usize = 4;
@@ -123,13 +124,14 @@ fn scatter(
 }
 
 /// `out = x * weight + bias`, with a padding of 1: `weight` is `[outputs, channels, 3, 3]`.
-pub fn winograd(x: Pictures<'_>, weight: &[f32], bias: &[f32], out: &mut [f32]) {
+pub fn winograd(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: &mut [f32]) {
     let (channels, outputs) = (x.channels, bias.len());
     let places = Place::all(&x);
     // As many squares as fit, in whole rows of lanes.
     let stride = VALUES / (PRODUCTS * channels) / LANES * LANES;
     let stride = stride.clamp(LANES, places.len().next_multiple_of(LANES));
-    let mut inputs = zeros(PRODUCTS * channels * stride);
+    let mut inputs = Room::default();
+    let inputs = inputs.resize(PRODUCTS * channels * stride);
     let mut out = channels_of(out, outputs, x.area());
     // As many tasks for each thread, of whole kernels.
     let threads = rayon::current_num_threads();
@@ -137,12 +139,15 @@ pub fn winograd(x: Pictures<'_>, weight: &[f32], bias: &[f32], out: &mut [f32]) 
     let a_task = outputs.div_ceil(tasks).next_multiple_of(KERNEL);
     for places in places.chunks(stride) {
         let squares = Squares { x, places, stride };
-        squares.transform_inputs(&mut inputs);
+        squares.transform_inputs(inputs);
         out.par_chunks_mut(a_task)
-            .zip(weight.par_chunks(a_task * channels * 9))
             .zip(bias.par_chunks(a_task))
-            .for_each_init(Scratch::default, |scratch, ((out, weight), bias)| {
-                scratch.convolve(squares, &inputs, weight, bias, out);
+            .enumerate()
+            .for_each_init(Scratch::default, |scratch, (task, (out, bias))| {
+                let size = channels * 9;
+                let first = task * a_task * size;
+                let weight = weight.part(first..first + bias.len() * size);
+                scratch.convolve(squares, inputs, weight, bias, out);
             });
     }
 }
@@ -224,9 +229,11 @@ impl Squares<'_> {
 #[derive(Default)]
 struct Scratch {
     /// `[36, outputs, channels]`
-    filters: Vec<f32>,
+    filters: Room,
     /// `[36, outputs, squares]`
-    products: Vec<f32>,
+    products: Room,
+    /// The filters of one output, if they are kept in half precision.
+    room: Room,
 }
 
 impl Scratch {
@@ -235,23 +242,27 @@ impl Scratch {
         &mut self,
         squares: Squares<'_>,
         inputs: &[f32],
-        weight: &[f32],
+        weight: Weights<'_>,
         bias: &[f32],
         out: &mut [Vec<&mut [f32]>],
     ) {
         let (channels, outputs, stride) = (squares.x.channels, bias.len(), squares.stride);
         let plane = SQUARES.min(stride);
-        self.filters.resize(PRODUCTS * outputs * channels, 0.0);
-        self.products.resize(PRODUCTS * outputs * plane, 0.0);
-        transform_filters(weight, channels, outputs, &mut self.filters);
+        let filters = self.filters.resize(PRODUCTS * outputs * channels);
+        let products = self.products.resize(PRODUCTS * outputs * plane);
+        let rows = rows_of(filters, outputs, channels);
+        for (output, mut rows) in rows.into_iter().enumerate() {
+            let size = channels * 9;
+            let weight = weight.part(output * size..(output + 1) * size);
+            transform_filters(weight.widened(&mut self.room), &mut rows);
+        }
         for (index, places) in squares.places.chunks(plane).enumerate() {
             let start = index * plane;
             let some = Squares { places, ..squares };
-            let all = self
-                .products
+            let all = products
                 .chunks_mut(outputs * plane)
                 .zip(inputs.chunks(channels * stride))
-                .zip(self.filters.chunks(outputs * channels));
+                .zip(filters.chunks(outputs * channels));
             for ((product, input), filter) in all {
                 let input = Matrix {
                     row_stride: stride,
@@ -261,7 +272,7 @@ impl Scratch {
                 multiply(product, plane, filter, input, false, Threads::One);
             }
             for (output, (pictures, bias)) in out.iter_mut().zip(bias).enumerate() {
-                let products = &self.products[output * plane..];
+                let products = &products[output * plane..];
                 vectorized(
                     #[inline(always)]
                     || some.transform_products(products, outputs * plane, *bias, pictures),
@@ -271,30 +282,26 @@ impl Scratch {
     }
 }
 
-/// `U = G g Gᵀ` of each filter: `[36, outputs, channels]`.
-fn transform_filters(weight: &[f32], channels: usize, outputs: usize, filters: &mut [f32]) {
-    let rows = rows_of(filters, outputs, channels);
-    for (mut rows, weight) in rows.into_iter().zip(weight.chunks(channels * 9)) {
-        vectorized(
-            #[inline(always)]
-            || {
-                let mut filter = [[[0.0; LANES]; 3]; 3];
-                let mut half = [[[0.0; LANES]; 3]; IN];
-                let mut transformed = [[[0.0; LANES]; IN]; IN];
-                for start in (0..channels).step_by(LANES) {
-                    let weight = weight[start * 9..].chunks_exact(9).take(LANES);
-                    for (lane, values) in weight.enumerate() {
-                        for (to, value) in filter.as_flattened_mut().iter_mut().zip(values) {
-                            to[lane] = *value;
-                        }
+/// `U = G g Gᵀ` of each filter of an output, `[channels, 3, 3]`, into its row of the 36 matrices.
+fn transform_filters(weight: &[f32], rows: &mut [&mut [f32]]) {
+    vectorized(
+        #[inline(always)]
+        || {
+            let mut filter = [[[0.0; LANES]; 3]; 3];
+            let mut half = [[[0.0; LANES]; 3]; IN];
+            let mut transformed = [[[0.0; LANES]; IN]; IN];
+            for (index, weight) in weight.chunks(LANES * 9).enumerate() {
+                for (lane, values) in weight.chunks_exact(9).enumerate() {
+                    for (to, value) in filter.as_flattened_mut().iter_mut().zip(values) {
+                        to[lane] = *value;
                     }
-                    along_rows(&filter, &mut half, filter_1d);
-                    along_rows(&half, &mut transformed, filter_1d);
-                    store(&transformed, &mut rows, start);
                 }
-            },
-        );
-    }
+                along_rows(&filter, &mut half, filter_1d);
+                along_rows(&half, &mut transformed, filter_1d);
+                store(&transformed, rows, index * LANES);
+            }
+        },
+    );
 }
 
 /// The rows of 36 matrices, by their number.

@@ -24,8 +24,8 @@ struct Bench {
     model: String,
     backend: String,
     dtype: String,
-    /// Type that our weights are kept in.
-    weights: String,
+    /// Type that our weights are kept in, if it was asked for.
+    weights: Option<String>,
     steps: usize,
     size: [usize; 2],
     threads: usize,
@@ -52,7 +52,6 @@ pub fn bench(arguments: &[String]) -> Result<()> {
         None => Ok(0),
         Some(_) => arguments.number(name, 0),
     };
-    let dtype = arguments.get("dtype").unwrap_or("f32").to_string();
     let bench = Bench {
         model: model.clone(),
         backend: arguments
@@ -60,8 +59,8 @@ pub fn bench(arguments: &[String]) -> Result<()> {
             .or(gpus().pop())
             .unwrap_or("flex")
             .to_string(),
-        weights: arguments.get("weights").unwrap_or(&dtype).to_string(),
-        dtype,
+        dtype: arguments.get("dtype").unwrap_or("f32").to_string(),
+        weights: arguments.get("weights").map(String::from),
         steps: arguments.number("steps", 4)?,
         size: [size("width")?, size("height")?],
         threads: arguments.number("threads", std::thread::available_parallelism()?.get())?,
@@ -120,13 +119,15 @@ impl Bench {
         command
             .args(["--model", &self.model, "--seed", "0", "--quiet"])
             .args(["--backend", &self.backend, "--dtype", &self.dtype])
-            .args(["--weights", &self.weights])
             .args(["--steps", &self.steps.to_string()])
             .arg("--output")
             .arg(folder.join("out.png"))
             .arg("--timings")
             .arg(&timings)
             .env("RAYON_NUM_THREADS", self.threads.to_string());
+        if let Some(weights) = &self.weights {
+            command.args(["--weights", weights]);
+        }
         run(&mut command)?;
         let figures = figures(&fs::read(&timings)?)?;
         fs::remove_dir_all(&folder)?;
@@ -161,9 +162,11 @@ impl Bench {
     }
 
     fn print(&self, ours: &Figures, reference: &Figures, rounds: usize) {
+        let weights = self.weights.as_ref();
+        let weights = weights.map_or(String::new(), |weights| format!(" (weights in {weights})"));
         println!(
-            "{} on {}, {} (weights {}), {} threads, {} steps, median of {rounds}",
-            self.model, self.backend, self.dtype, self.weights, self.threads, self.steps
+            "{} on {}, {}{weights}, {} threads, {} steps, median of {rounds}",
+            self.model, self.backend, self.dtype, self.threads, self.steps
         );
         println!(
             "{:<22}{:>12}{:>12}{:>8}",

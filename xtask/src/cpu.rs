@@ -49,11 +49,11 @@ const OPERATIONS: [&str; 24] = [
     "channel_bias 2 320 64 64",
 ];
 
-/// Folders of `--models`, with what is asked of each.
-const NETWORKS: [(&str, &str); 3] = [
-    ("unet", "2 64 64 77"),
-    ("vae", "64 64"),
-    ("ddpm", "1 256 256"),
+/// Networks, their folders in `--models`, and what is asked of each.
+const NETWORKS: [(&str, &str, &str); 3] = [
+    ("unet", "sd/unet", "2 64 64 77"),
+    ("vae", "sd/vae", "64 64"),
+    ("ddpm", "ddpm/unet", "1 256 256"),
 ];
 
 pub fn bench(arguments: &[String]) -> Result<()> {
@@ -80,17 +80,21 @@ pub fn bench(arguments: &[String]) -> Result<()> {
         if folder.contains(char::is_whitespace) {
             bail!("`{folder}` has a space, which separates words here");
         }
-        for (name, sizes) in NETWORKS {
+        for (name, subfolder, sizes) in NETWORKS {
             // It has no networks but Stable Diffusion's.
             if runtime == "candle" && name == "ddpm" {
                 continue;
             }
-            let model = Path::new(folder).join(name);
+            let model = Path::new(folder).join(subfolder);
             if !model.is_dir() {
-                bail!("`{folder}` has no folder `{name}`: see docs/performance.md");
+                bail!("`{folder}` has no folder `{subfolder}`: see docs/performance.md");
             }
             lines.push(format!("{name} {} {sizes}", model.display()));
         }
+    }
+
+    if lines.is_empty() {
+        bail!("{other} has networks only here, which `--models` names");
     }
 
     let mut build = cargo();

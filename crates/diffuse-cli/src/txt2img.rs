@@ -87,6 +87,7 @@ impl Job for TextToImage {
         let mut record = record(&args, &options);
         record.insert("revision".into(), source.commit.into());
         record.insert("dtype".into(), load.dtype.map(backend::name).into());
+        record.insert("weights".into(), load.weights.map(backend::name).into());
         output::record_scheduler(&mut record, pipeline.scheduler.config());
         let generated = generated?;
         output::write_timings(&generated, loading, &args.run)?;

@@ -76,6 +76,8 @@ fn picture_says_how_it_was_made() {
         "euler",
         "--scheduler-option",
         "use_karras_sigmas=true",
+        "--weights",
+        "f16",
         "--output",
         &path,
     ]);
@@ -87,6 +89,8 @@ fn picture_says_how_it_was_made() {
     assert_eq!(record["steps"], 3);
     assert_eq!(record["scheduler"], "EulerDiscreteScheduler");
     assert_eq!(record["scheduler_config"]["use_karras_sigmas"], true);
+    assert_eq!(record["dtype"], "f32");
+    assert_eq!(record["weights"], "f16");
 }
 
 #[test]

@@ -185,8 +185,9 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         Self::from_pretrained_with(folder, &LoadOptions::default(), device)
     }
 
-    /// [`from_pretrained`](Self::from_pretrained) with a variant or a float type. The autoencoder is loaded in `f32`
-    /// where half precision is asked for: its activations exceed the range of `f16`.
+    /// [`from_pretrained`](Self::from_pretrained) with a variant or a float type. The autoencoder computes in `f32`
+    /// where half precision is asked for: its activations exceed the range of `f16`. Its weights are kept in
+    /// [`weights`](LoadOptions::weights), if that is given.
     ///
     /// # Errors
     /// As [`from_pretrained`](Self::from_pretrained).

@@ -36,11 +36,11 @@ impl ConvGeometry {
 /// # Shapes
 /// - `x`: `[batch, in, height, width]`
 /// - `weight`: `[out, in, kernel, kernel]`, of any floating point type
-/// - `bias`: `[out]`
+/// - `bias`: `[out]`, of the type of `x`
 /// - output: `[batch, out, height', width']`
 ///
 /// # Panics
-/// If `x` does not have the channels that `weight` is for, or `bias` has another size.
+/// If `x` does not have the channels that `weight` is for, `bias` has another size, or the padding is larger at the start.
 pub fn conv2d<B: Backend>(
     x: Tensor<B, 4>,
     weight: Tensor<B, 4>,
@@ -56,11 +56,15 @@ pub fn conv2d<B: Backend>(
     if let Some(bias) = &bias {
         assert_eq!(bias.dims(), [outputs], "a bias of another size");
     }
+    assert!(
+        geometry.padding_end >= geometry.padding_start,
+        "more padding at the start than at the end"
+    );
     if let Some(y) = flex::conv2d(&x, &weight, bias.as_ref(), geometry) {
         return y;
     }
     let weight = weight.cast(x.dtype());
-    let extra = geometry.padding_end.saturating_sub(geometry.padding_start);
+    let extra = geometry.padding_end - geometry.padding_start;
     let x = zeros_after(zeros_after(x, 2, extra), 3, extra);
     let options = ConvOptions::new([geometry.stride; 2], [geometry.padding_start; 2], [1; 2], 1);
     module::conv2d(x, weight, bias, options)

@@ -7,7 +7,7 @@ use super::{flex, gelu};
 /// # Shapes
 /// - `x`: `[.., d_input]`
 /// - `weight`: `[d_output, d_input]`, of any floating point type
-/// - `bias`: `[d_output]`
+/// - `bias`: `[d_output]`, of the type of `x`
 /// - output: `[.., d_output]`
 ///
 /// # Panics
@@ -58,7 +58,7 @@ fn check_linear<B: Backend, const D: usize>(
 /// # Shapes
 /// - `x`: `[batch, tokens, d_input]`
 /// - `weight`: `[2 d_output, d_input]`, of any floating point type
-/// - `bias`: `[2 d_output]`
+/// - `bias`: `[2 d_output]`, of the type of `x`
 /// - output: `[batch, tokens, d_output]`
 ///
 /// # Panics

@@ -1,4 +1,5 @@
-//! Convolutions as matrix products: 1x1 ones are, small pictures become columns, large ones go through `winograd.rs`.
+//! Convolutions as matrix products: 1x1 ones are, small pictures and convolutions with a stride
+//! become columns, large ones go through `winograd.rs`.
 
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;

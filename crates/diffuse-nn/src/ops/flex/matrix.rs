@@ -1,7 +1,6 @@
 //! Matrix products on slices, and linear layers.
 
 use burn::tensor::{Tensor, backend::Backend};
-use burn_flex::Flex;
 use rayon::prelude::*;
 
 use super::memory::{Room, zeros};
@@ -179,14 +178,19 @@ pub fn linear_geglu<B: Backend>(
     let (x, weight) = (Values::of(x)?, Weight::of(weight)?);
     let (weight, half) = (weight.values()?, width / 2);
     let bias = match bias {
-        Some(bias) => Values::of(bias)?,
-        None => Values::of(&Tensor::<Flex, 1>::zeros([width], &Default::default()))?,
+        Some(bias) => Some(Values::of(bias)?),
+        None => None,
     };
-    let mut out = zeros(batch * tokens * half);
-    if out.is_empty() || d_input == 0 {
+    if d_input == 0 {
         return None;
     }
-    let bias = bias.as_slice().split_at(half);
+    let mut out = zeros(batch * tokens * half);
+    if out.is_empty() {
+        return Some(tensor(out, [batch, tokens, half]));
+    }
+    let no_bias = vec![0.0; if bias.is_none() { width } else { 0 }];
+    let bias = bias.as_ref().map_or(&no_bias[..], Values::as_slice);
+    let bias = bias.split_at(half);
     let mut room = Room::default();
     let blocks = out.chunks_mut(ROWS * half);
     for (out, x) in blocks.zip(x.as_slice().chunks(ROWS * d_input)) {

@@ -16,15 +16,19 @@ impl Room {
         if self.0.len() < len {
             self.give_back();
             self.0 = Self::take(len).unwrap_or_else(|| zeros(len));
+            // What is read before it is written shows in the tests.
+            if cfg!(test) {
+                self.0.fill(f32::NAN);
+            }
         }
         &mut self.0[..len]
     }
 
-    /// Sorted by length.
+    /// What was given back, sorted by length.
     fn kept() -> MutexGuard<'static, Vec<Vec<f32>>> {
-        static KEPT: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
+        static POOL: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
         // Nobody panics while it is locked.
-        KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+        POOL.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The smallest that is kept and large enough.
@@ -34,14 +38,26 @@ impl Room {
         (index < kept.len()).then(|| kept.remove(index))
     }
 
+    /// Keeps it in place of smaller ones.
     fn give_back(&mut self) {
         let values = std::mem::take(&mut self.0);
-        let mut kept = Self::kept();
-        let sum: usize = kept.iter().map(Vec::len).sum();
-        if !values.is_empty() && sum + values.len() <= KEPT {
-            let index = kept.partition_point(|other| other.len() < values.len());
-            kept.insert(index, values);
+        if values.is_empty() || values.len() > KEPT {
+            return;
         }
+        let mut kept = Self::kept();
+        let mut sum = values.len() + kept.iter().map(Vec::len).sum::<usize>();
+        let too_many = kept.iter().take_while(|smallest| {
+            let is_too_much = sum > KEPT;
+            sum -= smallest.len();
+            is_too_much
+        });
+        let too_many = too_many.count();
+        let freed: Vec<_> = kept.drain(..too_many).collect();
+        let index = kept.partition_point(|other| other.len() < values.len());
+        kept.insert(index, values);
+        // After the lock.
+        drop(kept);
+        drop(freed);
     }
 }
 

@@ -1,5 +1,7 @@
 //! The fast bodies against the ones in burn's operations, which `NdArray` runs.
 
+use std::any::TypeId;
+
 use burn::tensor::{ElementConversion, TensorData, Tolerance};
 use burn_ndarray::NdArray;
 
@@ -23,6 +25,12 @@ fn numbers<B: Backend, const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<B
 #[track_caller]
 fn check_close(fast: TensorData, portable: TensorData, tolerance: f32) {
     fast.assert_approx_eq::<f32>(&portable, Tolerance::absolute(tolerance));
+}
+
+/// That a fast body computes on `Flex`, and on nothing else.
+#[track_caller]
+fn check_taken<B: Backend, T>(fast: Option<T>) {
+    assert_eq!(fast.is_some(), TypeId::of::<B>() == TypeId::of::<Flex>());
 }
 
 /// `[batch, channels, outputs, height, width]`: sizes that are no multiples of anything, and such as networks have.
@@ -52,6 +60,7 @@ fn convolutions() {
         let x = numbers(1, [batch, channels, height, width]);
         let weight = numbers(2, [outputs, channels, kernel, kernel]) * fan_in(channels, kernel);
         let bias = bias.then(|| numbers(3, [outputs]));
+        check_taken::<B, _>(super::conv2d(&x, &weight, bias.as_ref(), geometry));
         ops::conv2d(x, weight, bias, geometry)
     }
     for shape in PICTURES {
@@ -143,6 +152,20 @@ fn norms() {
 }
 
 #[test]
+fn what_nobody_else_has_is_normalized_in_place() {
+    let x = Values::of(&numbers::<Flex, 4>(1, [2, 6, 5, 7])).unwrap();
+    let before = x.as_slice().as_ptr();
+    let y = ops::group_norm(
+        x.tensor::<Flex, 4>(),
+        numbers(2, [6]),
+        numbers(3, [6]),
+        2,
+        1e-5,
+    );
+    assert_eq!(Values::of(&y).unwrap().as_slice().as_ptr(), before);
+}
+
+#[test]
 fn attention_in_blocks() {
     fn attend<B: Backend>(
         [batch, tokens, context, heads, d]: [usize; 5],
@@ -174,7 +197,9 @@ fn attention_in_blocks() {
 fn linear_layers() {
     fn apply<B: Backend>(rows: usize, bias: bool) -> Tensor<B, 3> {
         let bias = bias.then(|| numbers(3, [19]));
-        ops::linear(numbers(1, [2, rows, 33]), numbers(2, [19, 33]), bias)
+        let (x, weight) = (numbers::<B, 3>(1, [2, rows, 33]), numbers(2, [19, 33]));
+        check_taken::<B, _>(super::linear(&x, &weight, bias.as_ref()));
+        ops::linear(x, weight, bias)
     }
     for rows in [1, 3, 100] {
         for bias in [false, true] {
@@ -188,7 +213,9 @@ fn linear_layers() {
 fn gated_layers() {
     fn apply<B: Backend>(rows: usize, bias: bool) -> Tensor<B, 3> {
         let bias = bias.then(|| numbers(3, [38]));
-        ops::linear_geglu(numbers(1, [2, rows, 33]), numbers(2, [38, 33]), bias)
+        let (x, weight) = (numbers::<B, 3>(1, [2, rows, 33]), numbers(2, [38, 33]));
+        check_taken::<B, _>(super::linear_geglu(&x, &weight, bias.as_ref()));
+        ops::linear_geglu(x, weight, bias)
     }
     // The last are more rows than are computed at once.
     for rows in [1, 3, 700] {
@@ -216,7 +243,15 @@ fn weights_in_half_precision_are_widened() {
         // The last of each are more than are widened at once.
         for [outputs, inputs] in [[19, 33], [1, 1], [1500, 3000]] {
             check([outputs, inputs], dtype, |weight| {
-                ops::linear(numbers(1, [3, inputs]), weight, Some(numbers(3, [outputs])))
+                let (x, bias) = (numbers::<Flex, 2>(1, [3, inputs]), numbers(3, [outputs]));
+                super::linear(&x, &weight, Some(&bias)).unwrap()
+            });
+        }
+        for [outputs, inputs, tokens] in [[19, 33, 3], [1400, 1500, 1030]] {
+            check([2 * outputs, inputs], dtype, |weight| {
+                let x = numbers::<Flex, 3>(1, [1, tokens, inputs]);
+                let bias = numbers(3, [2 * outputs]);
+                super::linear_geglu(&x, &weight, Some(&bias)).unwrap()
             });
         }
         let pictures = PICTURES.into_iter().chain([[1, 500, 600, 5, 4]]);
@@ -227,8 +262,9 @@ fn weights_in_half_precision_are_widened() {
                     ..ConvGeometry::same(kernel)
                 };
                 check([outputs, channels, kernel, kernel], dtype, |weight| {
-                    let x = numbers(1, [batch, channels, height, width]);
-                    ops::conv2d(x, weight, Some(numbers(3, [outputs])), geometry)
+                    let x = numbers::<Flex, 4>(1, [batch, channels, height, width]);
+                    let bias = numbers(3, [outputs]);
+                    super::conv2d(&x, &weight, Some(&bias), geometry).unwrap()
                 });
             }
         }

@@ -271,7 +271,7 @@ fn variant_is_added_to_what_is_there() {
     assert_eq!(world.fetched(), expected);
     let load = LoadOptions {
         variant: Some("fp16".into()),
-        dtype: None,
+        ..LoadOptions::default()
     };
     StableDiffusionPipeline::<Flex>::from_pretrained_with(folder, &load, &Default::default())
         .unwrap();

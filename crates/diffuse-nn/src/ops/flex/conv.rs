@@ -61,12 +61,8 @@ pub fn conv2d<B: Backend>(
     }
     let (x, weight) = (Values::of(x)?, Weight::of(weight)?);
     let weight = weight.values()?;
-    let bias = match bias {
-        Some(bias) => Some(Values::of(bias)?),
-        None => None,
-    };
-    let no_bias = vec![0.0; if bias.is_none() { outputs } else { 0 }];
-    let bias = bias.as_ref().map_or(&no_bias[..], Values::as_slice);
+    let bias = Values::of_bias(bias, outputs)?;
+    let bias = bias.as_slice();
     let pictures = Pictures {
         values: x.as_slice(),
         batch,

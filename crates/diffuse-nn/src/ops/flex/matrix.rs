@@ -177,10 +177,7 @@ pub fn linear_geglu<B: Backend>(
     let [width, d_input] = weight.dims();
     let (x, weight) = (Values::of(x)?, Weight::of(weight)?);
     let (weight, half) = (weight.values()?, width / 2);
-    let bias = match bias {
-        Some(bias) => Some(Values::of(bias)?),
-        None => None,
-    };
+    let bias = Values::of_bias(bias, width)?;
     if d_input == 0 {
         return None;
     }
@@ -188,9 +185,7 @@ pub fn linear_geglu<B: Backend>(
     if out.is_empty() {
         return Some(tensor(out, [batch, tokens, half]));
     }
-    let no_bias = vec![0.0; if bias.is_none() { width } else { 0 }];
-    let bias = bias.as_ref().map_or(&no_bias[..], Values::as_slice);
-    let bias = bias.split_at(half);
+    let bias = bias.as_slice().split_at(half);
     let mut room = Room::default();
     let blocks = out.chunks_mut(ROWS * half);
     for (out, x) in blocks.zip(x.as_slice().chunks(ROWS * d_input)) {

@@ -36,6 +36,23 @@ impl Values {
         Self::is_for(tensor).then(|| Self::own(tensor.clone()))
     }
 
+    /// A bias, or as many zeros.
+    fn of_bias<B: Backend>(bias: Option<&Tensor<B, 1>>, len: usize) -> Option<Self> {
+        match bias {
+            Some(bias) => Self::of(bias),
+            None => Some(Self::new(vec![0.0; len], [len])),
+        }
+    }
+
+    fn new<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Self {
+        let layout = Layout::contiguous(Shape::from(shape));
+        Self(FlexTensor::new(
+            Bytes::from_elems(values),
+            layout,
+            DType::F32,
+        ))
+    }
+
     /// As [`of`](Values::of), without a second owner: what nobody else has can be changed in place.
     fn take<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Result<Self, Tensor<B, D>> {
         let mut slot = Some(tensor);
@@ -93,13 +110,7 @@ impl Values {
 
 /// A new tensor of `B`, which is `Flex`.
 fn tensor<B: Backend, const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<B, D> {
-    let layout = Layout::contiguous(Shape::from(shape));
-    Values(FlexTensor::new(
-        Bytes::from_elems(values),
-        layout,
-        DType::F32,
-    ))
-    .tensor()
+    Values::new(values, shape).tensor()
 }
 
 /// Runs `body`, and every `#[inline(always)]` function in it, compiled for the best vector instructions of this machine.

@@ -1,16 +1,22 @@
 //! Attention in one pass over the keys, without the matrix of all scores ("FlashAttention", Dao et al. 2022,
 //! <https://arxiv.org/abs/2205.14135>, algorithm 1).
+//!
+//! Scores are `k qᵀ`, a row for each key: so everything that is done to scores is done to a line of queries at once, and the
+//! weights made of them are packed for their product with the values.
 
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::matrix::{Matrix, Threads, multiply};
-use super::{Values, exp, memory::zeros, tensor, vectorized};
+use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
+use super::matrix::{Rows, pack_columns};
+use super::memory::{Room, zeros};
+use super::weights::Weights;
+use super::{Values, exp2, tensor, vectorized};
 
-/// Queries of a task.
-const QUERIES: usize = 128;
-/// Keys whose scores are held at once: with [`QUERIES`], they stay in the cache next to a core.
-const KEYS: usize = 256;
+/// Tiles of queries of a task.
+const TILES: usize = 4;
+/// Keys whose scores are held at once: those with a tile's queries stay in the cache next to a core.
+const KEYS: usize = 128;
 
 /// See [`attention`](crate::ops::attention).
 pub fn attention<B: Backend>(
@@ -27,149 +33,197 @@ pub fn attention<B: Backend>(
         return None;
     }
     let (query, key, value) = (Values::of(query)?, Values::of(key)?, Values::of(value)?);
-    let d = inner / heads;
+    let (mut keys, mut values) = (Room::default(), Room::default());
+    let heads = Heads::pack(
+        [key.as_slice(), value.as_slice()],
+        [batch, context, inner],
+        heads,
+        [&mut keys, &mut values],
+    );
     let mut out = zeros(query.as_slice().len());
-    let batch = out.par_chunks_mut(tokens * inner).enumerate();
-    batch.for_each(|(index, out)| {
-        let query = &query.as_slice()[index * tokens * inner..][..tokens * inner];
-        let keys = &key.as_slice()[index * context * inner..][..context * inner];
-        let values = &value.as_slice()[index * context * inner..][..context * inner];
-        let tasks = out
-            .par_chunks_mut(QUERIES * inner)
-            .zip(query.par_chunks(QUERIES * inner));
-        tasks.for_each_init(Scratch::default, |scratch, (out, query)| {
-            for head in 0..heads {
-                let part = |values| Head {
-                    values,
-                    first: head * d,
-                    inner,
-                    d,
-                };
-                scratch.attend(&part(query), &part(keys), &part(values));
-                for (out, sums) in out.chunks_mut(inner).zip(scratch.sums.chunks(d)) {
-                    out[head * d..][..d].copy_from_slice(sums);
-                }
+    let batch = out
+        .par_chunks_mut(tokens * inner)
+        .zip(query.as_slice().par_chunks(tokens * inner))
+        .enumerate();
+    batch.for_each(|(index, (out, query))| {
+        let size = TILES * COLUMNS * inner;
+        let tasks = out.par_chunks_mut(size).zip(query.par_chunks(size));
+        tasks.for_each_init(Vec::new, |tiles, (out, query)| {
+            let query = Rows::new(Weights::F32(query), inner);
+            for head in 0..heads.count {
+                vectorized(
+                    #[inline(always)]
+                    || heads.attend(index, head, query, out, tiles),
+                );
             }
         });
     });
     Some(tensor(out, shape))
 }
 
-/// One head's columns of `[tokens, heads · d]`.
-struct Head<'a> {
-    values: &'a [f32],
-    first: usize,
-    inner: usize,
+/// Keys and values of all heads, packed.
+struct Heads<'a> {
+    /// `[batch, heads, context / ROWS, d]`
+    keys: &'a [Column],
+    /// `[batch, heads, d / ROWS, context]`
+    values: &'a [Column],
+    count: usize,
+    context: usize,
+    /// Values of a head.
     d: usize,
 }
 
-impl Head<'_> {
-    fn tokens(&self) -> usize {
-        self.values.len() / self.inner
-    }
-
-    /// Some of its tokens, as rows.
-    fn matrix(&self, start: usize, count: usize) -> Matrix<'_> {
-        Matrix {
-            values: &self.values[start * self.inner + self.first..],
-            rows: count,
-            columns: self.d,
-            row_stride: self.inner,
-            column_stride: 1,
+impl<'a> Heads<'a> {
+    fn pack(
+        [keys, values]: [&[f32]; 2],
+        [batch, context, inner]: [usize; 3],
+        count: usize,
+        [key_room, value_room]: [&'a mut Room; 2],
+    ) -> Self {
+        let d = inner / count;
+        let sizes = [context.div_ceil(ROWS) * d, d.div_ceil(ROWS) * context];
+        let mut columns = [key_room, value_room].into_iter().zip(sizes);
+        let [packed_keys, packed_values] = [(); 2].map(|()| {
+            let (room, size) = columns.next().expect("two");
+            let (columns, _) = room.resize(batch * count * size * ROWS).as_chunks_mut();
+            columns
+        });
+        let heads = packed_keys
+            .par_chunks_mut(sizes[0])
+            .zip(packed_values.par_chunks_mut(sizes[1]));
+        heads.enumerate().for_each(|(index, (to_keys, to_values))| {
+            let (row, first) = (index / count * context * inner, index % count * d);
+            let [keys, values] = [keys, values].map(|from| &from[row..row + context * inner]);
+            let keys = Rows::new(Weights::F32(keys), inner).part(first, d);
+            for (index, to) in to_keys.chunks_mut(d).enumerate() {
+                keys.pack(index * ROWS, to);
+            }
+            for (index, to) in to_values.chunks_mut(context).enumerate() {
+                pack_columns(&values[first..], inner, d, index * ROWS, to);
+            }
+        });
+        Self {
+            keys: packed_keys,
+            values: packed_values,
+            count,
+            context,
+            d,
         }
     }
-}
 
-#[derive(Default)]
-struct Scratch {
-    /// `[queries, KEYS]`
-    scores: Vec<f32>,
-    /// The largest score of each query so far.
-    largest: Vec<f32>,
-    /// The sum of each query's weights so far.
-    weights: Vec<f32>,
-    /// `[queries, d]`: the weighted sums of the values.
-    sums: Vec<f32>,
-}
-
-impl Scratch {
-    fn attend(&mut self, query: &Head<'_>, keys: &Head<'_>, values: &Head<'_>) {
-        let (count, context, d) = (query.tokens(), keys.tokens(), query.d);
-        let scale = (d as f32).powf(-0.5);
-        self.scores.resize(QUERIES * KEYS, 0.0);
-        self.largest.clear();
-        self.largest.resize(count, f32::NEG_INFINITY);
-        self.weights.clear();
-        self.weights.resize(count, 0.0);
-        self.sums.clear();
-        self.sums.resize(count * d, 0.0);
+    /// What some queries see of one head, into its columns of `out`.
+    #[inline(always)]
+    fn attend(
+        &self,
+        batch: usize,
+        head: usize,
+        query: Rows<'_>,
+        out: &mut [f32],
+        tiles: &mut Vec<Queries>,
+    ) {
+        let Self { context, d, .. } = *self;
+        let index = batch * self.count + head;
+        let (size, depth) = (context.div_ceil(ROWS) * d, d.div_ceil(ROWS));
+        let keys = &self.keys[index * size..(index + 1) * size];
+        let values = &self.values[index * depth * context..(index + 1) * depth * context];
+        let inner = self.count * d;
+        let query = query.part(head * d, d);
+        let scale = (d as f32).powf(-0.5) * std::f32::consts::LOG2_E;
+        let count = (out.len() / inner).div_ceil(COLUMNS);
+        tiles.resize_with(count, Queries::default);
+        for (index, tile) in tiles.iter_mut().enumerate() {
+            tile.begin(query, index * COLUMNS, scale, d);
+        }
+        let mut scores = [[[0.0; COLUMNS]; ROWS]; KEYS / ROWS];
         for start in (0..context).step_by(KEYS) {
             let width = KEYS.min(context - start);
-            let keys = keys.matrix(start, width).transposed();
-            let query = query.matrix(0, count);
-            multiply(&mut self.scores, KEYS, query, keys, false, Threads::One);
-            vectorized(
-                #[inline(always)]
-                || self.weigh(width, scale, d),
-            );
-            let weights = Matrix {
-                row_stride: KEYS,
-                ..Matrix::new(&self.scores, count, width)
-            };
-            let values = values.matrix(start, width);
-            multiply(&mut self.sums, d, weights, values, true, Threads::One);
-        }
-        for (sums, weight) in self.sums.chunks_mut(d).zip(&self.weights) {
-            let factor = 1.0 / weight;
-            sums.iter_mut().for_each(|sum| *sum *= factor);
-        }
-    }
-
-    /// Makes weights of scores, `e^(scale (score - largest))`, and what came before relative to the new largest.
-    #[inline(always)]
-    fn weigh(&mut self, width: usize, scale: f32, d: usize) {
-        let rows = self.scores.chunks_mut(KEYS).zip(self.sums.chunks_mut(d));
-        let state = self.largest.iter_mut().zip(&mut self.weights);
-        for ((scores, sums), (largest, weight)) in rows.zip(state) {
-            let scores = &mut scores[..width];
-            let before = *largest;
-            *largest = before.max(maximum(scores) * scale);
-            let largest = *largest;
-            let mut lanes = [0.0_f32; LANES];
-            let (whole, rest) = scores.as_chunks_mut::<LANES>();
-            for chunk in whole {
-                for (score, lane) in chunk.iter_mut().zip(&mut lanes) {
-                    *score = exp(score.mul_add(scale, -largest));
-                    *lane += *score;
+            let keys = keys[start / ROWS * d..].chunks(d);
+            for queries in tiles.iter_mut() {
+                let some = scores.iter_mut().take(width.div_ceil(ROWS));
+                for (scores, keys) in some.zip(keys.clone()) {
+                    tile(keys, &queries.query, scores);
+                }
+                let scores = &mut scores.as_flattened_mut()[..width];
+                queries.weigh(scores);
+                for (sums, values) in queries.sums.iter_mut().zip(values.chunks(context)) {
+                    let mut more = [[0.0; COLUMNS]; ROWS];
+                    tile(&values[start..start + width], scores, &mut more);
+                    for (sums, more) in sums.iter_mut().zip(&more) {
+                        for ((sum, more), kept) in sums.iter_mut().zip(more).zip(&queries.kept) {
+                            *sum = sum.mul_add(*kept, *more);
+                        }
+                    }
                 }
             }
-            let mut total: f32 = lanes.iter().sum();
-            for score in rest {
-                *score = exp(score.mul_add(scale, -largest));
-                total += *score;
-            }
-            let kept = exp(before - largest);
-            *weight = weight.mul_add(kept, total);
-            if kept != 1.0 {
-                sums.iter_mut().for_each(|sum| *sum *= kept);
-            }
+        }
+        for (tile, out) in tiles.iter().zip(out.chunks_mut(COLUMNS * inner)) {
+            tile.finish(inner, head * d, d, out);
         }
     }
 }
 
-const LANES: usize = 32;
+/// A tile's queries, and what they have seen so far.
+#[derive(Default)]
+struct Queries {
+    /// `[d]`, times what makes powers of 2 of scores.
+    query: Vec<Line>,
+    /// `[d / ROWS]`: weighted sums of the values.
+    sums: Vec<[Line; ROWS]>,
+    /// The largest scores.
+    largest: Line,
+    /// Sums of the weights.
+    weights: Line,
+    /// What is left of earlier sums, as their weights are relative to the largest scores.
+    kept: Line,
+}
 
-#[inline(always)]
-fn maximum(values: &[f32]) -> f32 {
-    // Not `f32::max`, which the vectoriser gives a second comparison to skip what is not a number.
-    let larger = |a: f32, b: f32| if a > b { a } else { b };
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (whole, rest) = values.as_chunks::<LANES>();
-    for chunk in whole {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane = larger(*lane, *value);
+impl Queries {
+    #[inline(always)]
+    fn begin(&mut self, rows: Rows<'_>, first: usize, scale: f32, d: usize) {
+        self.query.resize(d, [0.0; COLUMNS]);
+        rows.pack(first, &mut self.query);
+        let values = self.query.as_flattened_mut().iter_mut();
+        values.for_each(|value| *value *= scale);
+        self.sums.clear();
+        self.sums.resize(d.div_ceil(ROWS), [[0.0; COLUMNS]; ROWS]);
+        self.largest = [f32::NEG_INFINITY; COLUMNS];
+        self.weights = [0.0; COLUMNS];
+    }
+
+    /// Makes weights of scores: `2^(score - largest)`.
+    #[inline(always)]
+    fn weigh(&mut self, scores: &mut [Line]) {
+        let before = self.largest;
+        let mut largest = before;
+        for scores in &*scores {
+            for (largest, score) in largest.iter_mut().zip(scores) {
+                // Not `f32::max`, which the vectoriser gives a second comparison to skip what is not a number.
+                *largest = if *largest > *score { *largest } else { *score };
+            }
+        }
+        let mut sums = [0.0; COLUMNS];
+        for scores in scores {
+            for ((score, largest), sum) in scores.iter_mut().zip(&largest).zip(&mut sums) {
+                *score = exp2(*score - *largest);
+                *sum += *score;
+            }
+        }
+        for lane in 0..COLUMNS {
+            self.kept[lane] = exp2(before[lane] - largest[lane]);
+            self.weights[lane] = self.weights[lane].mul_add(self.kept[lane], sums[lane]);
+        }
+        self.largest = largest;
+    }
+
+    /// Means of the values, into one head's columns.
+    #[inline(always)]
+    fn finish(&self, inner: usize, first: usize, d: usize, out: &mut [f32]) {
+        let factors = self.weights.map(|weight| 1.0 / weight);
+        for (lane, out) in out.chunks_mut(inner).enumerate() {
+            let sums = self.sums.as_flattened().iter();
+            for (out, sums) in out[first..first + d].iter_mut().zip(sums) {
+                *out = sums[lane] * factors[lane];
+            }
         }
     }
-    let first = lanes.into_iter().fold(f32::NEG_INFINITY, larger);
-    rest.iter().copied().fold(first, larger)
 }

@@ -4,18 +4,17 @@
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::elementwise::add_to_channels;
-use super::matrix::{Matrix, Threads, multiply};
+use super::matrix::{Rows, Start, pack_columns, product};
 use super::memory::{Room, zeros};
 use super::weights::{Weight, Weights};
 use super::winograd::winograd;
 use super::{Values, tensor};
 use crate::ops::ConvGeometry;
 
-/// Values of the columns that are held at once, if that is a channel or more.
-const COLUMNS: usize = 1 << 21;
+/// Values of columns that are held at once, if that is a channel or more.
+const VALUES: usize = 1 << 21;
 /// Positions of all pictures from which on transforming the filters pays.
-const POSITIONS: usize = 1 << 10;
+const POSITIONS: usize = 1 << 8;
 /// Channels from which on 36 small products are faster than one.
 const CHANNELS: usize = 16;
 
@@ -85,17 +84,22 @@ pub fn conv2d<B: Backend>(
 
 /// A 1x1 convolution: a matrix product for each picture.
 fn pointwise(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: &mut [f32]) {
-    let (area, channels, outputs) = (x.area(), x.channels, bias.len());
-    let mut room = Room::default();
-    let weight = Matrix::new(weight.widened(&mut room), outputs, channels);
+    let (area, channels) = (x.area(), x.channels);
+    let weight = Rows::new(weight, channels);
     let pictures = out
-        .chunks_mut(outputs * area)
+        .chunks_mut(bias.len() * area)
         .zip(x.values.chunks(channels * area));
     for (out, picture) in pictures {
-        let picture = Matrix::new(picture, channels, area);
-        multiply(out, area, weight, picture, false, Threads::All);
+        product(
+            out,
+            area,
+            weight,
+            #[inline(always)]
+            |first, _, lines| pack_columns(picture, area, area, first, lines),
+            #[inline(always)]
+            |position, [sums], out| Start::OfRows(bias).plus(position, sums, out),
+        );
     }
-    add_to_channels(out, bias, area);
 }
 
 /// `im2col`: each output's neighbourhood becomes a column, and a 3x3 convolution to pictures of this `size` a matrix
@@ -110,9 +114,8 @@ pub fn as_columns(
 ) {
     let (area, outputs) = (size[0] * size[1], bias.len());
     let positions = x.batch * area;
-    let at_once = (COLUMNS / (9 * positions)).min(weight.rows_at_once(9 * outputs));
-    let at_once = at_once.clamp(1, x.channels);
-    let mut room = Room::default();
+    let at_once = (VALUES / (9 * positions)).clamp(1, x.channels);
+    let weight = Rows::new(weight, 9 * x.channels);
     let mut columns = Room::default();
     let columns = columns.resize(at_once * 9 * positions);
     let mut convolve = |sums: &mut [f32]| {
@@ -126,15 +129,23 @@ pub fn as_columns(
                 let tap = [tap % 9 / 3, tap % 3];
                 seen_by(tap, from, [x.height, x.width], geometry, size, row);
             });
-            let taps = first * 9..(first + count) * 9;
-            let weight = weight.columns(x.channels * 9, taps, &mut room);
-            let columns = Matrix::new(columns, count * 9, positions);
-            multiply(sums, positions, weight, columns, first > 0, Threads::All);
+            let start = match first {
+                0 => Start::OfRows(bias),
+                _ => Start::Present,
+            };
+            product(
+                sums,
+                positions,
+                weight.part(first * 9, count * 9),
+                #[inline(always)]
+                |first, _, lines| pack_columns(columns, positions, positions, first, lines),
+                #[inline(always)]
+                |position, [sums], out| start.plus(position, sums, out),
+            );
         }
     };
     if x.batch == 1 {
-        convolve(out);
-        return add_to_channels(out, bias, area);
+        return convolve(out);
     }
     let mut sums = Room::default();
     let sums = sums.resize(outputs * positions);
@@ -144,7 +155,6 @@ pub fn as_columns(
         let (picture, output) = (index / outputs, index % outputs);
         out.copy_from_slice(&sums[output * positions + picture * area..][..area]);
     });
-    add_to_channels(out, bias, area);
 }
 
 /// What one of the nine taps of a 3x3 kernel sees of a picture at each output, with zeros outside.

@@ -1,116 +1,264 @@
-//! Matrix products on slices, and linear layers.
+//! Matrix products, and linear layers.
 
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
+use super::kernel::{COLUMNS, Line, ROWS, tile};
 use super::memory::{Room, zeros};
 use super::weights::{Weight, Weights};
 use super::{Values, gelu_of, tensor, vectorized};
 
-/// A matrix in a slice: the value at `[row, column]` is at `row · row_stride + column · column_stride`.
+/// Lines of packed columns that are held at once, 4 MB: they stay in the cache that all cores share.
+const LINES: usize = 1 << 15;
+/// Terms of a sum at once: those of a few rows and of a tile's columns stay in the cache next to a core.
+const DEPTH: usize = 1 << 11;
+/// Tasks a thread: enough for threads that end early to find more.
+const TASKS: usize = 4;
+/// Steps that are packed at once: a cache line of each row.
+const STEPS: usize = 16;
+/// Tiles of rows of a task at most.
+const TILES: usize = 8;
+
+/// Some rows of weights or values, each one's side by side: the rows of a product, or what becomes its columns.
 #[derive(Clone, Copy)]
-pub struct Matrix<'a> {
-    pub values: &'a [f32],
-    pub rows: usize,
-    pub columns: usize,
-    pub row_stride: usize,
-    pub column_stride: usize,
+pub struct Rows<'a> {
+    values: Weights<'a>,
+    /// From a row to the next.
+    stride: usize,
+    count: usize,
+    /// Values of a row.
+    depth: usize,
 }
 
-impl<'a> Matrix<'a> {
+impl<'a> Rows<'a> {
     /// Rows one after the other.
-    pub fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
+    pub fn new(values: Weights<'a>, depth: usize) -> Self {
+        let count = values.len() / depth;
         Self {
             values,
-            rows,
-            columns,
-            row_stride: columns,
-            column_stride: 1,
+            stride: depth,
+            count,
+            depth,
         }
     }
 
-    pub fn transposed(self) -> Self {
+    /// Of each row, `depth` values from `first` on.
+    pub fn part(self, first: usize, depth: usize) -> Self {
+        assert!(first + depth <= self.depth, "no such part of a row");
+        let values = self.values.part(first..self.values.len());
         Self {
-            values: self.values,
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
+            values,
+            depth,
+            ..self
         }
     }
 
-    /// Whether a slice of `len` values has all of the matrix.
-    fn fits(&self, len: usize) -> bool {
-        if self.rows == 0 || self.columns == 0 {
-            return true;
+    /// Some values of a row.
+    #[inline(always)]
+    fn steps(self, row: usize, first: usize) -> [f32; STEPS] {
+        self.values.block(row * self.stride + first)
+    }
+
+    /// Packs `N` rows from `first` on, with zeros for those that are not there: `to` has as many steps as a row values.
+    #[inline(always)]
+    pub fn pack<const N: usize>(self, first: usize, to: &mut [[f32; N]]) {
+        let count = self.count.saturating_sub(first).min(N);
+        let (blocks, rest) = to.as_chunks_mut::<STEPS>();
+        let whole = blocks.len() * STEPS;
+        for (index, to) in blocks.iter_mut().enumerate() {
+            let step = index * STEPS;
+            if count < N {
+                to.fill([0.0; N]);
+            } else if N <= STEPS {
+                // All of them fit into registers.
+                let mut rows = [[0.0; STEPS]; N];
+                for (row, values) in rows.iter_mut().enumerate() {
+                    *values = self.steps(first + row, step);
+                }
+                for (step, to) in to.iter_mut().enumerate() {
+                    for (to, row) in to.iter_mut().zip(&rows) {
+                        *to = row[step];
+                    }
+                }
+                continue;
+            }
+            for row in 0..count {
+                let values = self.steps(first + row, step);
+                for (to, value) in to.iter_mut().zip(values) {
+                    to[row] = value;
+                }
+            }
         }
-        let down = (self.rows - 1).checked_mul(self.row_stride);
-        let along = (self.columns - 1).checked_mul(self.column_stride);
-        let last = down
-            .zip(along)
-            .and_then(|(down, along)| down.checked_add(along));
-        last.is_some_and(|last| last < len)
+        rest.fill([0.0; N]);
+        for row in 0..count {
+            let mut values = [0.0; STEPS];
+            let start = (first + row) * self.stride + whole;
+            let some = self.values.part(start..start + rest.len());
+            some.copy_to(&mut values[..rest.len()]);
+            for (to, value) in rest.iter_mut().zip(values) {
+                to[row] = value;
+            }
+        }
     }
 }
 
-/// Who computes a product.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Threads {
-    One,
-    All,
-}
-
-/// `out = a b`, or `out += a b`; `out` has rows of `out_stride` values, of which the first `b.columns` are written.
-pub fn multiply(
-    out: &mut [f32],
-    out_stride: usize,
-    a: Matrix<'_>,
-    b: Matrix<'_>,
-    add: bool,
-    threads: Threads,
+/// Packs `N` columns of rows that are `stride` apart in `values`, from `first` on, with zeros for those that are not there.
+#[inline(always)]
+pub fn pack_columns<const N: usize>(
+    values: &[f32],
+    stride: usize,
+    columns: usize,
+    first: usize,
+    to: &mut [[f32; N]],
 ) {
-    assert_eq!(a.columns, b.rows, "matrices that do not fit");
-    assert!(out_stride >= b.columns, "rows of the product overlap");
-    let product = Matrix {
-        values: &[],
-        rows: a.rows,
-        columns: b.columns,
-        row_stride: out_stride,
-        column_stride: 1,
-    };
-    assert!(product.fits(out.len()), "no room for a product");
-    assert!(
-        a.fits(a.values.len()) && b.fits(b.values.len()),
-        "a matrix beyond its values"
-    );
-    let parallelism = match threads {
-        Threads::One => gemm::Parallelism::None,
-        Threads::All => gemm::Parallelism::Rayon(0),
-    };
-    // SAFETY: the assertions hold every element of the three matrices within its slice; rows of `out` do
-    // not overlap, nothing else refers to it, and it is initialised, also where it is not read.
-    unsafe {
-        gemm::gemm(
-            a.rows,
-            b.columns,
-            a.columns,
-            out.as_mut_ptr(),
-            1,
-            out_stride as isize,
-            add,
-            a.values.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.values.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            parallelism,
-        );
+    let count = N.min(columns - first);
+    for (step, to) in to.iter_mut().enumerate() {
+        let row = &values[step * stride + first..];
+        match row.first_chunk() {
+            Some(row) if count == N => *to = *row,
+            _ => {
+                to[..count].copy_from_slice(&row[..count]);
+                to[count..].fill(0.0);
+            }
+        }
+    }
+}
+
+/// A product with as many rows as `rows`, each of `width` results: `pack` packs the columns of a tile, and `finish` makes
+/// results of sums, some of a row at a time. It gets the row and the column of the first.
+///
+/// With more than one of `PARTS`, a tile has as many sets of columns, and each result as many sums.
+pub fn product<const PARTS: usize>(
+    out: &mut [f32],
+    width: usize,
+    rows: Rows<'_>,
+    pack: impl Fn(usize, usize, &mut [Line]) + Sync,
+    finish: impl Fn([usize; 2], [&Line; PARTS], &mut [f32]) + Sync,
+) {
+    assert_eq!(out.len(), rows.count * width, "no room for a product");
+    let Rows { count, depth, .. } = rows;
+    let panels = width.div_ceil(COLUMNS);
+    let at_once = (LINES / (depth * PARTS)).clamp(1, panels);
+    // A few tiles of rows a task, or, if these are few, a part of their columns.
+    let tasks = TASKS * rayon::current_num_threads();
+    let tiles = (count.div_ceil(ROWS) / tasks).clamp(1, TILES);
+    let splits = tasks.div_ceil(count.div_ceil(ROWS * tiles));
+    let mut room = Room::default();
+    for start in (0..panels).step_by(at_once) {
+        let some = at_once.min(panels - start);
+        let packed = room.resize(some * PARTS * depth * COLUMNS);
+        let (packed, _) = packed.as_chunks_mut::<COLUMNS>();
+        let columns = packed.par_chunks_mut(depth).enumerate();
+        columns.for_each(|(index, lines)| {
+            vectorized(
+                #[inline(always)]
+                || pack((start + index / PARTS) * COLUMNS, index % PARTS, lines),
+            );
+        });
+        let per_split = some.div_ceil(splits);
+        let range = start * COLUMNS..width.min((start + some) * COLUMNS);
+        let mut tasks = Vec::new();
+        for (group, rows) in out.chunks_mut(tiles * ROWS * width).enumerate() {
+            let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
+            parts.resize_with(some.div_ceil(per_split), Vec::new);
+            for row in rows.chunks_mut(width) {
+                let row = row[range.clone()].chunks_mut(per_split * COLUMNS);
+                parts.iter_mut().zip(row).for_each(|(to, row)| to.push(row));
+            }
+            let parts = parts.into_iter().enumerate();
+            tasks.extend(parts.map(|(split, out)| (group * tiles * ROWS, split * per_split, out)));
+        }
+        let tasks = tasks.into_par_iter();
+        tasks.for_each_init(Room::default, |room, (first, split, mut out)| {
+            let own = room.resize(out.len().next_multiple_of(ROWS) * depth);
+            let (own, _) = own.as_chunks_mut::<ROWS>();
+            let panels = out[0].len().div_ceil(COLUMNS);
+            let lines = &packed[split * PARTS * depth..][..panels * PARTS * depth];
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (index, to) in own.chunks_mut(depth).enumerate() {
+                        rows.pack(first + index * ROWS, to);
+                    }
+                    let mut sums = [[[0.0; COLUMNS]; ROWS]; PARTS];
+                    for (panel, lines) in lines.chunks(PARTS * depth).enumerate() {
+                        let left = panel * COLUMNS;
+                        let rows = own.chunks(depth).zip(out.chunks_mut(ROWS));
+                        for (index, (rows, out)) in rows.enumerate() {
+                            for (sums, lines) in sums.iter_mut().zip(lines.chunks(depth)) {
+                                tile(rows, lines, sums);
+                            }
+                            for (row, out) in out.iter_mut().enumerate() {
+                                let end = out.len().min(left + COLUMNS);
+                                finish(
+                                    [first + index * ROWS + row, (start + split) * COLUMNS + left],
+                                    sums.each_ref().map(|sums| &sums[row]),
+                                    &mut out[left..end],
+                                );
+                            }
+                        }
+                    }
+                },
+            );
+        });
+    }
+}
+
+/// What is there before the sums of a product.
+#[derive(Clone, Copy)]
+pub enum Start<'a> {
+    /// One value for each row.
+    OfRows(&'a [f32]),
+    /// One value for each column.
+    OfColumns(&'a [f32]),
+    /// What `out` has.
+    Present,
+}
+
+impl Start<'_> {
+    /// Adds sums to it.
+    #[inline(always)]
+    pub fn plus(self, [row, column]: [usize; 2], sums: &Line, out: &mut [f32]) {
+        match self {
+            Start::OfRows(starts) => {
+                let start = starts[row];
+                each_lane(
+                    out,
+                    #[inline(always)]
+                    |lane, out| *out = start + sums[lane],
+                );
+            }
+            Start::OfColumns(starts) => {
+                let starts = &starts[column..][..out.len()];
+                each_lane(
+                    out,
+                    #[inline(always)]
+                    |lane, out| *out = starts[lane] + sums[lane],
+                );
+            }
+            Start::Present => each_lane(
+                out,
+                #[inline(always)]
+                |lane, out| *out += sums[lane],
+            ),
+        }
+    }
+}
+
+/// Runs `f` for each result of a row of a tile: mostly for all of its columns, which is faster if it is known.
+#[inline(always)]
+fn each_lane(out: &mut [f32], mut f: impl FnMut(usize, &mut f32)) {
+    match out.first_chunk_mut::<COLUMNS>() {
+        Some(out) => {
+            for (lane, out) in out.iter_mut().enumerate() {
+                f(lane, out);
+            }
+        }
+        None => {
+            for (lane, out) in out.iter_mut().enumerate() {
+                f(lane, out);
+            }
+        }
     }
 }
 
@@ -122,90 +270,119 @@ pub fn linear<B: Backend, const D: usize>(
 ) -> Option<Tensor<B, D>> {
     let mut shape = x.dims();
     let [d_output, d_input] = weight.dims();
+    if d_input == 0 {
+        return None;
+    }
     let (x, weight) = (Values::of(x)?, Weight::of(weight)?);
     let weight = weight.values()?;
-    let bias = match bias {
-        Some(bias) => Some(Values::of(bias)?),
-        None => None,
-    };
+    let bias = Values::of_bias(bias, d_output)?;
     shape[D - 1] = d_output;
-    let rows = shape[..D - 1].iter().product();
-    let mut out = zeros(rows * d_output);
+    let mut out = zeros(shape.iter().product());
     if out.is_empty() {
         return Some(tensor(out, shape));
     }
-    let x = Matrix::new(x.as_slice(), rows, d_input);
-    product(x, weight, d_output, &mut out);
-    if let Some(bias) = bias {
-        let bias = bias.as_slice();
-        out.par_chunks_mut(d_output).for_each(|row| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (value, bias) in row.iter_mut().zip(bias) {
-                        *value += bias;
-                    }
-                },
-            );
-        });
+    let bias = bias.as_slice();
+    if out.len() / d_output <= FEW {
+        few_rows(x.as_slice(), weight, bias, &mut out);
+        return Some(tensor(out, shape));
+    }
+    let x = Rows::new(Weights::F32(x.as_slice()), d_input);
+    let weight = Rows::new(weight, d_input);
+    for first in (0..d_input).step_by(DEPTH) {
+        let depth = DEPTH.min(d_input - first);
+        let start = match first {
+            0 => Start::OfColumns(bias),
+            _ => Start::Present,
+        };
+        product(
+            &mut out,
+            d_output,
+            x.part(first, depth),
+            #[inline(always)]
+            |column, _, lines| weight.part(first, depth).pack(column, lines),
+            #[inline(always)]
+            |position, [sums], out| start.plus(position, sums, out),
+        );
     }
     Some(tensor(out, shape))
 }
 
-/// `out = x Wᵀ`, with the weight of a linear layer.
-fn product(x: Matrix<'_>, weight: Weights<'_>, d_output: usize, out: &mut [f32]) {
-    let at_once = weight.rows_at_once(x.columns).min(d_output);
-    let mut room = Room::default();
-    for first in (0..d_output).step_by(at_once) {
-        let count = at_once.min(d_output - first);
-        let weight = weight.part(first * x.columns..(first + count) * x.columns);
-        let weight = Matrix::new(weight.widened(&mut room), count, x.columns).transposed();
-        let out = &mut out[first..];
-        multiply(out, d_output, x, weight, false, Threads::All);
+/// Rows up to which reading a weight takes longer than its products.
+const FEW: usize = 4;
+
+/// A linear layer without packing: a sum for each row and output.
+fn few_rows(x: &[f32], weight: Weights<'_>, bias: &[f32], out: &mut [f32]) {
+    let (rows, d_input) = (out.len() / bias.len(), weight.len() / bias.len());
+    let mut by_output = vec![0.0; out.len()];
+    let outputs = by_output.par_chunks_mut(rows).zip(bias).enumerate();
+    outputs.for_each_init(Room::default, |room, (index, (out, bias))| {
+        let weight = weight.part(index * d_input..(index + 1) * d_input);
+        let weight = weight.widened(room);
+        for (out, x) in out.iter_mut().zip(x.chunks(d_input)) {
+            *out = vectorized(
+                #[inline(always)]
+                || dot(x, weight) + bias,
+            );
+        }
+    });
+    for (row, out) in out.chunks_mut(bias.len()).enumerate() {
+        let sums = by_output.chunks(rows).map(|sums| sums[row]);
+        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum);
     }
 }
 
-/// See [`linear_geglu`](crate::ops::linear_geglu): some rows at a time, so that what is gated stays in the processor's cache.
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0_f32; COLUMNS];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<COLUMNS>(), b.as_chunks::<COLUMNS>());
+    for (a, b) in a.iter().zip(b) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum = a.mul_add(*b, *sum);
+        }
+    }
+    let rest = a_rest.iter().zip(b_rest).map(|(a, b)| a * b);
+    sums.iter().sum::<f32>() + rest.sum::<f32>()
+}
+
+/// See [`linear_geglu`](crate::ops::linear_geglu): a value and its gate are sums of the same tile, so that what is gated is never
+/// in memory as a whole.
 pub fn linear_geglu<B: Backend>(
     x: &Tensor<B, 3>,
     weight: &Tensor<B, 2>,
     bias: Option<&Tensor<B, 1>>,
 ) -> Option<Tensor<B, 3>> {
-    /// Enough for packing the weights anew to cost little.
-    const ROWS: usize = 1024;
     let [batch, tokens, _] = x.dims();
     let [width, d_input] = weight.dims();
-    let (x, weight) = (Values::of(x)?, Weight::of(weight)?);
-    let (weight, half) = (weight.values()?, width / 2);
-    let bias = Values::of_bias(bias, width)?;
     if d_input == 0 {
         return None;
     }
+    let (x, weight) = (Values::of(x)?, Weight::of(weight)?);
+    let (weight, half) = (weight.values()?, width / 2);
+    let bias = Values::of_bias(bias, width)?;
     let mut out = zeros(batch * tokens * half);
     if out.is_empty() {
         return Some(tensor(out, [batch, tokens, half]));
     }
-    let bias = bias.as_slice().split_at(half);
-    let mut room = Room::default();
-    let blocks = out.chunks_mut(ROWS * half);
-    for (out, x) in blocks.zip(x.as_slice().chunks(ROWS * d_input)) {
-        let rows = x.len() / d_input;
-        let gated = room.resize(rows * width);
-        product(Matrix::new(x, rows, d_input), weight, width, gated);
-        let rows = out.par_chunks_mut(half).zip(gated.par_chunks(width));
-        rows.for_each(|(out, row)| {
-            let (values, gates) = row.split_at(half);
-            vectorized(
+    let size = half * d_input;
+    let parts = [0, size].map(|first| Rows::new(weight.part(first..first + size), d_input));
+    let (bias, gate_bias) = bias.as_slice().split_at(half);
+    product(
+        &mut out,
+        half,
+        Rows::new(Weights::F32(x.as_slice()), d_input),
+        #[inline(always)]
+        |column, part, lines| parts[part].pack(column, lines),
+        #[inline(always)]
+        |[_, column], [values, gates], out| {
+            let [bias, gate_bias] = [bias, gate_bias].map(|bias| &bias[column..][..out.len()]);
+            each_lane(
+                out,
                 #[inline(always)]
-                || {
-                    let values = values.iter().zip(bias.0);
-                    let gates = gates.iter().zip(bias.1);
-                    for (out, ((value, a), (gate, b))) in out.iter_mut().zip(values.zip(gates)) {
-                        *out = (value + a) * gelu_of(gate + b);
-                    }
+                |lane, out| {
+                    *out = (values[lane] + bias[lane]) * gelu_of(gates[lane] + gate_bias[lane]);
                 },
             );
-        });
-    }
+        },
+    );
     Some(tensor(out, [batch, tokens, half]))
 }

@@ -3,13 +3,14 @@
 //! Each takes tensors of any backend and gives `None` (or the tensor back) where they are not `Flex`'s or not `f32`: then
 //! the caller's own body, in burn's operations, runs. Weights of products may also be of half precision. With gradients, the backend is `Autodiff`, so those go that way too.
 //!
-//! Loops are written for the compiler's vectoriser, and [`vectorized`] compiles them for each generation of instructions;
-//! matrix products are the `gemm` crate's. `unsafe` are only its call, in `matrix.rs`, and a hint to the system in
-//! `memory.rs`.
+//! Products of all kinds are sums over packed tiles (`kernel.rs`); what packs them is where they differ. Other loops are written
+//! for the compiler's vectoriser, and [`vectorized`] compiles them for each generation of instructions. `unsafe` is only a
+//! hint to the system in `memory.rs`.
 
 mod attention;
 mod conv;
 mod elementwise;
+mod kernel;
 mod matrix;
 mod memory;
 mod norm;
@@ -26,6 +27,8 @@ pub(super) use conv::conv2d;
 pub(super) use elementwise::{add_channel_bias, gelu, silu, swap_tokens};
 pub(super) use matrix::{linear, linear_geglu};
 pub(super) use norm::{group_norm, layer_norm};
+
+use kernel::vectorized;
 
 /// A tensor's values in their order, if they are `Flex`'s and `f32`.
 struct Values(FlexTensor);
@@ -113,39 +116,46 @@ fn tensor<B: Backend, const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Te
     Values::new(values, shape).tensor()
 }
 
-/// Runs `body`, and every `#[inline(always)]` function in it, compiled for the best vector instructions of this machine.
+/// Added to a number, it rounds it to a whole one, which is then in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// `2ˣ` within 3 units in the last place for `x` from -126 to 127, and below as at -126; without branches.
 #[inline(always)]
-fn vectorized<R>(body: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(body)
+fn exp2(x: f32) -> f32 {
+    // Not `f32::max`, which would make a number of what is none.
+    let x = if x < -126.0 { -126.0 } else { x };
+    let shifted = x + ROUND;
+    exp2_of_parts(shifted, x - (shifted - ROUND))
 }
 
-/// `eˣ` within 2 units in the last place for `x` from -87.3 to 88.3, and beyond as at these ends; without branches.
-///
-/// `x = n ln 2 + r`: `eˣ = 2ⁿ eʳ`, with Taylor's polynomial for `|r| <= ln 2 / 2`.
+/// `eˣ` within 3 units in the last place for `x` from -87.3 to 88.3, and beyond as at these ends; without branches.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
-    /// Adding it rounds to a whole number, which is then in the low bits.
-    const ROUND: f32 = 12_582_912.0;
     // ln 2, in two parts: the first has so few digits that its product with `n` is exact.
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     let x = x.clamp(-87.3, 88.3);
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     let r = n.mul_add(-LN_2[1], n.mul_add(-LN_2[0], x));
-    let mut sum = 1.0 / 5040.0;
+    exp2_of_parts(shifted, r * std::f32::consts::LOG2_E)
+}
+
+/// `2ⁿ 2ʳ` for `n + ROUND` and `|r| <= 0.5`.
+#[inline(always)]
+fn exp2_of_parts(shifted: f32, r: f32) -> f32 {
+    // The polynomial with the smallest relative error, 7.5e-8 (Remez).
+    let mut sum = 1.327_647_2e-3;
     for coefficient in [
-        1.0 / 720.0,
-        1.0 / 120.0,
-        1.0 / 24.0,
-        1.0 / 6.0,
-        0.5,
-        1.0,
-        1.0,
+        9.675_541e-3,
+        5.550_713_3e-2,
+        0.240_221_2,
+        0.693_147,
+        1.000_000_1,
     ] {
         sum = r.mul_add(sum, coefficient);
     }
-    let exponent = shifted.to_bits().wrapping_add(127) << 23;
-    sum * f32::from_bits(exponent)
+    // The exponent is in the bits from the 23rd on.
+    f32::from_bits(sum.to_bits().wrapping_add(shifted.to_bits() << 23))
 }
 
 #[inline(always)]

@@ -7,15 +7,8 @@ use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend};
 use burn_flex::{Flex, FlexTensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use rayon::prelude::*;
 
-use super::matrix::Matrix;
 use super::memory::Room;
-
-/// Values that are widened for a product at once: they stay in the processor's cache.
-const AT_ONCE: usize = 1 << 21;
-/// Values of one task.
-const CHUNK: usize = 1 << 15;
 
 /// The values of a weight in their order, if they are `Flex`'s.
 pub struct Weight(FlexTensor);
@@ -57,14 +50,6 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// How many rows of `size` values to take for a product at once: all of them, if there is nothing to widen.
-    pub fn rows_at_once(self, size: usize) -> usize {
-        match self {
-            Weights::F32(_) => usize::MAX,
-            Weights::F16(_) | Weights::BF16(_) => (AT_ONCE / size.max(1)).max(1),
-        }
-    }
-
     /// The values in `f32`; those of another type are widened into `room`.
     pub fn widened<'b>(self, room: &'b mut Room) -> &'b [f32]
     where
@@ -74,32 +59,11 @@ impl<'a> Weights<'a> {
             return values;
         }
         let room = room.resize(self.len());
-        self.widen_into(room);
+        self.copy_to(room);
         room
     }
 
-    /// Some columns of the matrix with rows of `width` values, in `f32`; as [`widened`](Self::widened).
-    pub fn columns<'b>(self, width: usize, columns: Range<usize>, room: &'b mut Room) -> Matrix<'b>
-    where
-        'a: 'b,
-    {
-        let (rows, count) = (self.len() / width, columns.len());
-        if let Weights::F32(values) = self {
-            return Matrix {
-                row_stride: width,
-                ..Matrix::new(&values[columns.start..], rows, count)
-            };
-        }
-        let room = room.resize(rows * count);
-        let to = room.par_chunks_mut(count).enumerate();
-        to.for_each(|(row, to)| {
-            let start = row * width + columns.start;
-            self.part(start..start + count).widen_into(to);
-        });
-        Matrix::new(room, rows, count)
-    }
-
-    fn len(self) -> usize {
+    pub fn len(self) -> usize {
         match self {
             Weights::F32(values) => values.len(),
             Weights::F16(values) => values.len(),
@@ -107,15 +71,24 @@ impl<'a> Weights<'a> {
         }
     }
 
-    fn widen_into(self, to: &mut [f32]) {
-        let chunks = to.par_chunks_mut(CHUNK).enumerate();
-        chunks.for_each(|(index, to)| {
-            let start = index * CHUNK;
-            match self.part(start..start + to.len()) {
-                Weights::F32(values) => to.copy_from_slice(values),
-                Weights::F16(values) => values.convert_to_f32_slice(to),
-                Weights::BF16(values) => values.convert_to_f32_slice(to),
-            }
-        });
+    /// `N` values from `first` on, in `f32`.
+    #[inline(always)]
+    pub fn block<const N: usize>(self, first: usize) -> [f32; N] {
+        if let Weights::F32(values) = self {
+            return *values[first..].first_chunk().expect("as many values");
+        }
+        let mut block = [0.0; N];
+        self.part(first..first + N).copy_to(&mut block);
+        block
+    }
+
+    /// The values in `f32`.
+    #[inline(always)]
+    pub fn copy_to(self, to: &mut [f32]) {
+        match self {
+            Weights::F32(values) => to.copy_from_slice(values),
+            Weights::F16(values) => values.convert_to_f32_slice(to),
+            Weights::BF16(values) => values.convert_to_f32_slice(to),
+        }
     }
 }

@@ -7,10 +7,13 @@
 //!
 //! The squares of a picture are the columns of these matrices, so that transforms work on rows of many squares.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::conv::Pictures;
-use super::matrix::{Matrix, Threads, multiply};
+use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
+use super::matrix::Rows;
 use super::memory::Room;
 use super::vectorized;
 use super::weights::Weights;
@@ -20,19 +23,28 @@ const OUT: usize = 4;
 const IN: usize = 6;
 /// Products a square.
 const PRODUCTS: usize = IN * IN;
-/// Transformed values of inputs that are held at once.
-const VALUES: usize = 1 << 23;
-/// Outputs of a task at most: their products with [`SQUARES`] squares, 2.4 MB, stay near a core.
-const OUTPUTS: usize = 66;
-/// Outputs that the kernel of a matrix product takes at once.
-const KERNEL: usize = 6;
+/// Transformed values of inputs that are held at once, where that is not all: 32 MB.
+const INPUTS: usize = 1 << 23;
+/// Transformed values of filters that are held at once, if it is all of them: as much as is kept as room, 64 MB.
+const FILTERS: usize = 1 << 24;
+/// Transformed values of filters that a thread holds, where they are not held at once: 3 MB.
+const SOME_FILTERS: usize = 3 << 18;
+/// Outputs of such filters at most.
+const OUTPUTS: usize = 40;
 /// Squares whose products are held at once.
-const SQUARES: usize = 256;
-/// Squares that are transformed at once: their values stay in the cache next to a core.
-const LANES: usize = 32;
+const SQUARES: usize = 64;
+const SOME: usize = 2 * ROWS;
+/// As many squares for each thread, times this, are many.
+const PARTS: usize = 4;
+/// Squares that are transformed at once, and the columns of a tile.
+const LANES: usize = COLUMNS;
+/// Channels whose filters are transformed at once, for the outputs of a tile.
+const CHANNELS: usize = LANES / ROWS;
+/// As many channels, times this, are packed at once.
+const BLOCK: usize = 16;
 
 /// A row of values for several squares.
-type Row = [f32; LANES];
+type Row = Line;
 
 /// Where a square of outputs is.
 #[derive(Clone, Copy)]
@@ -43,11 +55,11 @@ struct Place {
 }
 
 impl Place {
-    /// Squares of all pictures, in rows from the first picture's top.
-    fn all(x: &Pictures<'_>) -> Vec<Self> {
+    /// Squares of some rows of all pictures, from the first picture's top.
+    fn all(x: &Pictures<'_>, rows: Range<usize>) -> Vec<Self> {
         let mut places = Vec::new();
         for picture in 0..x.batch {
-            for top in (0..x.height).step_by(OUT) {
+            for top in rows.clone().step_by(OUT) {
                 let columns = (0..x.width).step_by(OUT);
                 places.extend(columns.map(|left| Self { picture, top, left }));
             }
@@ -70,49 +82,58 @@ fn gather(
     lane: usize,
     squares: &mut [[Row; IN]; IN],
 ) {
+    /// Squares at once: what is the same for all of them is then known to the compiler.
+    const SOME: usize = 4;
     let (Place { picture, top, left }, count) = (places[0], places.len());
     let from = x.channel(picture, channel);
-    // From one column to the left of the first square to one to the right of the last.
-    let mut values = [0.0; OUT * (LANES + 1)];
-    let start = left.saturating_sub(1);
-    let length = (left + OUT * count + 1).min(x.width) - start;
     for (dy, inputs) in squares.iter_mut().enumerate() {
-        let row = (top + dy).checked_sub(1).filter(|row| *row < x.height);
-        let to = &mut values[start + 1 - left..][..length];
-        match row {
-            Some(row) => to.copy_from_slice(&from[row * x.width + start..][..length]),
-            None => to.fill(0.0),
-        }
-        let (quads, _) = values.as_chunks::<OUT>();
-        let [a, b, c, d, e, f] = inputs;
-        let lanes = lane..lane + count;
-        let first = a[lanes.clone()].iter_mut().zip(&mut b[lanes.clone()]);
-        let second = c[lanes.clone()].iter_mut().zip(&mut d[lanes.clone()]);
-        for (((a, b), (c, d)), quad) in first.zip(second).zip(quads) {
-            (*a, *b, *c, *d) = (quad[0], quad[1], quad[2], quad[3]);
-        }
-        let last = e[lanes.clone()].iter_mut().zip(&mut f[lanes]);
-        for ((e, f), quad) in last.zip(&quads[1..]) {
-            (*e, *f) = (quad[0], quad[1]);
+        let Some(row) = (top + dy).checked_sub(1).filter(|row| *row < x.height) else {
+            for lanes in inputs {
+                lanes[lane..lane + count].fill(0.0);
+            }
+            continue;
+        };
+        let row = &from[row * x.width..][..x.width];
+        let mut square = 0;
+        while square < count {
+            let start = left + OUT * square;
+            let first = lane + square;
+            let values = start.checked_sub(1).and_then(|start| row.get(start..));
+            let values = values.and_then(|values| values.first_chunk::<{ OUT * SOME + 2 }>());
+            if let Some(values) = values.filter(|_| square + SOME <= count) {
+                for (dx, lanes) in inputs.iter_mut().enumerate() {
+                    let lanes = lanes[first..].first_chunk_mut::<SOME>();
+                    let some = std::array::from_fn(|square| values[OUT * square + dx]);
+                    *lanes.expect("a lane for each square") = some;
+                }
+                square += SOME;
+                continue;
+            }
+            for (dx, lanes) in inputs.iter_mut().enumerate() {
+                let value = (start + dx).checked_sub(1).and_then(|x| row.get(x));
+                lanes[first] = value.copied().unwrap_or(0.0);
+            }
+            square += 1;
         }
     }
 }
 
-/// The outputs of neighbouring squares, from the lanes from `lane` on, into a channel of a picture.
+/// The outputs of neighbouring squares, from the lanes from `lane` on, into a channel of a picture, of which `channel` has the
+/// rows from `start` on.
 #[inline(always)]
 fn scatter(
     squares: &[[Row; OUT]; OUT],
     places: &[Place],
     lane: usize,
     bias: f32,
-    [height, width]: [usize; 2],
+    [start, width]: [usize; 2],
     channel: &mut [f32],
 ) {
     let (Place { top, left, .. }, count) = (places[0], places.len());
     let length = (OUT * count).min(width - left);
-    for (dy, outputs) in squares.iter().enumerate().take(height - top) {
-        let to = &mut channel[(top + dy) * width + left..][..length];
-        let (quads, rest) = to.as_chunks_mut::<OUT>();
+    let rows = channel.chunks_mut(width).skip(top - start);
+    for (outputs, row) in squares.iter().zip(rows) {
+        let (quads, rest) = row[left..left + length].as_chunks_mut::<OUT>();
         let [a, b, c, d] = outputs.each_ref().map(|row| &row[lane..lane + count]);
         for (((quad, a), b), (c, d)) in quads.iter_mut().zip(a).zip(b).zip(c.iter().zip(d)) {
             *quad = [a + bias, b + bias, c + bias, d + bias];
@@ -125,205 +146,274 @@ fn scatter(
 
 /// `out = x * weight + bias`, with a padding of 1: `weight` is `[outputs, channels, 3, 3]`.
 pub fn winograd(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: &mut [f32]) {
+    let weight = Rows::new(weight, x.channels * 9);
+    let squares = x.batch * x.height.div_ceil(OUT) * x.width.div_ceil(OUT);
+    let is_large = squares >= PARTS * SQUARES * rayon::current_num_threads();
+    if is_large && PRODUCTS * x.channels * bias.len() <= FILTERS {
+        by_squares(x, weight, bias, out);
+    } else {
+        by_outputs(x, weight, bias, out);
+    }
+}
+
+/// Transforms all filters, and then does everything else for a few squares at a time: of large pictures, little goes through
+/// memory so.
+fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: &mut [f32]) {
     let (channels, outputs) = (x.channels, bias.len());
-    let places = Place::all(&x);
-    // As many squares as fit, in whole rows of lanes.
-    let stride = VALUES / (PRODUCTS * channels) / LANES * LANES;
-    let stride = stride.clamp(LANES, places.len().next_multiple_of(LANES));
-    let mut inputs = Room::default();
-    let inputs = inputs.resize(PRODUCTS * channels * stride);
-    let mut out = channels_of(out, outputs, x.area());
-    // As many tasks for each thread, of whole kernels.
-    let threads = rayon::current_num_threads();
-    let tasks = threads * outputs.div_ceil(threads * OUTPUTS);
-    let a_task = outputs.div_ceil(tasks).next_multiple_of(KERNEL);
-    for places in places.chunks(stride) {
-        let squares = Squares { x, places, stride };
-        squares.transform_inputs(inputs);
-        out.par_chunks_mut(a_task)
-            .zip(bias.par_chunks(a_task))
-            .enumerate()
-            .for_each_init(Scratch::default, |scratch, (task, (out, bias))| {
-                let size = channels * 9;
-                let first = task * a_task * size;
-                let weight = weight.part(first..first + bias.len() * size);
-                scratch.convolve(squares, inputs, weight, bias, out);
-            });
-    }
-}
-
-/// The channels of all pictures, `[batch, channels, area]`, by channel.
-fn channels_of(out: &mut [f32], channels: usize, area: usize) -> Vec<Vec<&mut [f32]>> {
-    let mut by_channel: Vec<_> = (0..channels).map(|_| Vec::new()).collect();
-    for (index, channel) in out.chunks_mut(area).enumerate() {
-        by_channel[index % channels].push(channel);
-    }
-    by_channel
-}
-
-/// Some squares of the pictures, whose values are the first of rows of `stride`.
-#[derive(Clone, Copy)]
-struct Squares<'a> {
-    x: Pictures<'a>,
-    places: &'a [Place],
-    stride: usize,
-}
-
-impl Squares<'_> {
-    /// `V = Bᵀ d B` of each square and channel: `[36, channels, stride]`.
-    fn transform_inputs(&self, inputs: &mut [f32]) {
-        let rows = rows_of(inputs, self.x.channels, self.stride);
-        let tasks = rows.into_par_iter().enumerate();
-        tasks.for_each(|(channel, mut rows)| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    let mut square = [[[0.0; LANES]; IN]; IN];
-                    let mut half = square;
-                    for (index, places) in self.places.chunks(LANES).enumerate() {
-                        let mut lane = 0;
-                        for places in places.chunk_by(Place::is_before) {
-                            gather(&self.x, channel, places, lane, &mut square);
-                            lane += places.len();
-                        }
-                        along_rows(&square, &mut half, input_1d);
-                        along_rows(&half, &mut square, input_1d);
-                        store(&square, &mut rows, index * LANES);
-                    }
-                },
-            );
-        });
-    }
-
-    /// `Y = Aᵀ M A` of each square, with a bias, into one channel of the pictures; `products` is `[36, ..]`, a row each
-    /// `plane` values.
-    #[inline(always)]
-    fn transform_products(
-        &self,
-        products: &[f32],
-        plane: usize,
-        bias: f32,
-        pictures: &mut [&mut [f32]],
-    ) {
-        let size = [self.x.height, self.x.width];
-        let mut product = [[[0.0; LANES]; IN]; IN];
-        let mut half = [[[0.0; LANES]; IN]; OUT];
-        let mut square = [[[0.0; LANES]; OUT]; OUT];
-        for (index, places) in self.places.chunks(LANES).enumerate() {
-            for (number, row) in product.as_flattened_mut().iter_mut().enumerate() {
-                row.copy_from_slice(&products[number * plane + index * LANES..][..LANES]);
-            }
-            along_rows(&product, &mut half, output_1d);
-            along_rows(&half, &mut square, output_1d);
-            let mut lane = 0;
-            for places in places.chunk_by(Place::is_before) {
-                let channel = &mut *pictures[places[0].picture];
-                scatter(&square, places, lane, bias, size, channel);
-                lane += places.len();
-            }
+    let tiles = outputs.div_ceil(ROWS);
+    let mut filters = Room::default();
+    let filters = filters.resize(tiles * PRODUCTS * channels * ROWS);
+    let (filters, _) = filters.as_chunks_mut();
+    let of_tiles = filters.par_chunks_mut(PRODUCTS * channels).enumerate();
+    of_tiles.for_each(|(tile, filters)| {
+        transform_filters(weight, tile * ROWS, channels, filters);
+    });
+    // Whole rows of squares of one picture.
+    let rows = OUT * (SQUARES / x.width.div_ceil(OUT)).max(1);
+    let size = channels * x.area();
+    let mut tasks = Vec::new();
+    for (values, out) in x
+        .values
+        .chunks(size)
+        .zip(out.chunks_mut(outputs * x.area()))
+    {
+        let picture = Pictures {
+            values,
+            batch: 1,
+            ..x
+        };
+        let mut parts: Vec<_> = (0..x.height).step_by(rows).map(|_| Vec::new()).collect();
+        for channel in out.chunks_mut(x.area()) {
+            let channel = channel.chunks_mut(rows * x.width);
+            parts
+                .iter_mut()
+                .zip(channel)
+                .for_each(|(to, part)| to.push(part));
         }
+        let parts = parts.into_iter().enumerate();
+        tasks.extend(parts.map(|(index, out)| (picture, index * rows, out)));
     }
-}
-
-/// What a task needs for some of the outputs.
-#[derive(Default)]
-struct Scratch {
-    /// `[36, outputs, channels]`
-    filters: Room,
-    /// `[36, outputs, squares]`
-    products: Room,
-    /// The filters of one output, if they are kept in half precision.
-    room: Room,
-}
-
-impl Scratch {
-    /// From transformed inputs to some channels of the pictures.
-    fn convolve(
-        &mut self,
-        squares: Squares<'_>,
-        inputs: &[f32],
-        weight: Weights<'_>,
-        bias: &[f32],
-        out: &mut [Vec<&mut [f32]>],
-    ) {
-        let (channels, outputs, stride) = (squares.x.channels, bias.len(), squares.stride);
-        let plane = SQUARES.min(stride);
-        let filters = self.filters.resize(PRODUCTS * outputs * channels);
-        let products = self.products.resize(PRODUCTS * outputs * plane);
-        let rows = rows_of(filters, outputs, channels);
-        for (output, mut rows) in rows.into_iter().enumerate() {
-            let size = channels * 9;
-            let weight = weight.part(output * size..(output + 1) * size);
-            transform_filters(weight.widened(&mut self.room), &mut rows);
-        }
-        for (index, places) in squares.places.chunks(plane).enumerate() {
-            let start = index * plane;
-            let some = Squares { places, ..squares };
-            let all = products
-                .chunks_mut(outputs * plane)
-                .zip(inputs.chunks(channels * stride))
-                .zip(filters.chunks(outputs * channels));
-            for ((product, input), filter) in all {
-                let input = Matrix {
-                    row_stride: stride,
-                    ..Matrix::new(&input[start..], channels, places.len())
-                };
-                let filter = Matrix::new(filter, outputs, channels);
-                multiply(product, plane, filter, input, false, Threads::One);
-            }
-            for (output, (pictures, bias)) in out.iter_mut().zip(bias).enumerate() {
-                let products = &products[output * plane..];
-                vectorized(
-                    #[inline(always)]
-                    || some.transform_products(products, outputs * plane, *bias, pictures),
-                );
-            }
-        }
-    }
-}
-
-/// `U = G g Gᵀ` of each filter of an output, `[channels, 3, 3]`, into its row of the 36 matrices.
-fn transform_filters(weight: &[f32], rows: &mut [&mut [f32]]) {
-    vectorized(
-        #[inline(always)]
-        || {
-            let mut filter = [[[0.0; LANES]; 3]; 3];
-            let mut half = [[[0.0; LANES]; 3]; IN];
-            let mut transformed = [[[0.0; LANES]; IN]; IN];
-            for (index, weight) in weight.chunks(LANES * 9).enumerate() {
-                for (lane, values) in weight.chunks_exact(9).enumerate() {
-                    for (to, value) in filter.as_flattened_mut().iter_mut().zip(values) {
-                        to[lane] = *value;
-                    }
-                }
-                along_rows(&filter, &mut half, filter_1d);
-                along_rows(&half, &mut transformed, filter_1d);
-                store(&transformed, rows, index * LANES);
+    let tasks = tasks.into_par_iter();
+    tasks.for_each_init(
+        || [Room::default(), Room::default()],
+        |[inputs, products], (x, top, mut out)| {
+            let places = Place::all(&x, top..x.height.min(top + rows));
+            let panels = places.len().div_ceil(LANES);
+            let inputs = inputs.resize(panels * PRODUCTS * channels * LANES);
+            let (inputs, _) = inputs.as_chunks_mut();
+            transform_inputs(&x, &places, inputs);
+            let squares = Squares {
+                x: &x,
+                places: &places,
+                top,
+            };
+            let outputs = bias.chunks(SOME).zip(out.chunks_mut(SOME));
+            for ((bias, out), filters) in
+                outputs.zip(filters.chunks(SOME * PRODUCTS * channels / ROWS))
+            {
+                squares.convolve(inputs, filters, products, bias, out);
             }
         },
     );
 }
 
-/// The rows of 36 matrices, by their number.
-fn rows_of(matrices: &mut [f32], rows: usize, columns: usize) -> Vec<Vec<&mut [f32]>> {
-    let mut by_row: Vec<Vec<&mut [f32]>> =
-        (0..rows).map(|_| Vec::with_capacity(PRODUCTS)).collect();
-    for (index, row) in matrices.chunks_mut(columns).enumerate() {
-        by_row[index % rows].push(row);
+/// Transforms the inputs of many squares, and then does everything else for some outputs at a time: their filters stay in
+/// the cache.
+fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: &mut [f32]) {
+    let (channels, outputs) = (x.channels, bias.len());
+    let places = Place::all(&x, 0..x.height);
+    // As many squares as fit, in whole rows of lanes.
+    let at_once = (INPUTS / (PRODUCTS * channels * LANES)).max(1) * LANES;
+    let panels = at_once.min(places.len()).div_ceil(LANES);
+    let mut inputs = Room::default();
+    let (inputs, _) = inputs
+        .resize(panels * PRODUCTS * channels * LANES)
+        .as_chunks_mut();
+    // As many tasks for each thread, of whole tiles.
+    let threads = rayon::current_num_threads();
+    let some = (SOME_FILTERS / (PRODUCTS * channels)).clamp(ROWS, OUTPUTS);
+    let tasks = threads * outputs.div_ceil(threads * some);
+    let a_task = outputs.div_ceil(tasks).next_multiple_of(ROWS);
+    let mut tasks: Vec<_> = bias.chunks(a_task).map(|bias| (bias, Vec::new())).collect();
+    for (index, channel) in out.chunks_mut(x.area()).enumerate() {
+        tasks[index % outputs / a_task].1.push(channel);
     }
-    by_row
+    for places in places.chunks(at_once) {
+        let inputs = &mut inputs[..PRODUCTS * channels * places.len().div_ceil(LANES)];
+        inputs
+            .par_chunks_mut(PRODUCTS * channels)
+            .zip(places.par_chunks(LANES))
+            .for_each(|(inputs, places)| transform_inputs(&x, places, inputs));
+        let squares = Squares {
+            x: &x,
+            places,
+            top: 0,
+        };
+        tasks.par_iter_mut().enumerate().for_each_init(
+            || [Room::default(), Room::default()],
+            |[filters, products], (task, (bias, out))| {
+                let tiles = bias.len().div_ceil(ROWS);
+                let filters = filters.resize(tiles * PRODUCTS * channels * ROWS);
+                let (filters, _) = filters.as_chunks_mut();
+                for (tile, filters) in filters.chunks_mut(PRODUCTS * channels).enumerate() {
+                    transform_filters(weight, task * a_task + tile * ROWS, channels, filters);
+                }
+                squares.convolve(inputs, filters, products, bias, out);
+            },
+        );
+    }
 }
 
-/// Into one row of each of the 36 matrices, as far as there is room.
-#[inline(always)]
-fn store(from: &[[Row; IN]; IN], rows: &mut [&mut [f32]], start: usize) {
-    for (row, values) in rows.iter_mut().zip(from.as_flattened()) {
-        let row = &mut row[start..];
-        match row.first_chunk_mut::<LANES>() {
-            Some(row) => *row = *values,
-            None => row.copy_from_slice(&values[..row.len()]),
+/// `V = Bᵀ d B` of squares in each channel: `[squares / LANES, 36, channels]`.
+fn transform_inputs(x: &Pictures<'_>, places: &[Place], inputs: &mut [Line]) {
+    let channels = x.channels;
+    vectorized(
+        #[inline(always)]
+        || {
+            let mut square = [[[0.0; LANES]; IN]; IN];
+            let mut half = square;
+            // What squares see of a channel lies side by side.
+            for channel in 0..channels {
+                let panels = inputs.chunks_mut(PRODUCTS * channels);
+                for (inputs, places) in panels.zip(places.chunks(LANES)) {
+                    let mut lane = 0;
+                    for places in places.chunk_by(Place::is_before) {
+                        gather(x, channel, places, lane, &mut square);
+                        lane += places.len();
+                    }
+                    along_rows(&square, &mut half, input_1d);
+                    along_rows(&half, &mut square, input_1d);
+                    let to = inputs[channel..].iter_mut().step_by(channels);
+                    to.zip(square.as_flattened())
+                        .for_each(|(to, row)| *to = *row);
+                }
+            }
+        },
+    );
+}
+
+/// Some squares of the pictures.
+#[derive(Clone, Copy)]
+struct Squares<'a> {
+    x: &'a Pictures<'a>,
+    places: &'a [Place],
+    /// The row where the results begin.
+    top: usize,
+}
+
+impl Squares<'_> {
+    /// From transformed inputs, `[squares / LANES, 36, channels]`, and filters, `[outputs / ROWS, 36, channels]`, to channels:
+    /// those of the first picture, then those of the next.
+    fn convolve(
+        &self,
+        inputs: &[Line],
+        filters: &[Column],
+        products: &mut Room,
+        bias: &[f32],
+        out: &mut [&mut [f32]],
+    ) {
+        let (channels, tiles) = (self.x.channels, bias.len().div_ceil(ROWS));
+        let size = PRODUCTS * channels;
+        let at_once = (SQUARES / LANES).min(inputs.len() / size);
+        // `[36, squares / LANES, outputs / ROWS]`
+        let products = products.resize(PRODUCTS * at_once * tiles * ROWS * LANES);
+        let (products, _) = products.as_chunks_mut::<LANES>();
+        let (products, _) = products.as_chunks_mut::<ROWS>();
+        let places = self.places.chunks(at_once * LANES);
+        for (places, inputs) in places.zip(inputs.chunks(at_once * size)) {
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (number, products) in products.chunks_mut(at_once * tiles).enumerate() {
+                        let part = number * channels..(number + 1) * channels;
+                        let panels = products.chunks_mut(tiles).zip(inputs.chunks(size));
+                        for (products, inputs) in panels {
+                            for (product, filters) in products.iter_mut().zip(filters.chunks(size))
+                            {
+                                tile(&filters[part.clone()], &inputs[part.clone()], product);
+                            }
+                        }
+                    }
+                    for (panel, places) in places.chunks(LANES).enumerate() {
+                        let some = Squares { places, ..*self };
+                        for (output, bias) in bias.iter().enumerate() {
+                            let of_tile = products[panel * tiles + output / ROWS..].iter();
+                            let rows = of_tile.step_by(at_once * tiles);
+                            let rows = rows.map(|tile| &tile[output % ROWS]);
+                            some.transform_products(rows, *bias, out, output);
+                        }
+                    }
+                },
+            );
         }
     }
+
+    /// `Y = Aᵀ M A` of at most [`LANES`] squares, with a bias, into one channel of the pictures.
+    #[inline(always)]
+    fn transform_products<'a>(
+        &self,
+        rows: impl Iterator<Item = &'a Row>,
+        bias: f32,
+        out: &mut [&mut [f32]],
+        output: usize,
+    ) {
+        let outputs = out.len() / self.x.batch;
+        let mut products = [[[0.0; LANES]; IN]; IN];
+        let mut half = [[[0.0; LANES]; IN]; OUT];
+        let mut square = [[[0.0; LANES]; OUT]; OUT];
+        for (to, row) in products.as_flattened_mut().iter_mut().zip(rows) {
+            *to = *row;
+        }
+        along_rows(&products, &mut half, output_1d);
+        along_rows(&half, &mut square, output_1d);
+        let mut lane = 0;
+        for places in self.places.chunk_by(Place::is_before) {
+            let channel = &mut *out[places[0].picture * outputs + output];
+            let width = self.x.width;
+            scatter(&square, places, lane, bias, [self.top, width], channel);
+            lane += places.len();
+        }
+    }
+}
+
+/// `U = G g Gᵀ` of the filters of a tile's outputs, from `first` on, `[outputs, channels, 3, 3]`: `[36, channels]`.
+fn transform_filters(weight: Rows<'_>, first: usize, channels: usize, to: &mut [Column]) {
+    vectorized(
+        #[inline(always)]
+        || {
+            let mut packed = [[[[0.0; ROWS]; 9]; CHANNELS]; BLOCK];
+            let mut filter = [[[0.0; LANES]; 3]; 3];
+            let mut half = [[[0.0; LANES]; 3]; IN];
+            let mut transformed = [[[0.0; LANES]; IN]; IN];
+            for start in (0..channels).step_by(BLOCK * CHANNELS) {
+                let some = (channels - start).min(BLOCK * CHANNELS);
+                let values = packed.as_flattened_mut().as_flattened_mut();
+                let part = weight.part(start * 9, some * 9);
+                part.pack(first, &mut values[..some * 9]);
+                let blocks = packed.iter().zip((0..some).step_by(CHANNELS));
+                for (block, channel) in blocks {
+                    for (tap, lanes) in filter.as_flattened_mut().iter_mut().enumerate() {
+                        let (columns, _) = lanes.as_chunks_mut();
+                        for (column, values) in columns.iter_mut().zip(block) {
+                            *column = values[tap];
+                        }
+                    }
+                    along_rows(&filter, &mut half, filter_1d);
+                    along_rows(&half, &mut transformed, filter_1d);
+                    let first = start + channel;
+                    let count = CHANNELS.min(channels - first);
+                    let rows = to.chunks_mut(channels).zip(transformed.as_flattened());
+                    for (to, row) in rows {
+                        let (row, _) = row.as_chunks();
+                        match to[first..].first_chunk_mut::<CHANNELS>() {
+                            Some(to) => to.copy_from_slice(row),
+                            None => to[first..].copy_from_slice(&row[..count]),
+                        }
+                    }
+                }
+            }
+        },
+    );
 }
 
 /// Transforms each row, lane by lane, into a column: done twice, rows and columns are in their places again.
@@ -346,14 +436,14 @@ fn along_rows<const ROWS: usize, const N: usize, const M: usize>(
 /// `G g`
 #[inline(always)]
 fn filter_1d([g0, g1, g2]: [f32; 3]) -> [f32; IN] {
-    let (even, odd) = (g0 + g2, g1);
-    let (even_2, odd_2) = (g0 + 4.0 * g2, 2.0 * g1);
+    let (even, odd) = ((g0 + g2) * (-1.0 / 6.0), g1 * (-1.0 / 6.0));
+    let (even_2, odd_2) = ((g0 + 4.0 * g2) * (1.0 / 24.0), g1 * (1.0 / 12.0));
     [
-        g0 / 4.0,
-        (even + odd) / -6.0,
-        (even - odd) / -6.0,
-        (even_2 + odd_2) / 24.0,
-        (even_2 - odd_2) / 24.0,
+        0.25 * g0,
+        even + odd,
+        even - odd,
+        even_2 + odd_2,
+        even_2 - odd_2,
         g2,
     ]
 }

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
 use super::matrix::{Rows, pack_columns};
-use super::memory::{Room, zeros};
+use super::memory::Room;
 use super::weights::Weights;
 use super::{Values, exp2, tensor, vectorized};
 
@@ -40,7 +40,7 @@ pub fn attention<B: Backend>(
         heads,
         [&mut keys, &mut values],
     );
-    let mut out = zeros(query.as_slice().len());
+    let mut out = Room::new(query.as_slice().len());
     let batch = out
         .par_chunks_mut(tokens * inner)
         .zip(query.as_slice().par_chunks(tokens * inner))
@@ -98,9 +98,7 @@ impl<'a> Heads<'a> {
             for (index, to) in to_keys.chunks_mut(d).enumerate() {
                 keys.pack(index * ROWS, to);
             }
-            for (index, to) in to_values.chunks_mut(context).enumerate() {
-                pack_columns(&values[first..], inner, d, index * ROWS, to);
-            }
+            pack_columns(values, inner, first..first + d, context, to_values);
         });
         Self {
             keys: packed_keys,

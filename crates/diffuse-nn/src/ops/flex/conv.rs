@@ -4,8 +4,9 @@
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::matrix::{Rows, Start, pack_columns, product};
-use super::memory::{Room, zeros};
+use super::kernel::COLUMNS;
+use super::matrix::{DEPTH, Rows, Start, pack_columns, product};
+use super::memory::Room;
 use super::weights::{Weight, Weights};
 use super::winograd::winograd;
 use super::{Values, tensor};
@@ -69,7 +70,7 @@ pub fn conv2d<B: Backend>(
         height,
         width,
     };
-    let mut out = zeros(batch * outputs * rows * columns);
+    let mut out = Room::new(batch * outputs * rows * columns);
     let is_large = batch * height * width >= POSITIONS && channels.min(outputs) >= CHANNELS;
     if kernel == 1 {
         pointwise(pictures, weight, bias, &mut out);
@@ -95,7 +96,10 @@ fn pointwise(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: &mut [f32]
             area,
             weight,
             #[inline(always)]
-            |first, _, lines| pack_columns(picture, area, area, first, lines),
+            |first, lines| {
+                let columns = first..area.min(first + lines.len() / channels * COLUMNS);
+                pack_columns(picture, area, columns, channels, lines);
+            },
             #[inline(always)]
             |position, [sums], out| Start::OfRows(bias).plus(position, sums, out),
         );
@@ -114,7 +118,8 @@ pub fn as_columns(
 ) {
     let (area, outputs) = (size[0] * size[1], bias.len());
     let positions = x.batch * area;
-    let at_once = (VALUES / (9 * positions)).clamp(1, x.channels);
+    let at_once = (VALUES / positions).min(DEPTH) / 9;
+    let at_once = at_once.clamp(1, x.channels);
     let weight = Rows::new(weight, 9 * x.channels);
     let mut columns = Room::default();
     let columns = columns.resize(at_once * 9 * positions);
@@ -138,7 +143,11 @@ pub fn as_columns(
                 positions,
                 weight.part(first * 9, count * 9),
                 #[inline(always)]
-                |first, _, lines| pack_columns(columns, positions, positions, first, lines),
+                |first, lines| {
+                    let depth = count * 9;
+                    let some = first..positions.min(first + lines.len() / depth * COLUMNS);
+                    pack_columns(columns, positions, some, depth, lines);
+                },
                 #[inline(always)]
                 |position, [sums], out| start.plus(position, sums, out),
             );

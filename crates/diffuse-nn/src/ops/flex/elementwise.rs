@@ -1,7 +1,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::{Values, memory::zeros, tensor, vectorized};
+use super::{Values, memory::Room, tensor, vectorized};
 
 /// Values of one task: small enough for the cache next to a core, large enough to be worth a task.
 const CHUNK: usize = 1 << 14;
@@ -23,7 +23,7 @@ fn map<B: Backend, const D: usize>(
 ) -> Option<Tensor<B, D>> {
     let shape = x.dims();
     let x = Values::of(x)?;
-    let mut out = zeros(x.as_slice().len());
+    let mut out = Room::new(x.as_slice().len());
     let chunks = out
         .par_chunks_mut(CHUNK)
         .zip(x.as_slice().par_chunks(CHUNK));
@@ -76,7 +76,7 @@ pub fn swap_tokens<B: Backend>(x: &Tensor<B, 3>) -> Option<Tensor<B, 3>> {
     let [batch, a, b] = x.dims();
     let x = Values::of(x)?;
     let x = x.as_slice();
-    let mut out = zeros(x.len());
+    let mut out = Room::new(x.len());
     if out.is_empty() {
         return Some(tensor(out, [batch, b, a]));
     }

@@ -1,21 +1,25 @@
 //! Matrix products, and linear layers.
 
+use std::ops::Range;
+
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
 use super::kernel::{COLUMNS, Line, ROWS, tile};
-use super::memory::{Room, zeros};
+use super::memory::Room;
 use super::weights::{Weight, Weights};
 use super::{Values, gelu_of, tensor, vectorized};
 
 /// Lines of packed columns that are held at once, 4 MB: they stay in the cache that all cores share.
 const LINES: usize = 1 << 15;
 /// Terms of a sum at once: those of a few rows and of a tile's columns stay in the cache next to a core.
-const DEPTH: usize = 1 << 11;
+pub const DEPTH: usize = 1 << 11;
 /// Tasks a thread: enough for threads that end early to find more.
 const TASKS: usize = 4;
-/// Steps that are packed at once: a cache line of each row.
-const STEPS: usize = 16;
+/// Steps that are packed at once: so many of a row are read side by side.
+const STEPS: usize = 64;
+/// Tiles whose columns are packed at once.
+const PANELS: usize = 4;
 /// Tiles of rows of a task at most.
 const TILES: usize = 8;
 
@@ -53,86 +57,69 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Some values of a row.
-    #[inline(always)]
-    fn steps(self, row: usize, first: usize) -> [f32; STEPS] {
-        self.values.block(row * self.stride + first)
-    }
-
     /// Packs `N` rows from `first` on, with zeros for those that are not there: `to` has as many steps as a row values.
     #[inline(always)]
     pub fn pack<const N: usize>(self, first: usize, to: &mut [[f32; N]]) {
+        /// Steps that are turned at once.
+        const TURNED: usize = 16;
         let count = self.count.saturating_sub(first).min(N);
-        let (blocks, rest) = to.as_chunks_mut::<STEPS>();
-        let whole = blocks.len() * STEPS;
-        for (index, to) in blocks.iter_mut().enumerate() {
-            let step = index * STEPS;
-            if count < N {
-                to.fill([0.0; N]);
-            } else if N <= STEPS {
-                // All of them fit into registers.
-                let mut rows = [[0.0; STEPS]; N];
-                for (row, values) in rows.iter_mut().enumerate() {
-                    *values = self.steps(first + row, step);
+        let mut block = [[0.0; STEPS]; N];
+        for (index, to) in to.chunks_mut(STEPS).enumerate() {
+            for (row, block) in block[..count].iter_mut().enumerate() {
+                let start = (first + row) * self.stride + index * STEPS;
+                if to.len() == STEPS {
+                    *block = self.values.block(start);
+                } else {
+                    let values = self.values.part(start..start + to.len());
+                    values.copy_to(&mut block[..to.len()]);
+                }
+            }
+            for (index, to) in to.chunks_mut(TURNED).enumerate() {
+                let mut turned = [[0.0; TURNED]; N];
+                for (turned, row) in turned.iter_mut().zip(&block) {
+                    turned.copy_from_slice(&row[index * TURNED..][..TURNED]);
                 }
                 for (step, to) in to.iter_mut().enumerate() {
-                    for (to, row) in to.iter_mut().zip(&rows) {
+                    for (to, row) in to.iter_mut().zip(&turned) {
                         *to = row[step];
                     }
                 }
-                continue;
-            }
-            for row in 0..count {
-                let values = self.steps(first + row, step);
-                for (to, value) in to.iter_mut().zip(values) {
-                    to[row] = value;
-                }
-            }
-        }
-        rest.fill([0.0; N]);
-        for row in 0..count {
-            let mut values = [0.0; STEPS];
-            let start = (first + row) * self.stride + whole;
-            let some = self.values.part(start..start + rest.len());
-            some.copy_to(&mut values[..rest.len()]);
-            for (to, value) in rest.iter_mut().zip(values) {
-                to[row] = value;
             }
         }
     }
 }
 
-/// Packs `N` columns of rows that are `stride` apart in `values`, from `first` on, with zeros for those that are not there.
+/// Packs columns of rows that are `stride` apart in `values`, from `first` on, `N` after the other, with zeros for those
+/// that are not there: `to` has `depth` steps for each `N` of them.
 #[inline(always)]
 pub fn pack_columns<const N: usize>(
     values: &[f32],
     stride: usize,
-    columns: usize,
-    first: usize,
+    columns: Range<usize>,
+    depth: usize,
     to: &mut [[f32; N]],
 ) {
-    let count = N.min(columns - first);
-    for (step, to) in to.iter_mut().enumerate() {
-        let row = &values[step * stride + first..];
-        match row.first_chunk() {
-            Some(row) if count == N => *to = *row,
-            _ => {
-                to[..count].copy_from_slice(&row[..count]);
-                to[count..].fill(0.0);
-            }
+    for step in 0..depth {
+        let row = &values[step * stride..][columns.clone()];
+        let (whole, rest) = row.as_chunks();
+        let mut to = to[step..].iter_mut().step_by(depth);
+        to.by_ref().zip(whole).for_each(|(to, row)| *to = *row);
+        if let Some(to) = to.next() {
+            to[..rest.len()].copy_from_slice(rest);
+            to[rest.len()..].fill(0.0);
         }
     }
 }
 
-/// A product with as many rows as `rows`, each of `width` results: `pack` packs the columns of a tile, and `finish` makes
-/// results of sums, some of a row at a time. It gets the row and the column of the first.
+/// A product with as many rows as `rows`, each of `width` results: `pack` packs the columns of some tiles from a column on, and
+/// `finish` makes results of sums, some of a row at a time. It gets the row and the column of the first.
 ///
 /// With more than one of `PARTS`, a tile has as many sets of columns, and each result as many sums.
 pub fn product<const PARTS: usize>(
     out: &mut [f32],
     width: usize,
     rows: Rows<'_>,
-    pack: impl Fn(usize, usize, &mut [Line]) + Sync,
+    pack: impl Fn(usize, &mut [Line]) + Sync,
     finish: impl Fn([usize; 2], [&Line; PARTS], &mut [f32]) + Sync,
 ) {
     assert_eq!(out.len(), rows.count * width, "no room for a product");
@@ -148,11 +135,11 @@ pub fn product<const PARTS: usize>(
         let some = at_once.min(panels - start);
         let packed = room.resize(some * PARTS * depth * COLUMNS);
         let (packed, _) = packed.as_chunks_mut::<COLUMNS>();
-        let columns = packed.par_chunks_mut(depth).enumerate();
-        columns.for_each(|(index, lines)| {
+        let columns = packed.par_chunks_mut(PANELS * PARTS * depth);
+        columns.enumerate().for_each(|(index, lines)| {
             vectorized(
                 #[inline(always)]
-                || pack((start + index / PARTS) * COLUMNS, index % PARTS, lines),
+                || pack((start + index * PANELS) * COLUMNS, lines),
             );
         });
         let per_split = some.div_ceil(splits);
@@ -225,7 +212,7 @@ impl Start<'_> {
                 each_lane(
                     out,
                     #[inline(always)]
-                    |lane, out| *out = start + sums[lane],
+                    |lane, _| start + sums[lane],
                 );
             }
             Start::OfColumns(starts) => {
@@ -233,30 +220,33 @@ impl Start<'_> {
                 each_lane(
                     out,
                     #[inline(always)]
-                    |lane, out| *out = starts[lane] + sums[lane],
+                    |lane, _| starts[lane] + sums[lane],
                 );
             }
             Start::Present => each_lane(
                 out,
                 #[inline(always)]
-                |lane, out| *out += sums[lane],
+                |lane, value| value + sums[lane],
             ),
         }
     }
 }
 
-/// Runs `f` for each result of a row of a tile: mostly for all of its columns, which is faster if it is known.
+/// Makes each result of a row of a tile, with `f` of its lane and of what is there: mostly of all lanes, which is faster where
+/// it is known.
 #[inline(always)]
-fn each_lane(out: &mut [f32], mut f: impl FnMut(usize, &mut f32)) {
+fn each_lane(out: &mut [f32], f: impl Fn(usize, f32) -> f32) {
     match out.first_chunk_mut::<COLUMNS>() {
         Some(out) => {
-            for (lane, out) in out.iter_mut().enumerate() {
-                f(lane, out);
+            let mut line = *out;
+            for (lane, value) in line.iter_mut().enumerate() {
+                *value = f(lane, *value);
             }
+            *out = line;
         }
         None => {
-            for (lane, out) in out.iter_mut().enumerate() {
-                f(lane, out);
+            for (lane, value) in out.iter_mut().enumerate() {
+                *value = f(lane, *value);
             }
         }
     }
@@ -277,7 +267,7 @@ pub fn linear<B: Backend, const D: usize>(
     let weight = weight.values()?;
     let bias = Values::of_bias(bias, d_output)?;
     shape[D - 1] = d_output;
-    let mut out = zeros(shape.iter().product());
+    let mut out = Room::new(shape.iter().product());
     if out.is_empty() {
         return Some(tensor(out, shape));
     }
@@ -299,7 +289,12 @@ pub fn linear<B: Backend, const D: usize>(
             d_output,
             x.part(first, depth),
             #[inline(always)]
-            |column, _, lines| weight.part(first, depth).pack(column, lines),
+            |column, lines| {
+                for (index, lines) in lines.chunks_mut(depth).enumerate() {
+                    let weight = weight.part(first, depth);
+                    weight.pack(column + index * COLUMNS, lines);
+                }
+            },
             #[inline(always)]
             |position, [sums], out| start.plus(position, sums, out),
         );
@@ -359,7 +354,7 @@ pub fn linear_geglu<B: Backend>(
     let (x, weight) = (Values::of(x)?, Weight::of(weight)?);
     let (weight, half) = (weight.values()?, width / 2);
     let bias = Values::of_bias(bias, width)?;
-    let mut out = zeros(batch * tokens * half);
+    let mut out = Room::new(batch * tokens * half);
     if out.is_empty() {
         return Some(tensor(out, [batch, tokens, half]));
     }
@@ -371,16 +366,20 @@ pub fn linear_geglu<B: Backend>(
         half,
         Rows::new(Weights::F32(x.as_slice()), d_input),
         #[inline(always)]
-        |column, part, lines| parts[part].pack(column, lines),
+        |column, lines| {
+            for (index, lines) in lines.chunks_mut(2 * d_input).enumerate() {
+                for (part, lines) in parts.iter().zip(lines.chunks_mut(d_input)) {
+                    part.pack(column + index * COLUMNS, lines);
+                }
+            }
+        },
         #[inline(always)]
         |[_, column], [values, gates], out| {
             let [bias, gate_bias] = [bias, gate_bias].map(|bias| &bias[column..][..out.len()]);
             each_lane(
                 out,
                 #[inline(always)]
-                |lane, out| {
-                    *out = (values[lane] + bias[lane]) * gelu_of(gates[lane] + gate_bias[lane]);
-                },
+                |lane, _| (values[lane] + bias[lane]) * gelu_of(gates[lane] + gate_bias[lane]),
             );
         },
     );

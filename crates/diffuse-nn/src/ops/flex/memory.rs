@@ -1,78 +1,146 @@
 //! Memory for results and for what lies between.
+//!
+//! Memory that nobody needs any more is kept for who needs some next: fresh memory takes longer to get than to fill.
 
+use std::mem::MaybeUninit;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Values that are kept for whoever needs room next, at most: 64 MiB.
-const KEPT: usize = 1 << 24;
+use burn_std::{AllocationController, AllocationProperty, Bytes};
+
+/// Values that are kept at most: 512 MiB.
+const KEPT: usize = 1 << 27;
+/// Values from which on they are kept: of fewer, the allocator itself keeps the memory.
+const LARGE: usize = 1 << 12;
 /// Values of a cache line. A vector across two of them takes longer to read.
 const LINE: usize = 16;
 
-/// Room for values in between, in which others have left theirs. It is given back for the next: fresh memory takes longer
-/// to get than to fill.
+/// Room for values, from the start of a cache line, in which others have left theirs.
 #[derive(Default)]
-pub struct Room(Vec<f32>);
+pub struct Room {
+    memory: Vec<f32>,
+    len: usize,
+}
 
 impl Room {
-    /// Room for so many values, with anything in it, from the start of a cache line.
+    pub fn new(len: usize) -> Self {
+        let mut room = Self::default();
+        room.resize(len);
+        room
+    }
+
+    /// Room for so many values, with anything in it.
     pub fn resize(&mut self, len: usize) -> &mut [f32] {
-        if self.0.len() < len + LINE {
-            self.give_back();
-            self.0 = Self::take(len + LINE).unwrap_or_else(|| zeros(len + LINE));
+        let needed = len + LINE;
+        if self.memory.len() < needed {
+            give_back(std::mem::take(&mut self.memory));
+            self.memory = take(needed).unwrap_or_else(|| zeros(needed));
             // What is read before it is written shows in the tests.
             if cfg!(test) {
-                self.0.fill(f32::NAN);
+                self.memory.fill(f32::NAN);
             }
         }
-        let start = self.0.as_ptr().align_offset(LINE * size_of::<f32>());
-        // Under Miri there may be no such start.
-        &mut self.0[start.min(LINE)..][..len]
+        self.len = len;
+        self
     }
 
-    /// What was given back, sorted by length.
-    fn kept() -> MutexGuard<'static, Vec<Vec<f32>>> {
-        static POOL: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
-        // Nobody panics while it is locked.
-        POOL.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Where the first cache line starts; under Miri there may be none.
+    fn start(&self) -> usize {
+        let start = self.memory.as_ptr().align_offset(LINE * size_of::<f32>());
+        start.min(self.memory.len() - self.len)
     }
 
-    /// The smallest that is kept and large enough.
-    fn take(len: usize) -> Option<Vec<f32>> {
-        let mut kept = Self::kept();
-        let index = kept.partition_point(|values| values.len() < len);
-        (index < kept.len()).then(|| kept.remove(index))
+    /// As the memory of a tensor.
+    pub fn into_bytes(self) -> Bytes {
+        let len = size_of_val::<[f32]>(&self);
+        // SAFETY: the controller's memory is that of initialised values, as many as `len` is for.
+        unsafe { Bytes::from_controller(Box::new(self), len) }
     }
+}
 
-    /// Keeps it in place of smaller ones.
-    fn give_back(&mut self) {
-        let values = std::mem::take(&mut self.0);
-        if values.is_empty() || values.len() > KEPT {
-            return;
-        }
-        let mut kept = Self::kept();
-        let mut sum = values.len() + kept.iter().map(Vec::len).sum::<usize>();
-        let too_many = kept.iter().take_while(|smallest| {
-            let is_too_much = sum > KEPT;
-            sum -= smallest.len();
-            is_too_much
-        });
-        let too_many = too_many.count();
-        let freed: Vec<_> = kept.drain(..too_many).collect();
-        let index = kept.partition_point(|other| other.len() < values.len());
-        kept.insert(index, values);
-        // After the lock.
-        drop(kept);
-        drop(freed);
+impl Deref for Room {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.memory[self.start()..][..self.len]
+    }
+}
+
+impl DerefMut for Room {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        let start = self.start();
+        &mut self.memory[start..][..self.len]
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        self.give_back();
+        give_back(std::mem::take(&mut self.memory));
     }
 }
 
+impl AllocationController for Room {
+    fn alloc_align(&self) -> usize {
+        align_of::<f32>()
+    }
+
+    fn property(&self) -> AllocationProperty {
+        AllocationProperty::Other
+    }
+
+    unsafe fn memory_mut(&mut self) -> &mut [MaybeUninit<u8>] {
+        let values: &mut [f32] = self;
+        // SAFETY: the same memory, borrowed as it is. The caller leaves it initialised, and any bytes are an `f32`.
+        unsafe {
+            std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values))
+        }
+    }
+
+    fn memory(&self) -> &[MaybeUninit<u8>] {
+        let values: &[f32] = self;
+        // SAFETY: the same memory, borrowed as it is.
+        unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+    }
+}
+
+/// What was given back, sorted by length.
+fn kept() -> MutexGuard<'static, Vec<Vec<f32>>> {
+    static POOL: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
+    // Nobody panics while it is locked.
+    POOL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The smallest that is kept and large enough, if it is not far too large.
+fn take(len: usize) -> Option<Vec<f32>> {
+    let mut kept = kept();
+    let index = kept.partition_point(|values| values.len() < len);
+    let fits = kept.get(index).is_some_and(|values| values.len() / 2 <= len);
+    fits.then(|| kept.remove(index))
+}
+
+/// Keeps it in place of smaller ones.
+fn give_back(values: Vec<f32>) {
+    if !(LARGE..=KEPT).contains(&values.len()) {
+        return;
+    }
+    let mut kept = kept();
+    let mut sum = values.len() + kept.iter().map(Vec::len).sum::<usize>();
+    let too_many = kept.iter().take_while(|smallest| {
+        let is_too_much = sum > KEPT;
+        sum -= smallest.len();
+        is_too_much
+    });
+    let too_many = too_many.count();
+    let freed: Vec<_> = kept.drain(..too_many).collect();
+    let index = kept.partition_point(|other| other.len() < values.len());
+    kept.insert(index, values);
+    // After the lock.
+    drop(kept);
+    drop(freed);
+}
+
 /// Zeros, in pages as large as the system has them: fresh memory in pages of 4 KiB takes longer to get than to fill.
-pub fn zeros(len: usize) -> Vec<f32> {
+fn zeros(len: usize) -> Vec<f32> {
     let values = vec![0.0; len];
     #[cfg(target_os = "linux")]
     advise(&values);

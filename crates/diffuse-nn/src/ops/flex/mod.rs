@@ -4,8 +4,8 @@
 //! the caller's own body, in burn's operations, runs. Weights of products may also be of half precision. With gradients, the backend is `Autodiff`, so those go that way too.
 //!
 //! Products of all kinds are sums over packed tiles (`kernel.rs`); what packs them is where they differ. Other loops are written
-//! for the compiler's vectoriser, and [`vectorized`] compiles them for each generation of instructions. `unsafe` is only a
-//! hint to the system in `memory.rs`.
+//! for the compiler's vectoriser, and [`vectorized`] compiles them for each generation of instructions. `unsafe` is only in
+//! `memory.rs`: results whose memory is used again, and a hint to the system.
 
 mod attention;
 mod conv;
@@ -19,7 +19,7 @@ mod winograd;
 
 use std::any::Any;
 
-use burn::tensor::{Bytes, DType, Shape, Tensor, TensorPrimitive, backend::Backend};
+use burn::tensor::{DType, Shape, Tensor, TensorPrimitive, backend::Backend};
 use burn_flex::{Flex, FlexTensor, Layout};
 
 pub(super) use attention::attention;
@@ -29,6 +29,7 @@ pub(super) use matrix::{linear, linear_geglu};
 pub(super) use norm::{group_norm, layer_norm};
 
 use kernel::vectorized;
+use memory::Room;
 
 /// A tensor's values in their order, if they are `Flex`'s and `f32`.
 struct Values(FlexTensor);
@@ -43,17 +44,17 @@ impl Values {
     fn of_bias<B: Backend>(bias: Option<&Tensor<B, 1>>, len: usize) -> Option<Self> {
         match bias {
             Some(bias) => Self::of(bias),
-            None => Some(Self::new(vec![0.0; len], [len])),
+            None => {
+                let mut zeros = Room::new(len);
+                zeros.fill(0.0);
+                Some(Self::new(zeros, [len]))
+            }
         }
     }
 
-    fn new<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Self {
+    fn new<const D: usize>(values: Room, shape: [usize; D]) -> Self {
         let layout = Layout::contiguous(Shape::from(shape));
-        Self(FlexTensor::new(
-            Bytes::from_elems(values),
-            layout,
-            DType::F32,
-        ))
+        Self(FlexTensor::new(values.into_bytes(), layout, DType::F32))
     }
 
     /// As [`of`](Values::of), without a second owner: what nobody else has can be changed in place.
@@ -112,7 +113,7 @@ impl Values {
 }
 
 /// A new tensor of `B`, which is `Flex`.
-fn tensor<B: Backend, const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<B, D> {
+fn tensor<B: Backend, const D: usize>(values: Room, shape: [usize; D]) -> Tensor<B, D> {
     Values::new(values, shape).tensor()
 }
 

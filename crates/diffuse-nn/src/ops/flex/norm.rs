@@ -1,7 +1,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::{Values, memory::zeros, silu_of, tensor, vectorized};
+use super::{Values, memory::Room, silu_of, tensor, vectorized};
 
 /// Sums that are kept side by side.
 const LANES: usize = 64;
@@ -92,7 +92,7 @@ pub fn group_norm<B: Backend>(
         groups.for_each(|(index, group)| normalize(index, group, None));
         return Ok(x.tensor());
     }
-    let mut out = zeros(x.as_slice().len());
+    let mut out = Room::new(x.as_slice().len());
     let groups = out.par_chunks_mut(size).zip(x.as_slice().par_chunks(size));
     let groups = groups.enumerate();
     groups.for_each(|(index, (group, from))| normalize(index, group, Some(from)));
@@ -109,7 +109,7 @@ pub fn layer_norm<B: Backend, const D: usize>(
     let shape = x.dims();
     let (x, weight, bias) = (Values::of(x)?, Values::of(weight)?, Values::of(bias)?);
     let width = shape[D - 1];
-    let mut out = zeros(x.as_slice().len());
+    let mut out = Room::new(x.as_slice().len());
     if out.is_empty() {
         return Some(tensor(out, shape));
     }

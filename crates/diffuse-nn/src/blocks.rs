@@ -8,7 +8,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use crate::{
     Attention, AttentionConfig, Downsample2D, Downsample2DConfig, ResnetBlock2D,
     ResnetBlock2DConfig, Transformer2DModel, Transformer2DModelConfig, Upsample2D,
-    Upsample2DConfig,
+    Upsample2DConfig, ops,
 };
 
 /// What follows each residual block of a level.
@@ -274,7 +274,7 @@ impl<B: Backend> UpBlock2D<B> {
         let mut x = x;
         for (layer, resnet) in self.resnets.iter().enumerate() {
             let skip = skips.pop().expect("one skip connection a residual block");
-            x = resnet.forward(Tensor::cat(vec![x, skip], 1), temb);
+            x = resnet.forward(ops::concat_channels(x, skip), temb);
             if let Some(attention) = self.attentions.get(layer) {
                 x = attention.forward(x, context);
             }

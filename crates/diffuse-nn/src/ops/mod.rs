@@ -22,7 +22,9 @@ pub use attention::{attention, causal_attention};
 pub use conv::{ConvGeometry, conv2d, upsample_nearest};
 pub use linear::{linear, linear_geglu};
 pub use norm::{group_norm, group_norm_silu, layer_norm};
-pub use reshape::{add_channel_bias, image_to_tokens, scale_shift_channels, tokens_to_image};
+pub use reshape::{
+    add_channel_bias, concat_channels, image_to_tokens, scale_shift_channels, tokens_to_image,
+};
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 

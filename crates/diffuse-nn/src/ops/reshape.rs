@@ -29,6 +29,25 @@ pub fn add_channel_bias<B: Backend>(x: Tensor<B, 4>, bias: Tensor<B, 2>) -> Tens
     (rows + bias.reshape([shape[0] * shape[1], 1])).reshape(shape)
 }
 
+/// The channels of `a`, then those of `b`.
+///
+/// # Shapes
+/// - `a`: `[batch, channels, height, width]`
+/// - `b`: `[batch, other channels, height, width]`
+/// - output: `[batch, channels + other channels, height, width]`
+///
+/// # Panics
+/// If they differ in another dimension.
+pub fn concat_channels<B: Backend>(a: Tensor<B, 4>, b: Tensor<B, 4>) -> Tensor<B, 4> {
+    let ([batch, _, height, width], [other, _, rows, columns]) = (a.dims(), b.dims());
+    assert_eq!(
+        [batch, height, width],
+        [other, rows, columns],
+        "pictures of two sizes"
+    );
+    flex::concat_channels(&a, &b).unwrap_or_else(|| Tensor::cat(vec![a, b], 1))
+}
+
 /// `x · scale + shift`, a scale and a shift a channel.
 ///
 /// # Shapes

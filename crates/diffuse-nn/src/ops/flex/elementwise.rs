@@ -69,6 +69,52 @@ pub fn add_to_channels(values: &mut [f32], bias: &[f32], area: usize) {
     });
 }
 
+/// See [`concat_channels`](crate::ops::concat_channels).
+pub fn concat_channels<B: Backend>(a: &Tensor<B, 4>, b: &Tensor<B, 4>) -> Option<Tensor<B, 4>> {
+    let ([batch, channels, height, width], [_, others, ..]) = (a.dims(), b.dims());
+    let (a, b) = (Values::of(a)?, Values::of(b)?);
+    let (a, b) = (a.as_slice(), b.as_slice());
+    if a.is_empty() || b.is_empty() {
+        return None;
+    }
+    let size = (channels + others) * height * width;
+    let mut out = Room::new(batch * size);
+    let pictures = out
+        .par_chunks_mut(size)
+        .zip(a.par_chunks(a.len() / batch))
+        .zip(b.par_chunks(b.len() / batch));
+    pictures.for_each(|((out, a), b)| {
+        let (first, second) = out.split_at_mut(a.len());
+        for (to, from) in [(first, a), (second, b)] {
+            let chunks = to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK));
+            chunks.for_each(|(to, from)| to.copy_from_slice(from));
+        }
+    });
+    Some(tensor(out, [batch, channels + others, height, width]))
+}
+
+/// See [`upsample_nearest`](crate::ops::upsample_nearest): to twice the size.
+pub fn upsample_twice<B: Backend>(x: &Tensor<B, 4>) -> Option<Tensor<B, 4>> {
+    let [batch, channels, height, width] = x.dims();
+    let x = Values::of(x)?;
+    let mut out = Room::new(4 * x.as_slice().len());
+    if out.is_empty() {
+        return None;
+    }
+    let rows = out
+        .par_chunks_mut(4 * width)
+        .zip(x.as_slice().par_chunks(width));
+    rows.for_each(|(out, row)| {
+        let (first, second) = out.split_at_mut(2 * width);
+        let (pairs, _) = first.as_chunks_mut::<2>();
+        for (pair, value) in pairs.iter_mut().zip(row) {
+            *pair = [*value; 2];
+        }
+        second.copy_from_slice(first);
+    });
+    Some(tensor(out, [batch, channels, 2 * height, 2 * width]))
+}
+
 /// `[batch, a, b]` to `[batch, b, a]`.
 pub fn swap_tokens<B: Backend>(x: &Tensor<B, 3>) -> Option<Tensor<B, 3>> {
     /// Side of the squares that are read along one way and written along the other.

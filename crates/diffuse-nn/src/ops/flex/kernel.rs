@@ -47,10 +47,11 @@ fn arch() -> Arch {
     *ARCH
 }
 
-struct Tile<'a> {
-    rows: &'a [Column],
-    columns: &'a [Line],
-    tile: &'a mut [Line; ROWS],
+/// What [`tile`] does, with instructions of choice.
+pub struct Tile<'a> {
+    pub rows: &'a [Column],
+    pub columns: &'a [Line],
+    pub tile: &'a mut [Line; ROWS],
 }
 
 impl WithSimd for Tile<'_> {

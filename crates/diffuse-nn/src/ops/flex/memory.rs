@@ -91,9 +91,7 @@ impl AllocationController for Room {
     unsafe fn memory_mut(&mut self) -> &mut [MaybeUninit<u8>] {
         let values: &mut [f32] = self;
         // SAFETY: the same memory, borrowed as it is. The caller leaves it initialised, and any bytes are an `f32`.
-        unsafe {
-            std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values))
-        }
+        unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
     }
 
     fn memory(&self) -> &[MaybeUninit<u8>] {
@@ -114,7 +112,9 @@ fn kept() -> MutexGuard<'static, Vec<Vec<f32>>> {
 fn take(len: usize) -> Option<Vec<f32>> {
     let mut kept = kept();
     let index = kept.partition_point(|values| values.len() < len);
-    let fits = kept.get(index).is_some_and(|values| values.len() / 2 <= len);
+    let fits = kept
+        .get(index)
+        .is_some_and(|values| values.len() / 2 <= len);
     fits.then(|| kept.remove(index))
 }
 

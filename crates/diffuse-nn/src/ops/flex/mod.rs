@@ -24,7 +24,9 @@ use burn_flex::{Flex, FlexTensor, Layout};
 
 pub(super) use attention::attention;
 pub(super) use conv::conv2d;
-pub(super) use elementwise::{add_channel_bias, gelu, silu, swap_tokens};
+pub(super) use elementwise::{
+    add_channel_bias, concat_channels, gelu, silu, swap_tokens, upsample_twice,
+};
 pub(super) use matrix::{linear, linear_geglu};
 pub(super) use norm::{group_norm, layer_norm};
 

@@ -109,14 +109,69 @@ fn each_way_of_a_3x3_convolution() {
             width,
         };
         let size = batch * outputs * height * width;
-        let mut outs = [vec![0.0; size], vec![0.0; size]];
+        let mut outs = [(); 3].map(|()| vec![f32::NAN; size]);
         let (weight, bias) = (Weights::F32(weight.as_slice()), bias.as_slice());
         let (geometry, picture) = (ConvGeometry::same(3), [height, width]);
         conv::as_columns(pictures, weight, bias, geometry, picture, &mut outs[0]);
-        winograd::winograd(pictures, weight, bias, &mut outs[1]);
-        let [columns, squares] = outs.map(|out| TensorData::new(out, [size]));
-        check_close(columns, squares, 5e-5);
+        let filters = matrix::Rows::new(weight, 9 * channels);
+        winograd::by_squares(pictures, filters, bias, &mut outs[1]);
+        winograd::by_outputs(pictures, filters, bias, &mut outs[2]);
+        let [columns, squares, outputs] = outs.map(|out| TensorData::new(out, [size]));
+        check_close(columns, squares.clone(), 5e-5);
+        check_close(squares, outputs, 1e-6);
     }
+}
+
+#[test]
+fn tiles_are_sums_of_products() {
+    use kernel::{COLUMNS, ROWS, Tile};
+    for depth in [0, 1, 7, 300] {
+        let rows: Tensor<Flex, 2> = numbers(1, [depth + 1, ROWS]);
+        let columns: Tensor<Flex, 2> = numbers(2, [depth + 1, COLUMNS]);
+        let (rows, columns) = (Values::of(&rows).unwrap(), Values::of(&columns).unwrap());
+        let (rows, _) = rows.as_slice()[ROWS..].as_chunks();
+        let (columns, _) = columns.as_slice()[COLUMNS..].as_chunks();
+        let check = |sum: &dyn Fn(Tile<'_>)| {
+            let mut tile = [[f32::NAN; COLUMNS]; ROWS];
+            sum(Tile {
+                rows,
+                columns,
+                tile: &mut tile,
+            });
+            for (row, sums) in tile.iter().enumerate() {
+                for (column, sum) in sums.iter().enumerate() {
+                    let terms = rows.iter().zip(columns);
+                    let terms = terms.map(|(a, b)| f64::from(a[row]) * f64::from(b[column]));
+                    assert!((f64::from(*sum) - terms.sum::<f64>()).abs() < 1e-5);
+                }
+            }
+        };
+        // With the best instructions of this machine, with none, and with those of most others.
+        check(&|tile| kernel::tile(tile.rows, tile.columns, tile.tile));
+        check(&|tile| pulp::Simd::vectorize(pulp::Scalar, tile));
+        #[cfg(target_arch = "x86_64")]
+        if let Some(avx2) = pulp::x86::V3::try_new() {
+            check(&|tile| pulp::Simd::vectorize(avx2, tile));
+        }
+    }
+}
+
+#[test]
+fn memory_is_used_again() {
+    // So large that no other test, beside this one, would take it.
+    let len = 20_000_001;
+    let mut room = Room::new(len);
+    room.fill(1.0);
+    let before = room.as_ptr();
+    let x: Tensor<Flex, 1> = tensor(room, [len]);
+    let other = Room::new(len);
+    assert_ne!(other.as_ptr(), before);
+    let some = x.clone().slice([len - 3..len]);
+    assert_eq!(some.sum().into_scalar(), 3.0);
+    drop(x);
+    let again = Room::new(len);
+    assert_eq!(again.as_ptr(), before);
+    assert_eq!(again.as_ptr().addr() % 64, 0);
 }
 
 #[test]
@@ -295,6 +350,17 @@ fn elementwise() {
     check_close(
         ops::image_to_tokens(numbers::<Flex, 4>(1, shape)).into_data(),
         ops::image_to_tokens(numbers::<NdArray, 4>(1, shape)).into_data(),
+        0.0,
+    );
+    check_close(
+        ops::concat_channels(numbers::<Flex, 4>(1, shape), numbers(2, [2, 3, 9, 33])).into_data(),
+        ops::concat_channels(numbers::<NdArray, 4>(1, shape), numbers(2, [2, 3, 9, 33]))
+            .into_data(),
+        0.0,
+    );
+    check_close(
+        ops::upsample_nearest(numbers::<Flex, 4>(1, shape), [18, 66]).into_data(),
+        ops::upsample_nearest(numbers::<NdArray, 4>(1, shape), [18, 66]).into_data(),
         0.0,
     );
 }

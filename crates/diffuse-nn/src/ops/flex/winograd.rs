@@ -158,7 +158,7 @@ pub fn winograd(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: &mut [f
 
 /// Transforms all filters, and then does everything else for a few squares at a time: of large pictures, little goes through
 /// memory so.
-fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: &mut [f32]) {
+pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: &mut [f32]) {
     let (channels, outputs) = (x.channels, bias.len());
     let tiles = outputs.div_ceil(ROWS);
     let mut filters = Room::default();
@@ -219,7 +219,7 @@ fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: &mut [f32]) 
 
 /// Transforms the inputs of many squares, and then does everything else for some outputs at a time: their filters stay in
 /// the cache.
-fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: &mut [f32]) {
+pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: &mut [f32]) {
     let (channels, outputs) = (x.channels, bias.len());
     let places = Place::all(&x, 0..x.height);
     // As many squares as fit, in whole rows of lanes.

@@ -59,7 +59,7 @@ impl WithSimd for Tile<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        if S::REGISTER_COUNT >= 2 * ROWS + VECTORS + 1 {
+        if S::REGISTER_COUNT > VECTORS * ROWS + VECTORS {
             self.sum::<S, ROWS>(simd);
         } else {
             self.sum::<S, HALF>(simd);

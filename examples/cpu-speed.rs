@@ -59,10 +59,6 @@ fn operation(name: &str, rest: &[&str]) -> Result<Box<dyn FnMut()>> {
     }
     let sizes = numbers(rest)?;
     Ok(match (name, &sizes[..]) {
-        ("matmul", &[m, n, k]) => {
-            let (a, b) = (random([m, k]), random([k, n]));
-            Box::new(move || drop(black_box(a.clone().matmul(b.clone()))))
-        }
         ("conv" | "conv_stride_2", &[batch, channels, outputs, height, width, kernel]) => {
             let x = random([batch, channels, height, width]);
             let weight = random([outputs, channels, kernel, kernel]);

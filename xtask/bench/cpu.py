@@ -66,10 +66,6 @@ def operation(name, words, run_openvino):
     if name in ("unet", "ddpm", "vae"):
         return network(name, words[0], [int(word) for word in words[1:]], run_openvino)
     sizes = [int(word) for word in words]
-    if name == "matmul":
-        m, n, k = sizes
-        a, b = torch.randn(m, k), torch.randn(k, n)
-        return lambda: a @ b
     if name in ("conv", "conv_stride_2"):
         batch, channels, outputs, height, width, kernel = sizes
         stride = 1 if name == "conv" else 2

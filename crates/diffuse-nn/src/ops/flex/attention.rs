@@ -82,12 +82,9 @@ impl<'a> Heads<'a> {
     ) -> Self {
         let d = inner / count;
         let sizes = [context.div_ceil(ROWS) * d, d.div_ceil(ROWS) * context];
-        let mut columns = [key_room, value_room].into_iter().zip(sizes);
-        let [packed_keys, packed_values] = [(); 2].map(|()| {
-            let (room, size) = columns.next().expect("two");
-            let (columns, _) = room.resize(batch * count * size * ROWS).as_chunks_mut();
-            columns
-        });
+        let [key_size, value_size] = sizes.map(|size| batch * count * size * ROWS);
+        let (packed_keys, _) = key_room.resize(key_size).as_chunks_mut();
+        let (packed_values, _) = value_room.resize(value_size).as_chunks_mut();
         let heads = packed_keys
             .par_chunks_mut(sizes[0])
             .zip(packed_values.par_chunks_mut(sizes[1]));

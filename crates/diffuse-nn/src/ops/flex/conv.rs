@@ -4,7 +4,6 @@
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::kernel::COLUMNS;
 use super::matrix::{DEPTH, Rows, Start, pack_columns, product};
 use super::memory::Room;
 use super::weights::{Weight, Weights};
@@ -96,10 +95,7 @@ fn pointwise(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: &mut [f32]
             area,
             weight,
             #[inline(always)]
-            |first, lines| {
-                let columns = first..area.min(first + lines.len() / channels * COLUMNS);
-                pack_columns(picture, area, columns, channels, lines);
-            },
+            |first, lines| pack_columns(picture, area, first..area, channels, lines),
             #[inline(always)]
             |position, [sums], out| Start::OfRows(bias).plus(position, sums, out),
         );
@@ -144,9 +140,7 @@ pub fn as_columns(
                 weight.part(first * 9, count * 9),
                 #[inline(always)]
                 |first, lines| {
-                    let depth = count * 9;
-                    let some = first..positions.min(first + lines.len() / depth * COLUMNS);
-                    pack_columns(columns, positions, some, depth, lines);
+                    pack_columns(columns, positions, first..positions, count * 9, lines);
                 },
                 #[inline(always)]
                 |position, [sums], out| start.plus(position, sums, out),

@@ -89,8 +89,8 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Packs columns of rows that are `stride` apart in `values`, from `first` on, `N` after the other, with zeros for those
-/// that are not there: `to` has `depth` steps for each `N` of them.
+/// Packs columns of rows that are `stride` apart in `values`, `N` at a time, with zeros for those that are not there: as many as
+/// `to` has room for, with `depth` steps for each `N`.
 #[inline(always)]
 pub fn pack_columns<const N: usize>(
     values: &[f32],
@@ -99,8 +99,9 @@ pub fn pack_columns<const N: usize>(
     depth: usize,
     to: &mut [[f32; N]],
 ) {
+    let end = columns.end.min(columns.start + to.len() / depth * N);
     for step in 0..depth {
-        let row = &values[step * stride..][columns.clone()];
+        let row = &values[step * stride..][columns.start..end];
         let (whole, rest) = row.as_chunks();
         let mut to = to[step..].iter_mut().step_by(depth);
         to.by_ref().zip(whole).for_each(|(to, row)| *to = *row);
@@ -146,13 +147,8 @@ pub fn product<const PARTS: usize>(
         let range = start * COLUMNS..width.min((start + some) * COLUMNS);
         let mut tasks = Vec::new();
         for (group, rows) in out.chunks_mut(tiles * ROWS * width).enumerate() {
-            let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
-            parts.resize_with(some.div_ceil(per_split), Vec::new);
-            for row in rows.chunks_mut(width) {
-                let row = row[range.clone()].chunks_mut(per_split * COLUMNS);
-                parts.iter_mut().zip(row).for_each(|(to, row)| to.push(row));
-            }
-            let parts = parts.into_iter().enumerate();
+            let rows = rows.chunks_mut(width).map(|row| &mut row[range.clone()]);
+            let parts = in_parts(rows, per_split * COLUMNS).into_iter().enumerate();
             tasks.extend(parts.map(|(split, out)| (group * tiles * ROWS, split * per_split, out)));
         }
         let tasks = tasks.into_par_iter();
@@ -189,6 +185,23 @@ pub fn product<const PARTS: usize>(
             );
         });
     }
+}
+
+/// Parts of `size` of each of some slices as long as each other: the first of all of them, then the second.
+pub fn in_parts<'a>(
+    slices: impl Iterator<Item = &'a mut [f32]>,
+    size: usize,
+) -> Vec<Vec<&'a mut [f32]>> {
+    let mut parts = Vec::new();
+    for slice in slices {
+        parts.resize_with(slice.len().div_ceil(size), Vec::new);
+        let slice = slice.chunks_mut(size);
+        parts
+            .iter_mut()
+            .zip(slice)
+            .for_each(|(to, part)| to.push(part));
+    }
+    parts
 }
 
 /// What is there before the sums of a product.

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use super::conv::Pictures;
 use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
-use super::matrix::Rows;
+use super::matrix::{Rows, in_parts};
 use super::memory::Room;
 use super::vectorized;
 use super::weights::Weights;
@@ -25,7 +25,7 @@ const IN: usize = 6;
 const PRODUCTS: usize = IN * IN;
 /// Transformed values of inputs that are held at once, where that is not all: 32 MB.
 const INPUTS: usize = 1 << 23;
-/// Transformed values of filters that are held at once, if it is all of them: as much as is kept as room, 64 MB.
+/// Transformed values of filters that are held at once, if it is all of them: 64 MB.
 const FILTERS: usize = 1 << 24;
 /// Transformed values of filters that a thread holds, where they are not held at once: 3 MB.
 const SOME_FILTERS: usize = 3 << 18;
@@ -33,6 +33,7 @@ const SOME_FILTERS: usize = 3 << 18;
 const OUTPUTS: usize = 40;
 /// Squares whose products are held at once.
 const SQUARES: usize = 64;
+/// Outputs whose products are held at once, where the filters of all are.
 const SOME: usize = 2 * ROWS;
 /// As many squares for each thread, times this, are many.
 const PARTS: usize = 4;
@@ -161,8 +162,7 @@ pub fn winograd(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: &mut [f
 pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: &mut [f32]) {
     let (channels, outputs) = (x.channels, bias.len());
     let tiles = outputs.div_ceil(ROWS);
-    let mut filters = Room::default();
-    let filters = filters.resize(tiles * PRODUCTS * channels * ROWS);
+    let mut filters = Room::new(tiles * PRODUCTS * channels * ROWS);
     let (filters, _) = filters.as_chunks_mut();
     let of_tiles = filters.par_chunks_mut(PRODUCTS * channels).enumerate();
     of_tiles.for_each(|(tile, filters)| {
@@ -182,14 +182,7 @@ pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: &mut [f3
             batch: 1,
             ..x
         };
-        let mut parts: Vec<_> = (0..x.height).step_by(rows).map(|_| Vec::new()).collect();
-        for channel in out.chunks_mut(x.area()) {
-            let channel = channel.chunks_mut(rows * x.width);
-            parts
-                .iter_mut()
-                .zip(channel)
-                .for_each(|(to, part)| to.push(part));
-        }
+        let parts = in_parts(out.chunks_mut(x.area()), rows * x.width);
         let parts = parts.into_iter().enumerate();
         tasks.extend(parts.map(|(index, out)| (picture, index * rows, out)));
     }
@@ -225,10 +218,8 @@ pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: &mut [f3
     // As many squares as fit, in whole rows of lanes.
     let at_once = (INPUTS / (PRODUCTS * channels * LANES)).max(1) * LANES;
     let panels = at_once.min(places.len()).div_ceil(LANES);
-    let mut inputs = Room::default();
-    let (inputs, _) = inputs
-        .resize(panels * PRODUCTS * channels * LANES)
-        .as_chunks_mut();
+    let mut inputs = Room::new(panels * PRODUCTS * channels * LANES);
+    let (inputs, _) = inputs.as_chunks_mut();
     // As many tasks for each thread, of whole tiles.
     let threads = rayon::current_num_threads();
     let some = (SOME_FILTERS / (PRODUCTS * channels)).clamp(ROWS, OUTPUTS);

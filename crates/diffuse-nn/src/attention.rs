@@ -77,11 +77,26 @@ impl<B: Backend> Attention<B> {
     /// - `context`: `[batch, context tokens, cross_attention_dim]`
     /// - output: `[batch, tokens, query_dim]`
     pub fn forward(&self, x: Tensor<B, 3>, context: Option<&Tensor<B, 3>>) -> Tensor<B, 3> {
+        self.to_out[0].forward(self.attend(x, context))
+    }
+
+    /// [`forward`](Attention::forward), and adds the result to `residual`, which has its shape.
+    pub fn forward_add(
+        &self,
+        x: Tensor<B, 3>,
+        context: Option<&Tensor<B, 3>>,
+        residual: Tensor<B, 3>,
+    ) -> Tensor<B, 3> {
+        self.to_out[0].forward_add(self.attend(x, context), residual)
+    }
+
+    /// All but the last projection.
+    fn attend(&self, x: Tensor<B, 3>, context: Option<&Tensor<B, 3>>) -> Tensor<B, 3> {
         let context = context.cloned().unwrap_or_else(|| x.clone());
         let query = self.to_q.forward(x);
         let key = self.to_k.forward(context.clone());
         let value = self.to_v.forward(context);
-        self.to_out[0].forward(ops::attention(query, key, value, self.heads))
+        ops::attention(query, key, value, self.heads)
     }
 
     /// Self-attention over the positions of a picture, with norm and residual, as between the residual blocks of
@@ -90,13 +105,12 @@ impl<B: Backend> Attention<B> {
     /// # Shapes
     /// - `x`, output: `[batch, query_dim, height, width]`
     pub fn forward_image(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let [_, _, height, width] = x.dims();
         let hidden = match &self.group_norm {
             Some(norm) => norm.forward(x.clone()),
             None => x.clone(),
         };
-        let hidden = self.forward(ops::image_to_tokens(hidden), None);
-        let output = ops::tokens_to_image(hidden, [height, width]) + x;
+        let hidden = self.attend(ops::image_to_tokens(hidden), None);
+        let output = self.to_out[0].forward_to_image(hidden, x);
         if self.rescale_output_factor == 1.0 {
             output
         } else {

@@ -79,4 +79,10 @@ impl<B: Backend> Conv2d<B> {
             self.geometry,
         )
     }
+
+    /// Applies the convolution, and adds the result to `residual`, which has its shape.
+    pub fn forward_add(&self, x: Tensor<B, 4>, residual: Tensor<B, 4>) -> Tensor<B, 4> {
+        let bias = self.bias.as_ref().map(|bias| bias.val());
+        ops::conv2d_add(x, self.weight.val(), bias, self.geometry, residual)
+    }
 }

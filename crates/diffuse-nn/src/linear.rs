@@ -61,4 +61,24 @@ impl<B: Backend> Linear<B> {
             self.bias.as_ref().map(|bias| bias.val()),
         )
     }
+
+    /// Applies the layer to the last dimension, and adds the result to `residual`, which has its shape.
+    pub fn forward_add<const D: usize>(
+        &self,
+        x: Tensor<B, D>,
+        residual: Tensor<B, D>,
+    ) -> Tensor<B, D> {
+        let bias = self.bias.as_ref().map(|bias| bias.val());
+        ops::linear_add(x, self.weight.val(), bias, residual)
+    }
+
+    /// Applies the layer to tokens, and adds the result as a picture to `residual`.
+    ///
+    /// # Shapes
+    /// - `x`: `[batch, height · width, d_input]`
+    /// - `residual`, output: `[batch, d_output, height, width]`
+    pub fn forward_to_image(&self, x: Tensor<B, 3>, residual: Tensor<B, 4>) -> Tensor<B, 4> {
+        let bias = self.bias.as_ref().map(|bias| bias.val());
+        ops::linear_to_image(x, self.weight.val(), bias, residual)
+    }
 }

@@ -117,13 +117,11 @@ impl<B: Backend> ResnetBlock2D<B> {
                 ops::silu(ops::scale_shift_channels(hidden, scale + 1.0, shift))
             }
         };
-        let hidden = self.conv2.forward(hidden);
-
         let shortcut = match &self.conv_shortcut {
             Some(conv) => conv.forward(x),
             None => x,
         };
-        let output = shortcut + hidden;
+        let output = self.conv2.forward_add(hidden, shortcut);
         if self.output_scale_factor == 1.0 {
             output
         } else {

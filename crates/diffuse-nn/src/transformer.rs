@@ -63,6 +63,12 @@ impl<B: Backend> FeedForward<B> {
         let (geglu, _, linear) = &self.net;
         linear.forward(geglu.forward(x))
     }
+
+    /// [`forward`](FeedForward::forward), and adds the result to `residual`, which has its shape.
+    pub fn forward_add(&self, x: Tensor<B, 3>, residual: Tensor<B, 3>) -> Tensor<B, 3> {
+        let (geglu, _, linear) = &self.net;
+        linear.forward_add(geglu.forward(x), residual)
+    }
 }
 
 /// Configuration of a [`BasicTransformerBlock`].
@@ -116,12 +122,13 @@ impl<B: Backend> BasicTransformerBlock<B> {
     /// - `x`, output: `[batch, tokens, dim]`
     /// - `context`: `[batch, text tokens, cross_attention_dim]`
     pub fn forward(&self, x: Tensor<B, 3>, context: &Tensor<B, 3>) -> Tensor<B, 3> {
-        let x = self.attn1.forward(self.norm1.forward(x.clone()), None) + x;
+        let x = self
+            .attn1
+            .forward_add(self.norm1.forward(x.clone()), None, x);
         let x = self
             .attn2
-            .forward(self.norm2.forward(x.clone()), Some(context))
-            + x;
-        self.ff.forward(self.norm3.forward(x.clone())) + x
+            .forward_add(self.norm2.forward(x.clone()), Some(context), x);
+        self.ff.forward_add(self.norm3.forward(x.clone()), x)
     }
 }
 
@@ -147,14 +154,30 @@ impl<B: Backend> Projection<B> {
 
     /// `[batch, tokens, in]` to `[batch, tokens, out]`.
     pub fn forward(&self, tokens: Tensor<B, 3>) -> Tensor<B, 3> {
-        match self {
-            Projection::Linear(linear) => linear.forward(tokens),
+        let (weight, bias) = self.weights();
+        ops::linear(tokens, weight, bias)
+    }
+
+    /// Projects tokens, and adds the result as a picture to `residual`.
+    ///
+    /// # Shapes
+    /// - `tokens`: `[batch, height · width, in]`
+    /// - `residual`, output: `[batch, out, height, width]`
+    pub fn forward_to_image(&self, tokens: Tensor<B, 3>, residual: Tensor<B, 4>) -> Tensor<B, 4> {
+        let (weight, bias) = self.weights();
+        ops::linear_to_image(tokens, weight, bias, residual)
+    }
+
+    /// The weight as that of a linear layer, and the bias.
+    fn weights(&self) -> (Tensor<B, 2>, Option<Tensor<B, 1>>) {
+        let (weight, bias) = match self {
+            Projection::Linear(linear) => (linear.weight.val(), &linear.bias),
             Projection::Conv(conv) => {
                 let [to, from, _, _] = conv.weight.dims();
-                let weight = conv.weight.val().reshape([to, from]);
-                ops::linear(tokens, weight, conv.bias.as_ref().map(|bias| bias.val()))
+                (conv.weight.val().reshape([to, from]), &conv.bias)
             }
-        }
+        };
+        (weight, bias.as_ref().map(|bias| bias.val()))
     }
 }
 
@@ -217,7 +240,6 @@ impl<B: Backend> Transformer2DModel<B> {
     /// - `x`, output: `[batch, channels, height, width]`
     /// - `context`: `[batch, text tokens, cross_attention_dim]`
     pub fn forward(&self, x: Tensor<B, 4>, context: &Tensor<B, 3>) -> Tensor<B, 4> {
-        let [_, _, height, width] = x.dims();
         let tokens = ops::image_to_tokens(self.norm.forward(x.clone()));
         let tokens = self
             .transformer_blocks
@@ -225,6 +247,6 @@ impl<B: Backend> Transformer2DModel<B> {
             .fold(self.proj_in.forward(tokens), |tokens, block| {
                 block.forward(tokens, context)
             });
-        ops::tokens_to_image(self.proj_out.forward(tokens), [height, width]) + x
+        self.proj_out.forward_to_image(tokens, x)
     }
 }

@@ -47,8 +47,35 @@ pub fn conv2d<B: Backend>(
     bias: Option<Tensor<B, 1>>,
     geometry: ConvGeometry,
 ) -> Tensor<B, 4> {
-    let [_, channels, _, _] = x.dims();
-    let [outputs, expected, _, _] = weight.dims();
+    any_conv2d(x, weight, bias, geometry, None)
+}
+
+/// [`conv2d`], and a residual that its result is added to.
+///
+/// # Shapes
+/// - `residual`: that of the output
+///
+/// # Panics
+/// As [`conv2d`], or if the residual has another shape.
+pub fn conv2d_add<B: Backend>(
+    x: Tensor<B, 4>,
+    weight: Tensor<B, 4>,
+    bias: Option<Tensor<B, 1>>,
+    geometry: ConvGeometry,
+    residual: Tensor<B, 4>,
+) -> Tensor<B, 4> {
+    any_conv2d(x, weight, bias, geometry, Some(residual))
+}
+
+fn any_conv2d<B: Backend>(
+    x: Tensor<B, 4>,
+    weight: Tensor<B, 4>,
+    bias: Option<Tensor<B, 1>>,
+    geometry: ConvGeometry,
+    residual: Option<Tensor<B, 4>>,
+) -> Tensor<B, 4> {
+    let [batch, channels, height, width] = x.dims();
+    let [outputs, expected, kernel, _] = weight.dims();
     assert_eq!(
         channels, expected,
         "a convolution for {expected} channels got {channels}"
@@ -60,14 +87,26 @@ pub fn conv2d<B: Backend>(
         geometry.padding_end >= geometry.padding_start,
         "more padding at the start than at the end"
     );
-    if let Some(y) = flex::conv2d(&x, &weight, bias.as_ref(), geometry) {
-        return y;
+    if let Some(residual) = &residual {
+        let [rows, columns] = [height, width].map(|size| geometry.output(size, kernel));
+        let [_, _, height, width] = residual.dims();
+        let fits = residual.dims() == [batch, outputs, height, width]
+            && [rows, columns] == [Some(height), Some(width)];
+        assert!(fits, "a residual of another shape");
     }
+    let residual = match flex::conv2d(&x, &weight, bias.as_ref(), geometry, residual) {
+        Ok(y) => return y,
+        Err(residual) => residual,
+    };
     let weight = weight.cast(x.dtype());
     let extra = geometry.padding_end - geometry.padding_start;
     let x = zeros_after(zeros_after(x, 2, extra), 3, extra);
     let options = ConvOptions::new([geometry.stride; 2], [geometry.padding_start; 2], [1; 2], 1);
-    module::conv2d(x, weight, bias, options)
+    let y = module::conv2d(x, weight, bias, options);
+    match residual {
+        Some(residual) => y + residual,
+        None => y,
+    }
 }
 
 /// Appends `count` zeros along a dimension. burn's own padding makes them in the backend's default type, which `Flex`

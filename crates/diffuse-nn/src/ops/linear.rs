@@ -1,6 +1,6 @@
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::{flex, gelu};
+use super::{flex, gelu, tokens_to_image};
 
 /// `x Wᵀ + b` over the last dimension.
 ///
@@ -17,10 +17,41 @@ pub fn linear<B: Backend, const D: usize>(
     weight: Tensor<B, 2>,
     bias: Option<Tensor<B, 1>>,
 ) -> Tensor<B, D> {
+    any_linear(x, weight, bias, None)
+}
+
+/// [`linear`], and a residual that its result is added to.
+///
+/// # Shapes
+/// - `residual`: that of the output
+///
+/// # Panics
+/// As [`linear`], or if the residual has another shape.
+pub fn linear_add<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+    residual: Tensor<B, D>,
+) -> Tensor<B, D> {
+    any_linear(x, weight, bias, Some(residual))
+}
+
+fn any_linear<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+    residual: Option<Tensor<B, D>>,
+) -> Tensor<B, D> {
     let d_output = check_linear(&x, &weight, bias.as_ref());
-    if let Some(y) = flex::linear(&x, &weight, bias.as_ref()) {
-        return y;
+    if let Some(residual) = &residual {
+        let mut shape = x.dims();
+        shape[D - 1] = d_output;
+        assert_eq!(residual.dims(), shape, "a residual of another shape");
     }
+    let residual = match flex::linear(&x, &weight, bias.as_ref(), residual) {
+        Ok(y) => return y,
+        Err(residual) => residual,
+    };
     let weight = weight.cast(x.dtype());
     // One matrix product over all rows, not one a batch row.
     let (mut shape, d_input) = (x.dims(), weight.dims()[1]);
@@ -31,7 +62,39 @@ pub fn linear<B: Backend, const D: usize>(
         None => y,
     };
     shape[D - 1] = d_output;
-    y.reshape(shape)
+    let y = y.reshape(shape);
+    match residual {
+        Some(residual) => y + residual,
+        None => y,
+    }
+}
+
+/// A linear layer from tokens to a picture's positions, and a residual that the picture is added to.
+///
+/// # Shapes
+/// - `x`: `[batch, height · width, d_input]`
+/// - `weight`: `[d_output, d_input]`, of any floating point type
+/// - `bias`: `[d_output]`, of the type of `x`
+/// - `residual`, output: `[batch, d_output, height, width]`
+///
+/// # Panics
+/// As [`linear`], or if the residual has another shape.
+pub fn linear_to_image<B: Backend>(
+    x: Tensor<B, 3>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+    residual: Tensor<B, 4>,
+) -> Tensor<B, 4> {
+    let d_output = check_linear(&x, &weight, bias.as_ref());
+    let ([batch, tokens, _], shape) = (x.dims(), residual.dims());
+    let [_, _, height, width] = shape;
+    let fits = shape == [batch, d_output, height, width] && height * width == tokens;
+    assert!(fits, "a residual of another shape");
+    let residual = match flex::linear_to_image(&x, &weight, bias.as_ref(), residual) {
+        Ok(y) => return y,
+        Err(residual) => residual,
+    };
+    tokens_to_image(linear(x, weight, bias), [height, width]) + residual
 }
 
 /// The size of the output.

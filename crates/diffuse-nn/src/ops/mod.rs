@@ -19,8 +19,8 @@ mod reshape;
 
 pub use activation::{gelu, quick_gelu, silu};
 pub use attention::{attention, causal_attention};
-pub use conv::{ConvGeometry, conv2d, upsample_nearest};
-pub use linear::{linear, linear_geglu};
+pub use conv::{ConvGeometry, conv2d, conv2d_add, upsample_nearest};
+pub use linear::{linear, linear_add, linear_geglu, linear_to_image};
 pub use norm::{group_norm, group_norm_silu, layer_norm};
 pub use reshape::{
     add_channel_bias, concat_channels, image_to_tokens, scale_shift_channels, tokens_to_image,

@@ -53,16 +53,27 @@ pub fn conv2d<B: Backend>(
     _: &Tensor<B, 4>,
     _: Option<&Tensor<B, 1>>,
     _: ConvGeometry,
-) -> Option<Tensor<B, 4>> {
-    None
+    residual: Option<Tensor<B, 4>>,
+) -> Result<Tensor<B, 4>, Option<Tensor<B, 4>>> {
+    Err(residual)
 }
 
 pub fn linear<B: Backend, const D: usize>(
     _: &Tensor<B, D>,
     _: &Tensor<B, 2>,
     _: Option<&Tensor<B, 1>>,
-) -> Option<Tensor<B, D>> {
-    None
+    residual: Option<Tensor<B, D>>,
+) -> Result<Tensor<B, D>, Option<Tensor<B, D>>> {
+    Err(residual)
+}
+
+pub fn linear_to_image<B: Backend>(
+    _: &Tensor<B, 3>,
+    _: &Tensor<B, 2>,
+    _: Option<&Tensor<B, 1>>,
+    residual: Tensor<B, 4>,
+) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
+    Err(residual)
 }
 
 pub fn group_norm<B: Backend>(

@@ -8,12 +8,12 @@ use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
 use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
-use super::matrix::{Rows, pack_columns};
+use super::matrix::{Rows, TASKS, in_parts, pack_columns};
 use super::memory::Room;
 use super::weights::Weights;
 use super::{Values, exp2, tensor, vectorized};
 
-/// Tiles of queries of a task.
+/// Tiles of queries of a task at most.
 const TILES: usize = 4;
 /// Keys whose scores are held at once: those with a tile's queries stay in the cache next to a core.
 const KEYS: usize = 128;
@@ -41,22 +41,35 @@ pub fn attention<B: Backend>(
         [&mut keys, &mut values],
     );
     let mut out = Room::new(query.as_slice().len());
-    let batch = out
-        .par_chunks_mut(tokens * inner)
-        .zip(query.as_slice().par_chunks(tokens * inner))
-        .enumerate();
-    batch.for_each(|(index, (out, query))| {
+    // Some queries, and, where these are few, some of the heads.
+    let tasks = TASKS * rayon::current_num_threads();
+    let splits = tasks.div_ceil(batch * tokens.div_ceil(TILES * COLUMNS));
+    let at_once = heads.count.div_ceil(splits);
+    let mut tasks = Vec::new();
+    let pictures = out.chunks_mut(tokens * inner);
+    for (index, (out, query)) in pictures
+        .zip(query.as_slice().chunks(tokens * inner))
+        .enumerate()
+    {
         let size = TILES * COLUMNS * inner;
-        let tasks = out.par_chunks_mut(size).zip(query.par_chunks(size));
-        tasks.for_each_init(Vec::new, |tiles, (out, query)| {
+        for (out, query) in out.chunks_mut(size).zip(query.chunks(size)) {
+            let parts = in_parts(out.chunks_mut(inner), at_once * heads.d).into_iter();
             let query = Rows::new(Weights::F32(query), inner);
-            for head in 0..heads.count {
-                vectorized(
-                    #[inline(always)]
-                    || heads.attend(index, head, query, out, tiles),
-                );
-            }
-        });
+            tasks.extend(
+                parts
+                    .enumerate()
+                    .map(|(part, out)| (index, part * at_once, query, out)),
+            );
+        }
+    }
+    let tasks = tasks.into_par_iter();
+    tasks.for_each_init(Vec::new, |tiles, (index, first, query, mut out)| {
+        for part in 0..out[0].len() / heads.d {
+            vectorized(
+                #[inline(always)]
+                || heads.attend(index, [first, part], query, &mut out, tiles),
+            );
+        }
     });
     Some(tensor(out, shape))
 }
@@ -92,9 +105,7 @@ impl<'a> Heads<'a> {
             let (row, first) = (index / count * context * inner, index % count * d);
             let [keys, values] = [keys, values].map(|from| &from[row..row + context * inner]);
             let keys = Rows::new(Weights::F32(keys), inner).part(first, d);
-            for (index, to) in to_keys.chunks_mut(d).enumerate() {
-                keys.pack(index * ROWS, to);
-            }
+            keys.pack_all(0, to_keys);
             pack_columns(values, inner, first..first + d, context, to_values);
         });
         Self {
@@ -106,26 +117,25 @@ impl<'a> Heads<'a> {
         }
     }
 
-    /// What some queries see of one head, into its columns of `out`.
+    /// What some queries see of a head, into its columns of `out`, which has those from the `first` head on.
     #[inline(always)]
     fn attend(
         &self,
         batch: usize,
-        head: usize,
+        [first, part]: [usize; 2],
         query: Rows<'_>,
-        out: &mut [f32],
+        out: &mut [&mut [f32]],
         tiles: &mut Vec<Queries>,
     ) {
         let Self { context, d, .. } = *self;
+        let head = first + part;
         let index = batch * self.count + head;
         let (size, depth) = (context.div_ceil(ROWS) * d, d.div_ceil(ROWS));
         let keys = &self.keys[index * size..(index + 1) * size];
         let values = &self.values[index * depth * context..(index + 1) * depth * context];
-        let inner = self.count * d;
         let query = query.part(head * d, d);
         let scale = (d as f32).powf(-0.5) * std::f32::consts::LOG2_E;
-        let count = (out.len() / inner).div_ceil(COLUMNS);
-        tiles.resize_with(count, Queries::default);
+        tiles.resize_with(out.len().div_ceil(COLUMNS), Queries::default);
         for (index, tile) in tiles.iter_mut().enumerate() {
             tile.begin(query, index * COLUMNS, scale, d);
         }
@@ -151,8 +161,8 @@ impl<'a> Heads<'a> {
                 }
             }
         }
-        for (tile, out) in tiles.iter().zip(out.chunks_mut(COLUMNS * inner)) {
-            tile.finish(inner, head * d, d, out);
+        for (tile, out) in tiles.iter().zip(out.chunks_mut(COLUMNS)) {
+            tile.finish(part * d, d, out);
         }
     }
 }
@@ -212,12 +222,22 @@ impl Queries {
 
     /// Means of the values, into one head's columns.
     #[inline(always)]
-    fn finish(&self, inner: usize, first: usize, d: usize, out: &mut [f32]) {
+    fn finish(&self, first: usize, d: usize, out: &mut [&mut [f32]]) {
         let factors = self.weights.map(|weight| 1.0 / weight);
-        for (lane, out) in out.chunks_mut(inner).enumerate() {
-            let sums = self.sums.as_flattened().iter();
-            for (out, sums) in out[first..first + d].iter_mut().zip(sums) {
-                *out = sums[lane] * factors[lane];
+        for (index, sums) in self.sums.iter().enumerate() {
+            let columns = first + index * ROWS..first + d.min((index + 1) * ROWS);
+            let mut means = [[0.0; ROWS]; COLUMNS];
+            for (row, sums) in sums.iter().enumerate() {
+                for (lane, mean) in means.iter_mut().enumerate() {
+                    mean[row] = sums[lane] * factors[lane];
+                }
+            }
+            for (mean, out) in means.iter().zip(&mut *out) {
+                let out = &mut out[columns.clone()];
+                match out.first_chunk_mut() {
+                    Some(out) => *out = *mean,
+                    None => out.copy_from_slice(&mean[..out.len()]),
+                }
             }
         }
     }

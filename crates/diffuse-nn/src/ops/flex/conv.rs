@@ -4,11 +4,11 @@
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::matrix::{DEPTH, Rows, Start, pack_columns, product};
+use super::Values;
+use super::matrix::{Bias, DEPTH, Rows, Start, pack_columns, product};
 use super::memory::Room;
 use super::weights::{Weight, Weights};
 use super::winograd::winograd;
-use super::{Values, tensor};
 use crate::ops::ConvGeometry;
 
 /// Values of columns that are held at once, if that is a channel or more.
@@ -40,28 +40,36 @@ impl<'a> Pictures<'a> {
     }
 }
 
-/// See [`conv2d`](crate::ops::conv2d): those with a kernel of 3, and of 1 that see each position by itself.
+/// See [`conv2d`](crate::ops::conv2d), and [`conv2d_add`](crate::ops::conv2d_add) for a residual, which else comes back: those
+/// with a kernel of 3, and of 1 that see each position by itself.
 pub fn conv2d<B: Backend>(
     x: &Tensor<B, 4>,
     weight: &Tensor<B, 4>,
     bias: Option<&Tensor<B, 1>>,
     geometry: ConvGeometry,
-) -> Option<Tensor<B, 4>> {
+    residual: Option<Tensor<B, 4>>,
+) -> Result<Tensor<B, 4>, Option<Tensor<B, 4>>> {
     let [batch, channels, height, width] = x.dims();
     let [outputs, _, kernel, other] = weight.dims();
     let keeps_size = geometry == ConvGeometry::same(kernel);
     let is_here = kernel == 3 || kernel == 1 && keeps_size;
-    if !is_here || kernel != other || [batch, channels, outputs].contains(&0) {
-        return None;
+    let size = [height, width].map(|size| geometry.output(size, kernel).unwrap_or(0));
+    let [rows, columns] = size;
+    let sizes = [batch, channels, outputs, height, width, rows, columns];
+    if !is_here || kernel != other || sizes.contains(&0) {
+        return Err(residual);
     }
-    let [rows, columns] = [height, width].map(|size| geometry.output(size, kernel).unwrap_or(0));
-    if [height, width, rows, columns].contains(&0) {
-        return None;
-    }
-    let (x, weight) = (Values::of(x)?, Weight::of(weight)?);
-    let weight = weight.values()?;
-    let bias = Values::of_bias(bias, outputs)?;
-    let bias = bias.as_slice();
+    let (x, weight, bias) = (
+        Values::of(x),
+        Weight::of(weight),
+        Values::of_bias(bias, outputs),
+    );
+    let (Some(x), Some(weight), Some(bias)) = (x, weight, bias) else {
+        return Err(residual);
+    };
+    let (Some(weight), onto) = (weight.values(), residual.is_some()) else {
+        return Err(residual);
+    };
     let pictures = Pictures {
         values: x.as_slice(),
         batch,
@@ -69,27 +77,40 @@ pub fn conv2d<B: Backend>(
         height,
         width,
     };
-    let mut out = Room::new(batch * outputs * rows * columns);
+    let mut results = Values::onto(residual, [batch, outputs, rows, columns])?;
+    let out = Outputs {
+        values: results.make_mut(),
+        onto,
+    };
+    let bias = bias.as_slice();
     let is_large = batch * height * width >= POSITIONS && channels.min(outputs) >= CHANNELS;
     if kernel == 1 {
-        pointwise(pictures, weight, bias, &mut out);
+        pointwise(pictures, weight, bias, out);
     } else if keeps_size && is_large {
-        winograd(pictures, weight, bias, &mut out);
+        winograd(pictures, weight, bias, out);
     } else {
-        let size = [rows, columns];
-        as_columns(pictures, weight, bias, geometry, size, &mut out);
+        as_columns(pictures, weight, bias, geometry, size, out);
     }
-    Some(tensor(out, [batch, outputs, rows, columns]))
+    Ok(results.tensor())
+}
+
+/// Pictures that are made.
+pub struct Outputs<'a> {
+    pub values: &'a mut [f32],
+    /// Whether results are added to what is there.
+    pub onto: bool,
 }
 
 /// A 1x1 convolution: a matrix product for each picture.
-fn pointwise(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: &mut [f32]) {
+fn pointwise(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_>) {
     let (area, channels) = (x.area(), x.channels);
     let weight = Rows::new(weight, channels);
-    let pictures = out
-        .chunks_mut(bias.len() * area)
-        .zip(x.values.chunks(channels * area));
-    for (out, picture) in pictures {
+    let pictures = out.values.chunks_mut(bias.len() * area);
+    let start = Start {
+        bias: Bias::OfRows(bias),
+        onto: out.onto,
+    };
+    for (out, picture) in pictures.zip(x.values.chunks(channels * area)) {
         product(
             out,
             area,
@@ -97,7 +118,7 @@ fn pointwise(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: &mut [f32]
             #[inline(always)]
             |first, lines| pack_columns(picture, area, first..area, channels, lines),
             #[inline(always)]
-            |position, [sums], out| Start::OfRows(bias).plus(position, sums, out),
+            |position, [sums], out| start.plus(position, sums, out),
         );
     }
 }
@@ -110,7 +131,7 @@ pub fn as_columns(
     bias: &[f32],
     geometry: ConvGeometry,
     size: [usize; 2],
-    out: &mut [f32],
+    out: Outputs<'_>,
 ) {
     let (area, outputs) = (size[0] * size[1], bias.len());
     let positions = x.batch * area;
@@ -119,7 +140,8 @@ pub fn as_columns(
     let weight = Rows::new(weight, 9 * x.channels);
     let mut columns = Room::default();
     let columns = columns.resize(at_once * 9 * positions);
-    let mut convolve = |sums: &mut [f32]| {
+    let mut convolve = |sums: &mut [f32], onto| {
+        let bias = Bias::OfRows(bias);
         for first in (0..x.channels).step_by(at_once) {
             let count = at_once.min(x.channels - first);
             // Rows of channels, of taps in them, of pictures in those.
@@ -130,10 +152,7 @@ pub fn as_columns(
                 let tap = [tap % 9 / 3, tap % 3];
                 seen_by(tap, from, [x.height, x.width], geometry, size, row);
             });
-            let start = match first {
-                0 => Start::OfRows(bias),
-                _ => Start::Present,
-            };
+            let start = Start { bias, onto }.from_term(first);
             product(
                 sums,
                 positions,
@@ -148,15 +167,23 @@ pub fn as_columns(
         }
     };
     if x.batch == 1 {
-        return convolve(out);
+        return convolve(out.values, out.onto);
     }
     let mut sums = Room::default();
     let sums = sums.resize(outputs * positions);
-    convolve(sums);
-    let channels = out.par_chunks_mut(area).enumerate();
-    channels.for_each(|(index, out)| {
+    convolve(sums, false);
+    let channels = out.values.par_chunks_mut(area).enumerate();
+    channels.for_each(|(index, values)| {
         let (picture, output) = (index / outputs, index % outputs);
-        out.copy_from_slice(&sums[output * positions + picture * area..][..area]);
+        let sums = &sums[output * positions + picture * area..][..area];
+        if out.onto {
+            values
+                .iter_mut()
+                .zip(sums)
+                .for_each(|(value, sum)| *value += sum);
+        } else {
+            values.copy_from_slice(sums);
+        }
     });
 }
 

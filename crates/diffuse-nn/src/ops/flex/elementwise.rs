@@ -85,12 +85,16 @@ pub fn concat_channels<B: Backend>(a: &Tensor<B, 4>, b: &Tensor<B, 4>) -> Option
         .zip(b.par_chunks(b.len() / batch));
     pictures.for_each(|((out, a), b)| {
         let (first, second) = out.split_at_mut(a.len());
-        for (to, from) in [(first, a), (second, b)] {
-            let chunks = to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK));
-            chunks.for_each(|(to, from)| to.copy_from_slice(from));
-        }
+        copy(first, a);
+        copy(second, b);
     });
     Some(tensor(out, [batch, channels + others, height, width]))
+}
+
+/// Copies with all threads.
+pub fn copy(to: &mut [f32], from: &[f32]) {
+    let chunks = to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK));
+    chunks.for_each(|(to, from)| to.copy_from_slice(from));
 }
 
 /// See [`upsample_nearest`](crate::ops::upsample_nearest): to twice the size.

@@ -1,6 +1,6 @@
 //! Matrix products, and linear layers.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
@@ -10,18 +10,20 @@ use super::memory::Room;
 use super::weights::{Weight, Weights};
 use super::{Values, gelu_of, tensor, vectorized};
 
-/// Lines of packed columns that are held at once, 4 MB: they stay in the cache that all cores share.
-const LINES: usize = 1 << 15;
+/// Lines of packed columns that are held at once for each thread, 2 MB: they stay in the caches.
+const LINES: usize = 1 << 14;
 /// Terms of a sum at once: those of a few rows and of a tile's columns stay in the cache next to a core.
 pub const DEPTH: usize = 1 << 11;
 /// Tasks a thread: enough for threads that end early to find more.
-const TASKS: usize = 4;
+pub const TASKS: usize = 4;
 /// Steps that are packed at once: so many of a row are read side by side.
 const STEPS: usize = 64;
-/// Tiles whose columns are packed at once.
+/// Packed values of rows that are held at once, 8 MB, if it is all of them.
+const ALL_ROWS: usize = 1 << 21;
+/// Tiles whose columns are packed at once, at most.
 const PANELS: usize = 4;
-/// Tiles of rows of a task at most.
-const TILES: usize = 8;
+/// Tiles of rows of a task, if there are as many: fewer would read the columns from afar for little.
+const TILES: RangeInclusive<usize> = 4..=8;
 
 /// Some rows of weights or values, each one's side by side: the rows of a product, or what becomes its columns.
 #[derive(Clone, Copy)]
@@ -87,6 +89,14 @@ impl<'a> Rows<'a> {
             }
         }
     }
+
+    /// Packs `N` rows after the other from `first` on: as many as `to` has room for.
+    #[inline(always)]
+    pub fn pack_all<const N: usize>(self, first: usize, to: &mut [[f32; N]]) {
+        for (index, to) in to.chunks_mut(self.depth).enumerate() {
+            self.pack(first + index * N, to);
+        }
+    }
 }
 
 /// Packs columns of rows that are `stride` apart in `values`, `N` at a time, with zeros for those that are not there: as many as
@@ -125,22 +135,39 @@ pub fn product<const PARTS: usize>(
 ) {
     assert_eq!(out.len(), rows.count * width, "no room for a product");
     let Rows { count, depth, .. } = rows;
+    let threads = rayon::current_num_threads();
     let panels = width.div_ceil(COLUMNS);
-    let at_once = (LINES / (depth * PARTS)).clamp(1, panels);
-    // A few tiles of rows a task, or, if these are few, a part of their columns.
-    let tasks = TASKS * rayon::current_num_threads();
-    let tiles = (count.div_ceil(ROWS) / tasks).clamp(1, TILES);
-    let splits = tasks.div_ceil(count.div_ceil(ROWS * tiles));
+    let at_once = (LINES * threads / (depth * PARTS)).clamp(1, panels);
+    // A few tiles of rows a task, and, if these are few, a part of their columns.
+    let (tasks, row_tiles) = (TASKS * threads, count.div_ceil(ROWS));
+    let tiles = (row_tiles / tasks).clamp(*TILES.start(), *TILES.end());
+    let splits = tasks.div_ceil(row_tiles.div_ceil(tiles));
+    // What is needed several times is packed before, unless it would not stay in a cache until then.
+    let size = row_tiles * depth * ROWS;
+    let is_again = at_once < panels && size <= ALL_ROWS;
+    let mut room = Room::default();
+    let all_rows = (splits > 1 || is_again).then(|| {
+        let (all, _) = room.resize(size).as_chunks_mut();
+        let each = all.par_chunks_mut(depth).enumerate();
+        each.for_each(|(tile, to)| {
+            vectorized(
+                #[inline(always)]
+                || rows.pack(tile * ROWS, to),
+            );
+        });
+        &*all
+    });
     let mut room = Room::default();
     for start in (0..panels).step_by(at_once) {
         let some = at_once.min(panels - start);
         let packed = room.resize(some * PARTS * depth * COLUMNS);
         let (packed, _) = packed.as_chunks_mut::<COLUMNS>();
-        let columns = packed.par_chunks_mut(PANELS * PARTS * depth);
+        let a_task = some.div_ceil(tasks).min(PANELS);
+        let columns = packed.par_chunks_mut(a_task * PARTS * depth);
         columns.enumerate().for_each(|(index, lines)| {
             vectorized(
                 #[inline(always)]
-                || pack((start + index * PANELS) * COLUMNS, lines),
+                || pack((start + index * a_task) * COLUMNS, lines),
             );
         });
         let per_split = some.div_ceil(splits);
@@ -149,20 +176,24 @@ pub fn product<const PARTS: usize>(
         for (group, rows) in out.chunks_mut(tiles * ROWS * width).enumerate() {
             let rows = rows.chunks_mut(width).map(|row| &mut row[range.clone()]);
             let parts = in_parts(rows, per_split * COLUMNS).into_iter().enumerate();
-            tasks.extend(parts.map(|(split, out)| (group * tiles * ROWS, split * per_split, out)));
+            tasks.extend(parts.map(|(split, out)| (group * tiles, split * per_split, out)));
         }
         let tasks = tasks.into_par_iter();
         tasks.for_each_init(Room::default, |room, (first, split, mut out)| {
-            let own = room.resize(out.len().next_multiple_of(ROWS) * depth);
-            let (own, _) = own.as_chunks_mut::<ROWS>();
+            let size = out.len().div_ceil(ROWS) * depth;
             let panels = out[0].len().div_ceil(COLUMNS);
             let lines = &packed[split * PARTS * depth..][..panels * PARTS * depth];
             vectorized(
                 #[inline(always)]
                 || {
-                    for (index, to) in own.chunks_mut(depth).enumerate() {
-                        rows.pack(first + index * ROWS, to);
-                    }
+                    let own = match all_rows {
+                        Some(all) => &all[first * depth..][..size],
+                        None => {
+                            let (own, _) = room.resize(size * ROWS).as_chunks_mut();
+                            rows.pack_all(first * ROWS, own);
+                            &*own
+                        }
+                    };
                     let mut sums = [[[0.0; COLUMNS]; ROWS]; PARTS];
                     for (panel, lines) in lines.chunks(PARTS * depth).enumerate() {
                         let left = panel * COLUMNS;
@@ -174,7 +205,10 @@ pub fn product<const PARTS: usize>(
                             for (row, out) in out.iter_mut().enumerate() {
                                 let end = out.len().min(left + COLUMNS);
                                 finish(
-                                    [first + index * ROWS + row, (start + split) * COLUMNS + left],
+                                    [
+                                        (first + index) * ROWS + row,
+                                        (start + split) * COLUMNS + left,
+                                    ],
                                     sums.each_ref().map(|sums| &sums[row]),
                                     &mut out[left..end],
                                 );
@@ -204,43 +238,58 @@ pub fn in_parts<'a>(
     parts
 }
 
-/// What is there before the sums of a product.
+/// What the sums of a product are added to.
 #[derive(Clone, Copy)]
-pub enum Start<'a> {
-    /// One value for each row.
+pub struct Start<'a> {
+    pub bias: Bias<'a>,
+    /// Whether what `out` has is there before.
+    pub onto: bool,
+}
+
+/// A value for each row, or for each column.
+#[derive(Clone, Copy)]
+pub enum Bias<'a> {
     OfRows(&'a [f32]),
-    /// One value for each column.
     OfColumns(&'a [f32]),
-    /// What `out` has.
-    Present,
+    None,
 }
 
 impl Start<'_> {
+    /// For sums from a term on: what precedes them has been added to it.
+    pub fn from_term(self, first: usize) -> Self {
+        match first {
+            0 => self,
+            _ => Self {
+                bias: Bias::None,
+                onto: true,
+            },
+        }
+    }
+
     /// Adds sums to it.
     #[inline(always)]
     pub fn plus(self, [row, column]: [usize; 2], sums: &Line, out: &mut [f32]) {
-        match self {
-            Start::OfRows(starts) => {
-                let start = starts[row];
-                each_lane(
-                    out,
-                    #[inline(always)]
-                    |lane, _| start + sums[lane],
-                );
-            }
-            Start::OfColumns(starts) => {
-                let starts = &starts[column..][..out.len()];
-                each_lane(
-                    out,
-                    #[inline(always)]
-                    |lane, _| starts[lane] + sums[lane],
-                );
-            }
-            Start::Present => each_lane(
+        let mut bias = [0.0; COLUMNS];
+        match self.bias {
+            Bias::OfRows(values) => bias = [values[row]; COLUMNS],
+            Bias::OfColumns(values) => match values[column..].first_chunk() {
+                Some(values) => bias = *values,
+                None => bias[..out.len()].copy_from_slice(&values[column..]),
+            },
+            Bias::None => {}
+        }
+        if self.onto {
+            each_lane(
                 out,
                 #[inline(always)]
-                |lane, value| value + sums[lane],
-            ),
+                |lane, value| value + (bias[lane] + sums[lane]),
+            );
+        } else {
+            each_lane(
+                out,
+                #[inline(always)]
+                |lane, _| bias[lane] + sums[lane],
+            );
         }
     }
 }
@@ -265,61 +314,123 @@ fn each_lane(out: &mut [f32], f: impl Fn(usize, f32) -> f32) {
     }
 }
 
-/// See [`linear`](crate::ops::linear).
+/// See [`linear`](crate::ops::linear), and [`linear_add`](crate::ops::linear_add) for a residual, which else comes back.
 pub fn linear<B: Backend, const D: usize>(
     x: &Tensor<B, D>,
     weight: &Tensor<B, 2>,
     bias: Option<&Tensor<B, 1>>,
-) -> Option<Tensor<B, D>> {
+    residual: Option<Tensor<B, D>>,
+) -> Result<Tensor<B, D>, Option<Tensor<B, D>>> {
     let mut shape = x.dims();
     let [d_output, d_input] = weight.dims();
-    if d_input == 0 {
-        return None;
-    }
-    let (x, weight) = (Values::of(x)?, Weight::of(weight)?);
-    let weight = weight.values()?;
-    let bias = Values::of_bias(bias, d_output)?;
     shape[D - 1] = d_output;
-    let mut out = Room::new(shape.iter().product());
+    let Some((x, weight, bias)) = layer(x, weight, bias) else {
+        return Err(residual);
+    };
+    let (Some(weight), onto) = (weight.values(), residual.is_some()) else {
+        return Err(residual);
+    };
+    let mut results = Values::onto(residual, shape)?;
+    let (out, bias) = (results.make_mut(), bias.as_slice());
     if out.is_empty() {
-        return Some(tensor(out, shape));
+        return Ok(results.tensor());
     }
-    let bias = bias.as_slice();
     if out.len() / d_output <= FEW {
-        few_rows(x.as_slice(), weight, bias, &mut out);
-        return Some(tensor(out, shape));
+        few_rows(x.as_slice(), weight, bias, onto, out);
+        return Ok(results.tensor());
     }
     let x = Rows::new(Weights::F32(x.as_slice()), d_input);
     let weight = Rows::new(weight, d_input);
+    let bias = Bias::OfColumns(bias);
     for first in (0..d_input).step_by(DEPTH) {
         let depth = DEPTH.min(d_input - first);
-        let start = match first {
-            0 => Start::OfColumns(bias),
-            _ => Start::Present,
-        };
+        let (weight, start) = (
+            weight.part(first, depth),
+            Start { bias, onto }.from_term(first),
+        );
         product(
-            &mut out,
+            out,
             d_output,
             x.part(first, depth),
             #[inline(always)]
-            |column, lines| {
-                for (index, lines) in lines.chunks_mut(depth).enumerate() {
-                    let weight = weight.part(first, depth);
-                    weight.pack(column + index * COLUMNS, lines);
-                }
-            },
+            |column, lines| weight.pack_all(column, lines),
             #[inline(always)]
             |position, [sums], out| start.plus(position, sums, out),
         );
     }
-    Some(tensor(out, shape))
+    Ok(results.tensor())
+}
+
+/// What a linear layer computes with, if it is here.
+fn layer<B: Backend, const D: usize>(
+    x: &Tensor<B, D>,
+    weight: &Tensor<B, 2>,
+    bias: Option<&Tensor<B, 1>>,
+) -> Option<(Values, Weight, Values)> {
+    let [d_output, d_input] = weight.dims();
+    if d_input == 0 {
+        return None;
+    }
+    Some((
+        Values::of(x)?,
+        Weight::of(weight)?,
+        Values::of_bias(bias, d_output)?,
+    ))
+}
+
+/// See [`linear_to_image`](crate::ops::linear_to_image): the tokens are the columns of a product for each picture.
+pub fn linear_to_image<B: Backend>(
+    x: &Tensor<B, 3>,
+    weight: &Tensor<B, 2>,
+    bias: Option<&Tensor<B, 1>>,
+    residual: Tensor<B, 4>,
+) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
+    let [batch, tokens, d_input] = x.dims();
+    let Some((x, weight, bias)) = layer(x, weight, bias) else {
+        return Err(residual);
+    };
+    let Some(weight) = weight.values() else {
+        return Err(residual);
+    };
+    let mut results = Values::take(residual)?;
+    let (out, x) = (results.make_mut(), x.as_slice());
+    if out.is_empty() {
+        return Ok(results.tensor());
+    }
+    let bias = Bias::OfRows(bias.as_slice());
+    let pictures = out
+        .chunks_mut(out.len() / batch)
+        .zip(x.chunks(x.len() / batch));
+    for (out, x) in pictures {
+        let (x, weight) = (
+            Rows::new(Weights::F32(x), d_input),
+            Rows::new(weight, d_input),
+        );
+        for first in (0..d_input).step_by(DEPTH) {
+            let depth = DEPTH.min(d_input - first);
+            let (x, start) = (
+                x.part(first, depth),
+                Start { bias, onto: true }.from_term(first),
+            );
+            product(
+                out,
+                tokens,
+                weight.part(first, depth),
+                #[inline(always)]
+                |column, lines| x.pack_all(column, lines),
+                #[inline(always)]
+                |position, [sums], out| start.plus(position, sums, out),
+            );
+        }
+    }
+    Ok(results.tensor())
 }
 
 /// Rows up to which reading a weight takes longer than its products.
 const FEW: usize = 4;
 
 /// A linear layer without packing: a sum for each row and output.
-fn few_rows(x: &[f32], weight: Weights<'_>, bias: &[f32], out: &mut [f32]) {
+fn few_rows(x: &[f32], weight: Weights<'_>, bias: &[f32], onto: bool, out: &mut [f32]) {
     let (rows, d_input) = (out.len() / bias.len(), weight.len() / bias.len());
     let mut by_output = vec![0.0; out.len()];
     let outputs = by_output.par_chunks_mut(rows).zip(bias).enumerate();
@@ -335,7 +446,9 @@ fn few_rows(x: &[f32], weight: Weights<'_>, bias: &[f32], out: &mut [f32]) {
     });
     for (row, out) in out.chunks_mut(bias.len()).enumerate() {
         let sums = by_output.chunks(rows).map(|sums| sums[row]);
-        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum);
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = if onto { *out + sum } else { sum };
+        }
     }
 }
 
@@ -361,12 +474,8 @@ pub fn linear_geglu<B: Backend>(
 ) -> Option<Tensor<B, 3>> {
     let [batch, tokens, _] = x.dims();
     let [width, d_input] = weight.dims();
-    if d_input == 0 {
-        return None;
-    }
-    let (x, weight) = (Values::of(x)?, Weight::of(weight)?);
+    let (x, weight, bias) = layer(x, weight, bias)?;
     let (weight, half) = (weight.values()?, width / 2);
-    let bias = Values::of_bias(bias, width)?;
     let mut out = Room::new(batch * tokens * half);
     if out.is_empty() {
         return Some(tensor(out, [batch, tokens, half]));

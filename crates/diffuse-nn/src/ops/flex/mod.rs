@@ -27,7 +27,7 @@ pub(super) use conv::conv2d;
 pub(super) use elementwise::{
     add_channel_bias, concat_channels, gelu, silu, swap_tokens, upsample_twice,
 };
-pub(super) use matrix::{linear, linear_geglu};
+pub(super) use matrix::{linear, linear_geglu, linear_to_image};
 pub(super) use norm::{group_norm, layer_norm};
 
 use kernel::vectorized;
@@ -93,8 +93,26 @@ impl Values {
         self.0.as_slice().expect("values in their order")
     }
 
+    /// The values that results are added to, if there are any, or else room for as many as `shape` says.
+    fn onto<B: Backend, const D: usize>(
+        residual: Option<Tensor<B, D>>,
+        shape: [usize; D],
+    ) -> Result<Self, Option<Tensor<B, D>>> {
+        match residual {
+            Some(residual) => Self::take(residual).map_err(Some),
+            None => Ok(Self::new(Room::new(shape.iter().product()), shape)),
+        }
+    }
+
     /// The values to change: a copy, if someone else has them.
     fn make_mut(&mut self) -> &mut [f32] {
+        if self.own_mut().is_none() {
+            let values = self.as_slice();
+            let mut copy = Room::new(values.len());
+            elementwise::copy(&mut copy, values);
+            let layout = self.0.layout().clone();
+            self.0 = FlexTensor::new(copy.into_bytes(), layout, DType::F32);
+        }
         self.0.storage_mut()
     }
 

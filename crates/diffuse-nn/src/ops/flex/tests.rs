@@ -33,6 +33,42 @@ fn check_taken<B: Backend, T>(fast: Option<T>) {
     assert_eq!(fast.is_some(), TypeId::of::<B>() == TypeId::of::<Flex>());
 }
 
+/// What a layer's result is added to.
+#[derive(Clone, Copy, Debug)]
+enum Residual {
+    None,
+    /// Nobody else has it.
+    Own,
+    Shared,
+}
+
+impl Residual {
+    const ALL: [Self; 3] = [Self::None, Self::Own, Self::Shared];
+
+    /// The result of a layer that is given a residual; one that somebody else has is not changed.
+    #[track_caller]
+    fn apply<B: Backend, const D: usize>(
+        self,
+        shape: [usize; D],
+        layer: impl FnOnce(Option<Tensor<B, D>>) -> Tensor<B, D>,
+    ) -> Tensor<B, D> {
+        let residual = numbers::<B, D>(9, shape);
+        match self {
+            Residual::None => layer(None),
+            Residual::Own => layer(Some(residual)),
+            Residual::Shared => {
+                let result = layer(Some(residual.clone()));
+                check_close(
+                    residual.into_data(),
+                    numbers::<B, D>(9, shape).into_data(),
+                    0.0,
+                );
+                result
+            }
+        }
+    }
+}
+
 /// `[batch, channels, outputs, height, width]`: sizes that are no multiples of anything, and such as networks have.
 const PICTURES: [[usize; 5]; 7] = [
     [1, 3, 5, 1, 1],
@@ -56,12 +92,18 @@ fn convolutions() {
         kernel: usize,
         geometry: ConvGeometry,
         bias: bool,
+        residual: Residual,
     ) -> Tensor<B, 4> {
         let x = numbers(1, [batch, channels, height, width]);
         let weight = numbers(2, [outputs, channels, kernel, kernel]) * fan_in(channels, kernel);
         let bias = bias.then(|| numbers(3, [outputs]));
-        check_taken::<B, _>(super::conv2d(&x, &weight, bias.as_ref(), geometry));
-        ops::conv2d(x, weight, bias, geometry)
+        check_taken::<B, _>(super::conv2d(&x, &weight, bias.as_ref(), geometry, None).ok());
+        let size = [height, width].map(|size| geometry.output(size, kernel).unwrap());
+        let shape = [batch, outputs, size[0], size[1]];
+        residual.apply(shape, |residual| match residual {
+            None => ops::conv2d(x, weight, bias, geometry),
+            Some(residual) => ops::conv2d_add(x, weight, bias, geometry, residual),
+        })
     }
     for shape in PICTURES {
         let halving = |stride, padding_start| ConvGeometry {
@@ -79,10 +121,10 @@ fn convolutions() {
             {
                 continue;
             }
-            for bias in [false, true] {
-                let fast = convolve::<Flex>(shape, kernel, geometry, bias).into_data();
-                let portable = convolve::<NdArray>(shape, kernel, geometry, bias).into_data();
-                check_close(fast, portable, 2e-5);
+            for (bias, residual) in [false, true, true].into_iter().zip(Residual::ALL) {
+                let fast = convolve::<Flex>(shape, kernel, geometry, bias, residual);
+                let portable = convolve::<NdArray>(shape, kernel, geometry, bias, residual);
+                check_close(fast.into_data(), portable.into_data(), 2e-5);
             }
         }
     }
@@ -109,16 +151,25 @@ fn each_way_of_a_3x3_convolution() {
             width,
         };
         let size = batch * outputs * height * width;
-        let mut outs = [(); 3].map(|()| vec![f32::NAN; size]);
         let (weight, bias) = (Weights::F32(weight.as_slice()), bias.as_slice());
-        let (geometry, picture) = (ConvGeometry::same(3), [height, width]);
-        conv::as_columns(pictures, weight, bias, geometry, picture, &mut outs[0]);
         let filters = matrix::Rows::new(weight, 9 * channels);
-        winograd::by_squares(pictures, filters, bias, &mut outs[1]);
-        winograd::by_outputs(pictures, filters, bias, &mut outs[2]);
-        let [columns, squares, outputs] = outs.map(|out| TensorData::new(out, [size]));
-        check_close(columns, squares.clone(), 5e-5);
-        check_close(squares, outputs, 1e-6);
+        let (geometry, picture) = (ConvGeometry::same(3), [height, width]);
+        for onto in [false, true] {
+            let made = |way: &dyn Fn(conv::Outputs<'_>)| {
+                let mut values = vec![if onto { 0.5 } else { f32::NAN }; size];
+                way(conv::Outputs {
+                    values: &mut values,
+                    onto,
+                });
+                TensorData::new(values, [size])
+            };
+            let columns =
+                made(&|out| conv::as_columns(pictures, weight, bias, geometry, picture, out));
+            let squares = made(&|out| winograd::by_squares(pictures, filters, bias, out));
+            let outputs = made(&|out| winograd::by_outputs(pictures, filters, bias, out));
+            check_close(columns, squares.clone(), 5e-5);
+            check_close(squares, outputs, 1e-6);
+        }
     }
 }
 
@@ -250,16 +301,51 @@ fn attention_in_blocks() {
 
 #[test]
 fn linear_layers() {
-    fn apply<B: Backend>(rows: usize, bias: bool) -> Tensor<B, 3> {
-        let bias = bias.then(|| numbers(3, [19]));
-        let (x, weight) = (numbers::<B, 3>(1, [2, rows, 33]), numbers(2, [19, 33]));
-        check_taken::<B, _>(super::linear(&x, &weight, bias.as_ref()));
-        ops::linear(x, weight, bias)
+    fn apply<B: Backend>(
+        [rows, d_input, d_output]: [usize; 3],
+        bias: bool,
+        residual: Residual,
+    ) -> Tensor<B, 3> {
+        let bias = bias.then(|| numbers(3, [d_output]));
+        let x = numbers::<B, 3>(1, [2, rows, d_input]);
+        let weight = numbers(2, [d_output, d_input]) * fan_in(d_input, 1);
+        check_taken::<B, _>(super::linear(&x, &weight, bias.as_ref(), None).ok());
+        residual.apply([2, rows, d_output], |residual| match residual {
+            None => ops::linear(x, weight, bias),
+            Some(residual) => ops::linear_add(x, weight, bias, residual),
+        })
     }
-    for rows in [1, 3, 100] {
-        for bias in [false, true] {
-            let fast = apply::<Flex>(rows, bias).into_data();
-            check_close(fast, apply::<NdArray>(rows, bias).into_data(), 1e-5);
+    // The last has more terms than are added at once.
+    for shape in [[1, 33, 19], [3, 33, 19], [100, 33, 19], [5, 2100, 40]] {
+        for (bias, residual) in [false, true, true].into_iter().zip(Residual::ALL) {
+            let fast = apply::<Flex>(shape, bias, residual).into_data();
+            let portable = apply::<NdArray>(shape, bias, residual).into_data();
+            check_close(fast, portable, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn linear_layers_to_a_picture() {
+    fn apply<B: Backend>(
+        [height, width, d_input]: [usize; 3],
+        bias: bool,
+        residual: Residual,
+    ) -> Tensor<B, 4> {
+        let bias = bias.then(|| numbers(3, [19]));
+        let x = numbers::<B, 3>(1, [2, height * width, d_input]);
+        let weight = numbers(2, [19, d_input]) * fan_in(d_input, 1);
+        let picture = numbers(4, [2, 19, height, width]);
+        check_taken::<B, _>(super::linear_to_image(&x, &weight, bias.as_ref(), picture).ok());
+        residual.apply([2, 19, height, width], |residual| {
+            ops::linear_to_image(x, weight, bias, residual.unwrap())
+        })
+    }
+    for shape in [[1, 1, 7], [5, 9, 33], [8, 4, 2100]] {
+        for (bias, residual) in [(false, Residual::Own), (true, Residual::Shared)] {
+            let fast = apply::<Flex>(shape, bias, residual).into_data();
+            let portable = apply::<NdArray>(shape, bias, residual).into_data();
+            check_close(fast, portable, 1e-5);
         }
     }
 }
@@ -299,7 +385,7 @@ fn weights_in_half_precision_are_widened() {
         for [outputs, inputs] in [[19, 33], [1, 1], [1500, 3000]] {
             check([outputs, inputs], dtype, |weight| {
                 let (x, bias) = (numbers::<Flex, 2>(1, [3, inputs]), numbers(3, [outputs]));
-                super::linear(&x, &weight, Some(&bias)).unwrap()
+                super::linear(&x, &weight, Some(&bias), None).unwrap()
             });
         }
         for [outputs, inputs, tokens] in [[19, 33, 3], [1400, 1500, 1030]] {
@@ -319,7 +405,7 @@ fn weights_in_half_precision_are_widened() {
                 check([outputs, channels, kernel, kernel], dtype, |weight| {
                     let x = numbers::<Flex, 4>(1, [batch, channels, height, width]);
                     let bias = numbers(3, [outputs]);
-                    super::conv2d(&x, &weight, Some(&bias), geometry).unwrap()
+                    super::conv2d(&x, &weight, Some(&bias), geometry, None).unwrap()
                 });
             }
         }

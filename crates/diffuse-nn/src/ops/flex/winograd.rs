@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::conv::Pictures;
+use super::conv::{Outputs, Pictures};
 use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
 use super::matrix::{Rows, in_parts};
 use super::memory::Room;
@@ -120,15 +120,15 @@ fn gather(
 }
 
 /// The outputs of neighbouring squares, from the lanes from `lane` on, into a channel of a picture, of which `channel` has the
-/// rows from `start` on.
+/// rows from `start` on: `f` makes a value of what is there and of the output.
 #[inline(always)]
 fn scatter(
     squares: &[[Row; OUT]; OUT],
     places: &[Place],
     lane: usize,
-    bias: f32,
     [start, width]: [usize; 2],
     channel: &mut [f32],
+    f: impl Fn(f32, f32) -> f32,
 ) {
     let (Place { top, left, .. }, count) = (places[0], places.len());
     let length = (OUT * count).min(width - left);
@@ -137,16 +137,17 @@ fn scatter(
         let (quads, rest) = row[left..left + length].as_chunks_mut::<OUT>();
         let [a, b, c, d] = outputs.each_ref().map(|row| &row[lane..lane + count]);
         for (((quad, a), b), (c, d)) in quads.iter_mut().zip(a).zip(b).zip(c.iter().zip(d)) {
-            *quad = [a + bias, b + bias, c + bias, d + bias];
+            let [x, y, z, w] = *quad;
+            *quad = [f(x, *a), f(y, *b), f(z, *c), f(w, *d)];
         }
         for (value, row) in rest.iter_mut().zip(outputs) {
-            *value = row[lane + count - 1] + bias;
+            *value = f(*value, row[lane + count - 1]);
         }
     }
 }
 
 /// `out = x * weight + bias`, with a padding of 1: `weight` is `[outputs, channels, 3, 3]`.
-pub fn winograd(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: &mut [f32]) {
+pub fn winograd(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_>) {
     let weight = Rows::new(weight, x.channels * 9);
     let squares = x.batch * x.height.div_ceil(OUT) * x.width.div_ceil(OUT);
     let is_large = squares >= PARTS * SQUARES * rayon::current_num_threads();
@@ -159,7 +160,7 @@ pub fn winograd(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: &mut [f
 
 /// Transforms all filters, and then does everything else for a few squares at a time: of large pictures, little goes through
 /// memory so.
-pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: &mut [f32]) {
+pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<'_>) {
     let (channels, outputs) = (x.channels, bias.len());
     let tiles = outputs.div_ceil(ROWS);
     let mut filters = Room::new(tiles * PRODUCTS * channels * ROWS);
@@ -172,11 +173,9 @@ pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: &mut [f3
     let rows = OUT * (SQUARES / x.width.div_ceil(OUT)).max(1);
     let size = channels * x.area();
     let mut tasks = Vec::new();
-    for (values, out) in x
-        .values
-        .chunks(size)
-        .zip(out.chunks_mut(outputs * x.area()))
-    {
+    let onto = out.onto;
+    let pictures = out.values.chunks_mut(outputs * x.area());
+    for (values, out) in x.values.chunks(size).zip(pictures) {
         let picture = Pictures {
             values,
             batch: 1,
@@ -199,6 +198,7 @@ pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: &mut [f3
                 x: &x,
                 places: &places,
                 top,
+                onto,
             };
             let outputs = bias.chunks(SOME).zip(out.chunks_mut(SOME));
             for ((bias, out), filters) in
@@ -212,7 +212,7 @@ pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: &mut [f3
 
 /// Transforms the inputs of many squares, and then does everything else for some outputs at a time: their filters stay in
 /// the cache.
-pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: &mut [f32]) {
+pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<'_>) {
     let (channels, outputs) = (x.channels, bias.len());
     let places = Place::all(&x, 0..x.height);
     // As many squares as fit, in whole rows of lanes.
@@ -226,7 +226,7 @@ pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: &mut [f3
     let tasks = threads * outputs.div_ceil(threads * some);
     let a_task = outputs.div_ceil(tasks).next_multiple_of(ROWS);
     let mut tasks: Vec<_> = bias.chunks(a_task).map(|bias| (bias, Vec::new())).collect();
-    for (index, channel) in out.chunks_mut(x.area()).enumerate() {
+    for (index, channel) in out.values.chunks_mut(x.area()).enumerate() {
         tasks[index % outputs / a_task].1.push(channel);
     }
     for places in places.chunks(at_once) {
@@ -239,6 +239,7 @@ pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: &mut [f3
             x: &x,
             places,
             top: 0,
+            onto: out.onto,
         };
         tasks.par_iter_mut().enumerate().for_each_init(
             || [Room::default(), Room::default()],
@@ -290,6 +291,8 @@ struct Squares<'a> {
     places: &'a [Place],
     /// The row where the results begin.
     top: usize,
+    /// Whether they are added to what is there.
+    onto: bool,
 }
 
 impl Squares<'_> {
@@ -361,7 +364,27 @@ impl Squares<'_> {
         for places in self.places.chunk_by(Place::is_before) {
             let channel = &mut *out[places[0].picture * outputs + output];
             let width = self.x.width;
-            scatter(&square, places, lane, bias, [self.top, width], channel);
+            if self.onto {
+                scatter(
+                    &square,
+                    places,
+                    lane,
+                    [self.top, width],
+                    channel,
+                    #[inline(always)]
+                    |value, output| value + (output + bias),
+                );
+            } else {
+                scatter(
+                    &square,
+                    places,
+                    lane,
+                    [self.top, width],
+                    channel,
+                    #[inline(always)]
+                    |_, output| output + bias,
+                );
+            }
             lane += places.len();
         }
     }

@@ -1,11 +1,11 @@
 //! The models on a GPU, or on a software driver: what `Flex` computes, and the reference's values.
 //!
-//! `cargo test --release -p diffuse-cli --features wgpu`. It needs an adapter: Mesa's software driver will do.
-#![cfg(feature = "wgpu")]
+//! `cargo test --release -p diffuse-cli --features wgpu --test gpu` needs an adapter: Mesa's software driver will do.
+//! With `--features cuda` alone it runs on the first CUDA GPU.
+#![cfg(any(feature = "wgpu", feature = "cuda"))]
 
 use std::process::{Command, Output};
 
-use burn::backend::Wgpu;
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use burn_flex::Flex;
 use diffuse_pipelines::clip::CLIPTextModel;
@@ -18,12 +18,26 @@ use diffuse_pipelines::{
 };
 use diffuse_testing::{Values, reference};
 
+#[cfg(feature = "wgpu")]
+type Gpu = burn::backend::Wgpu;
+#[cfg(not(feature = "wgpu"))]
+type Gpu = burn::backend::Cuda;
+
+/// The program's name of it.
+const BACKEND: &str = if cfg!(feature = "wgpu") {
+    "wgpu"
+} else {
+    "cuda"
+};
+
 /// Differences of whole runs, in parts of the largest latent.
 const RUN: f64 = 1e-3;
 /// Differences of a model's output in `f32`, in parts of the largest value.
 const STAGE: f64 = 1e-4;
 /// The same in `f16`, which has 11 bits, over some dozen layers.
 const STAGE_F16: f64 = 2e-2;
+/// The same in `bf16`, which has 8 bits.
+const STAGE_BF16: f64 = 8.0 * STAGE_F16;
 
 fn load(dtype: DType) -> LoadOptions {
     LoadOptions {
@@ -34,8 +48,8 @@ fn load(dtype: DType) -> LoadOptions {
 
 /// The types that the adapter computes in.
 fn types() -> Vec<DType> {
-    let supported = |dtype: &DType| Wgpu::<f32>::supports_dtype(&Default::default(), *dtype);
-    let types: Vec<DType> = [DType::F32, DType::F16]
+    let supported = |dtype: &DType| Gpu::supports_dtype(&Default::default(), *dtype);
+    let types: Vec<DType> = [DType::F32, DType::F16, DType::BF16]
         .into_iter()
         .filter(supported)
         .collect();
@@ -100,7 +114,7 @@ fn unconditional<B: Backend>(folder: &str, ddim: bool, dtype: DType) -> Generate
 
 /// Latents within [`RUN`], pictures within a level.
 #[track_caller]
-fn check_run(what: &str, got: Generated<Wgpu>, expected: Generated<Flex>) {
+fn check_run(what: &str, got: Generated<Gpu>, expected: Generated<Flex>) {
     let difference = difference(&got.latents.into_data(), &expected.latents.into_data());
     println!("{what}: {difference:.1e} of the largest latent");
     assert!(difference < RUN, "{what}: {difference:e}");
@@ -146,7 +160,7 @@ fn half_precision_gives_nearly_the_pictures_of_flex() {
         println!("the adapter does not compute in f16");
         return;
     }
-    let mean = |got: &Generated<Wgpu>, expected: &Generated<Flex>| {
+    let mean = |got: &Generated<Gpu>, expected: &Generated<Flex>| {
         let (got, expected) = (got.images[0].as_raw(), expected.images[0].as_raw());
         let levels = got.iter().zip(expected);
         let sum: u64 = levels
@@ -173,7 +187,7 @@ fn half_precision_gives_nearly_the_pictures_of_flex() {
 fn check_stage<const D: usize>(
     stage: &str,
     expected: &TensorData,
-    output: impl Fn(DType) -> Tensor<Wgpu, D>,
+    output: impl Fn(DType) -> Tensor<Gpu, D>,
 ) {
     for dtype in types() {
         let output = output(dtype);
@@ -182,6 +196,7 @@ fn check_stage<const D: usize>(
         println!("{stage} in {dtype:?}: {difference:.1e}");
         let allowed = match dtype {
             DType::F16 => STAGE_F16,
+            DType::BF16 => STAGE_BF16,
             _ => STAGE,
         };
         assert!(difference < allowed, "{stage} in {dtype:?}: {difference:e}");
@@ -210,9 +225,9 @@ fn every_block_of_the_conditional_unet() {
         check_stage(stage, &values.data("output"), |dtype| {
             let folder = reference().join(format!("sd/{folder}/unet"));
             let unet =
-                UNet2DConditionModel::<Wgpu>::from_pretrained_with(folder, &load(dtype), &device);
-            let sample: Tensor<Wgpu, 4> = values.tensor("sample", &device);
-            let context: Tensor<Wgpu, 3> = values.tensor("encoder_hidden_states", &device);
+                UNet2DConditionModel::<Gpu>::from_pretrained_with(folder, &load(dtype), &device);
+            let sample: Tensor<Gpu, 4> = values.tensor("sample", &device);
+            let context: Tensor<Gpu, 3> = values.tensor("encoder_hidden_states", &device);
             let timestep = timesteps(&values, sample.dims()[0]);
             unet.unwrap()
                 .forward(sample.cast(dtype), timestep, &context.cast(dtype))
@@ -231,10 +246,9 @@ fn unet_that_takes_the_guidance_scale() {
     let expected = first_row(values.data("output"));
     check_stage("unet_lcm", &expected, |dtype| {
         let folder = reference().join("sd/lcm/unet");
-        let unet =
-            UNet2DConditionModel::<Wgpu>::from_pretrained_with(folder, &load(dtype), &device);
-        let sample: Tensor<Wgpu, 4> = values.tensor("sample", &device);
-        let context: Tensor<Wgpu, 3> = values.tensor("encoder_hidden_states", &device);
+        let unet = UNet2DConditionModel::<Gpu>::from_pretrained_with(folder, &load(dtype), &device);
+        let sample: Tensor<Gpu, 4> = values.tensor("sample", &device);
+        let context: Tensor<Gpu, 3> = values.tensor("encoder_hidden_states", &device);
         unet.unwrap().forward_guided(
             sample.narrow(0, 0, 1).cast(dtype),
             values.list("timestep")[0],
@@ -252,8 +266,8 @@ fn every_block_of_the_unconditional_unet() {
         let values = Values::open(path);
         check_stage(stage, &values.data("output"), |dtype| {
             let folder = reference().join("ddpm").join(stage);
-            let unet = UNet2DModel::<Wgpu>::from_pretrained_with(folder, &load(dtype), &device);
-            let sample: Tensor<Wgpu, 4> = values.tensor("sample", &device);
+            let unet = UNet2DModel::<Gpu>::from_pretrained_with(folder, &load(dtype), &device);
+            let sample: Tensor<Gpu, 4> = values.tensor("sample", &device);
             let timestep = timesteps(&values, sample.dims()[0]);
             unet.unwrap().forward(sample.cast(dtype), timestep)
         });
@@ -268,11 +282,10 @@ fn both_activations_of_the_text_encoder() {
         let values = Values::open(path);
         check_stage(stage, &values.data("last_hidden_state"), |dtype| {
             let folder = reference().join(format!("sd/{folder}/text_encoder"));
-            let encoder =
-                CLIPTextModel::<Wgpu>::from_pretrained_with(folder, &load(dtype), &device);
+            let encoder = CLIPTextModel::<Gpu>::from_pretrained_with(folder, &load(dtype), &device);
             let ids = values.data("input_ids");
             let ids = TensorData::new(ids.iter::<i32>().collect(), ids.shape);
-            let ids = Tensor::<Wgpu, 2, Int>::from_data(ids, &device);
+            let ids = Tensor::<Gpu, 2, Int>::from_data(ids, &device);
             encoder.unwrap().forward(ids).last_hidden_state
         });
     }
@@ -283,16 +296,15 @@ fn autoencoder_both_ways() {
     let device = Default::default();
     let values = Values::open(reference().join("sd/stages/vae.safetensors"));
     let folder = reference().join("sd/base/vae");
-    let vae = |dtype| {
-        AutoencoderKL::<Wgpu>::from_pretrained_with(&folder, &load(dtype), &device).unwrap()
-    };
+    let vae =
+        |dtype| AutoencoderKL::<Gpu>::from_pretrained_with(&folder, &load(dtype), &device).unwrap();
     check_stage("vae encode", &values.data("encode.mean"), |dtype| {
-        let image: Tensor<Wgpu, 4> = values.tensor("encode.image", &device);
+        let image: Tensor<Gpu, 4> = values.tensor("encode.image", &device);
         vae(dtype).encode(image.cast(dtype)).mode()
     });
     for case in ["decode", "decode_odd"] {
         check_stage(case, &values.data(&format!("{case}.image")), |dtype| {
-            let latents: Tensor<Wgpu, 4> = values.tensor(&format!("{case}.latents"), &device);
+            let latents: Tensor<Gpu, 4> = values.tensor(&format!("{case}.latents"), &device);
             vae(dtype).decode(latents.cast(dtype))
         });
     }
@@ -300,7 +312,10 @@ fn autoencoder_both_ways() {
 
 #[test]
 fn the_type_in_the_backends_name_is_that_of_the_weights() {
-    type Half = Wgpu<burn::tensor::f16>;
+    #[cfg(feature = "wgpu")]
+    type Half = burn::backend::Wgpu<burn::tensor::f16>;
+    #[cfg(not(feature = "wgpu"))]
+    type Half = burn::backend::Cuda<burn::tensor::f16>;
     if !types().contains(&DType::F16) {
         return;
     }
@@ -334,14 +349,14 @@ fn program_lists_adapters_and_computes_on_them() {
     let listed = diffuse(&["devices"], &[]);
     let text = String::from_utf8(listed.stdout).unwrap();
     assert!(text.starts_with("flex\n  0  the CPU"), "{text}");
-    assert!(text.contains("\nwgpu\n  0  "), "{text}");
+    assert!(text.contains(&format!("\n{BACKEND}\n  0  ")), "{text}");
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out.png").display().to_string();
     let model = reference().join("sd/base").display().to_string();
     let run = |device| {
         let run = ["txt2img", "a cat", "--model", &model, "--steps", "2"];
-        let on = ["--backend", "wgpu", "--device", device, "--output", &path];
+        let on = ["--backend", BACKEND, "--device", device, "--output", &path];
         diffuse(&[&run[..], &on].concat(), &[])
     };
     let done = run("0");
@@ -375,7 +390,7 @@ fn check_failure(options: &[&str], environment: &[(&str, &str)], expected: &str)
 
 #[test]
 fn missing_drivers_are_told() {
-    if cfg!(target_os = "linux") {
+    if cfg!(all(feature = "wgpu", target_os = "linux")) {
         let no_driver = [("VK_DRIVER_FILES", "/"), ("VK_ICD_FILENAMES", "/")];
         check_failure(&["--backend", "wgpu"], &no_driver, "`libvulkan1`");
     }
@@ -387,8 +402,11 @@ fn missing_drivers_are_told() {
 
 #[test]
 fn types_that_the_device_does_not_have_are_refused() {
+    if types().contains(&DType::BF16) {
+        return;
+    }
     check_failure(
-        &["--backend", "wgpu", "--dtype", "bf16"],
+        &["--backend", BACKEND, "--dtype", "bf16"],
         &[],
         "--dtype f32",
     );

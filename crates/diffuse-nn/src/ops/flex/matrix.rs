@@ -222,10 +222,10 @@ pub fn product<const PARTS: usize>(
 }
 
 /// Parts of `size` of each of some slices as long as each other: the first of all of them, then the second.
-pub fn in_parts<'a>(
-    slices: impl Iterator<Item = &'a mut [f32]>,
+pub fn in_parts<'a, T>(
+    slices: impl Iterator<Item = &'a mut [T]>,
     size: usize,
-) -> Vec<Vec<&'a mut [f32]>> {
+) -> Vec<Vec<&'a mut [T]>> {
     let mut parts = Vec::new();
     for slice in slices {
         parts.resize_with(slice.len().div_ceil(size), Vec::new);

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use super::conv::{Outputs, Pictures};
 use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
-use super::matrix::{Rows, in_parts};
+use super::matrix::{Rows, TASKS, in_parts};
 use super::memory::Room;
 use super::vectorized;
 use super::weights::Weights;
@@ -31,12 +31,10 @@ const FILTERS: usize = 1 << 24;
 const SOME_FILTERS: usize = 3 << 18;
 /// Outputs of such filters at most.
 const OUTPUTS: usize = 40;
-/// Squares whose products are held at once.
+/// Squares of a task, if there are as many for each thread, and else half of them.
 const SQUARES: usize = 64;
 /// Outputs whose products are held at once, where the filters of all are.
 const SOME: usize = 2 * ROWS;
-/// As many squares for each thread, times this, are many.
-const PARTS: usize = 4;
 /// Squares that are transformed at once, and the columns of a tile.
 const LANES: usize = COLUMNS;
 /// Channels whose filters are transformed at once, for the outputs of a tile.
@@ -149,12 +147,29 @@ fn scatter(
 /// `out = x * weight + bias`, with a padding of 1: `weight` is `[outputs, channels, 3, 3]`.
 pub fn winograd(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_>) {
     let weight = Rows::new(weight, x.channels * 9);
-    let squares = x.batch * x.height.div_ceil(OUT) * x.width.div_ceil(OUT);
-    let is_large = squares >= PARTS * SQUARES * rayon::current_num_threads();
-    if is_large && PRODUCTS * x.channels * bias.len() <= FILTERS {
+    let (squares, threads) = (squares(&x), rayon::current_num_threads());
+    // What a thread reads of the filters of all outputs, and else of the inputs of all squares, in channels.
+    let of_filters = squares.div_ceil(a_task(squares) * threads) * bias.len();
+    let of_inputs = bias.len().div_ceil(OUTPUTS * threads) * squares;
+    let fits = PRODUCTS * x.channels * bias.len() <= FILTERS;
+    if fits && squares >= threads * SQUARES / 2 && of_filters <= of_inputs {
         by_squares(x, weight, bias, out);
     } else {
         by_outputs(x, weight, bias, out);
+    }
+}
+
+/// Squares of all pictures.
+fn squares(x: &Pictures<'_>) -> usize {
+    x.batch * x.height.div_ceil(OUT) * x.width.div_ceil(OUT)
+}
+
+/// Squares of a task, if those of all are transformed by tasks.
+fn a_task(squares: usize) -> usize {
+    if squares >= 2 * SQUARES * rayon::current_num_threads() {
+        SQUARES
+    } else {
+        SQUARES / 2
     }
 }
 
@@ -170,7 +185,7 @@ pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
         transform_filters(weight, tile * ROWS, channels, filters);
     });
     // Whole rows of squares of one picture.
-    let rows = OUT * (SQUARES / x.width.div_ceil(OUT)).max(1);
+    let rows = OUT * (a_task(squares(&x)) / x.width.div_ceil(OUT)).max(1);
     let size = channels * x.area();
     let mut tasks = Vec::new();
     let onto = out.onto;
@@ -193,7 +208,11 @@ pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
             let panels = places.len().div_ceil(LANES);
             let inputs = inputs.resize(panels * PRODUCTS * channels * LANES);
             let (inputs, _) = inputs.as_chunks_mut();
-            transform_inputs(&x, &places, inputs);
+            let of_panels = inputs.chunks_mut(PRODUCTS * channels);
+            for (inputs, places) in of_panels.zip(places.chunks(LANES)) {
+                let mut inputs: Vec<_> = inputs.chunks_mut(channels).collect();
+                transform_inputs(&x, places, 0, &mut inputs);
+            }
             let squares = Squares {
                 x: &x,
                 places: &places,
@@ -201,10 +220,12 @@ pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
                 onto,
             };
             let outputs = bias.chunks(SOME).zip(out.chunks_mut(SOME));
-            for ((bias, out), filters) in
-                outputs.zip(filters.chunks(SOME * PRODUCTS * channels / ROWS))
-            {
-                squares.convolve(inputs, filters, products, bias, out);
+            let filters = filters.chunks(SOME * PRODUCTS * channels / ROWS);
+            for ((bias, out), filters) in outputs.zip(filters) {
+                let rows = bias.len().next_multiple_of(ROWS);
+                let products = products.resize(PRODUCTS * panels * rows * LANES);
+                squares.multiply(inputs, 0..channels, filters, products);
+                squares.transform_products(products, bias, out);
             }
         },
     );
@@ -220,21 +241,33 @@ pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
     let panels = at_once.min(places.len()).div_ceil(LANES);
     let mut inputs = Room::new(panels * PRODUCTS * channels * LANES);
     let (inputs, _) = inputs.as_chunks_mut();
-    // As many tasks for each thread, of whole tiles.
+    // As many tasks for each thread, of whole tiles, and some channels of their filters at a time.
     let threads = rayon::current_num_threads();
-    let some = (SOME_FILTERS / (PRODUCTS * channels)).clamp(ROWS, OUTPUTS);
-    let tasks = threads * outputs.div_ceil(threads * some);
+    let tasks = threads * outputs.div_ceil(threads * OUTPUTS);
     let a_task = outputs.div_ceil(tasks).next_multiple_of(ROWS);
+    let blocks = (PRODUCTS * a_task * channels).div_ceil(SOME_FILTERS);
+    let depth = channels.div_ceil(blocks).next_multiple_of(CHANNELS);
     let mut tasks: Vec<_> = bias.chunks(a_task).map(|bias| (bias, Vec::new())).collect();
     for (index, channel) in out.values.chunks_mut(x.area()).enumerate() {
         tasks[index % outputs / a_task].1.push(channel);
     }
     for places in places.chunks(at_once) {
         let inputs = &mut inputs[..PRODUCTS * channels * places.len().div_ceil(LANES)];
-        inputs
-            .par_chunks_mut(PRODUCTS * channels)
-            .zip(places.par_chunks(LANES))
-            .for_each(|(inputs, places)| transform_inputs(&x, places, inputs));
+        // Some channels of some squares a task.
+        let parts = (TASKS * threads).div_ceil(places.len().div_ceil(LANES));
+        let some = channels.div_ceil(parts);
+        let mut of_panels = Vec::new();
+        let panels = inputs.chunks_mut(PRODUCTS * channels);
+        for (inputs, places) in panels.zip(places.chunks(LANES)) {
+            let parts = in_parts(inputs.chunks_mut(channels), some).into_iter();
+            of_panels.extend(
+                parts
+                    .enumerate()
+                    .map(|(part, to)| (places, part * some, to)),
+            );
+        }
+        let of_panels = of_panels.into_par_iter();
+        of_panels.for_each(|(places, first, mut to)| transform_inputs(&x, places, first, &mut to));
         let squares = Squares {
             x: &x,
             places,
@@ -244,40 +277,44 @@ pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
         tasks.par_iter_mut().enumerate().for_each_init(
             || [Room::default(), Room::default()],
             |[filters, products], (task, (bias, out))| {
-                let tiles = bias.len().div_ceil(ROWS);
-                let filters = filters.resize(tiles * PRODUCTS * channels * ROWS);
-                let (filters, _) = filters.as_chunks_mut();
-                for (tile, filters) in filters.chunks_mut(PRODUCTS * channels).enumerate() {
-                    transform_filters(weight, task * a_task + tile * ROWS, channels, filters);
+                let (rows, panels) = (
+                    bias.len().next_multiple_of(ROWS),
+                    places.len().div_ceil(LANES),
+                );
+                let products = products.resize(PRODUCTS * panels * rows * LANES);
+                for start in (0..channels).step_by(depth) {
+                    let some = depth.min(channels - start);
+                    let weight = weight.part(start * 9, some * 9);
+                    let filters = filters.resize(rows * PRODUCTS * some);
+                    let (filters, _) = filters.as_chunks_mut();
+                    for (tile, filters) in filters.chunks_mut(PRODUCTS * some).enumerate() {
+                        transform_filters(weight, task * a_task + tile * ROWS, some, filters);
+                    }
+                    squares.multiply(inputs, start..start + some, filters, products);
                 }
-                squares.convolve(inputs, filters, products, bias, out);
+                squares.transform_products(products, bias, out);
             },
         );
     }
 }
 
-/// `V = Bᵀ d B` of squares in each channel: `[squares / LANES, 36, channels]`.
-fn transform_inputs(x: &Pictures<'_>, places: &[Place], inputs: &mut [Line]) {
-    let channels = x.channels;
+/// `V = Bᵀ d B` of at most [`LANES`] squares in some channels from `first` on: `[36, channels]`.
+fn transform_inputs(x: &Pictures<'_>, places: &[Place], first: usize, inputs: &mut [&mut [Line]]) {
     vectorized(
         #[inline(always)]
         || {
             let mut square = [[[0.0; LANES]; IN]; IN];
             let mut half = square;
-            // What squares see of a channel lies side by side.
-            for channel in 0..channels {
-                let panels = inputs.chunks_mut(PRODUCTS * channels);
-                for (inputs, places) in panels.zip(places.chunks(LANES)) {
-                    let mut lane = 0;
-                    for places in places.chunk_by(Place::is_before) {
-                        gather(x, channel, places, lane, &mut square);
-                        lane += places.len();
-                    }
-                    along_rows(&square, &mut half, input_1d);
-                    along_rows(&half, &mut square, input_1d);
-                    let to = inputs[channel..].iter_mut().step_by(channels);
-                    to.zip(square.as_flattened())
-                        .for_each(|(to, row)| *to = *row);
+            for channel in 0..inputs[0].len() {
+                let mut lane = 0;
+                for places in places.chunk_by(Place::is_before) {
+                    gather(x, first + channel, places, lane, &mut square);
+                    lane += places.len();
+                }
+                along_rows(&square, &mut half, input_1d);
+                along_rows(&half, &mut square, input_1d);
+                for (to, row) in inputs.iter_mut().zip(square.as_flattened()) {
+                    to[channel] = *row;
                 }
             }
         },
@@ -296,55 +333,72 @@ struct Squares<'a> {
 }
 
 impl Squares<'_> {
-    /// From transformed inputs, `[squares / LANES, 36, channels]`, and filters, `[outputs / ROWS, 36, channels]`, to channels:
-    /// those of the first picture, then those of the next.
-    fn convolve(
+    /// The 36 products of transformed inputs, `[squares / LANES, 36, channels]`, with the filters of some channels,
+    /// `[outputs / ROWS, 36, some]`: `[36, squares / LANES, outputs / ROWS]` tiles, which those of later channels are added to.
+    fn multiply(
         &self,
         inputs: &[Line],
+        some: Range<usize>,
         filters: &[Column],
-        products: &mut Room,
-        bias: &[f32],
-        out: &mut [&mut [f32]],
+        products: &mut [f32],
     ) {
-        let (channels, tiles) = (self.x.channels, bias.len().div_ceil(ROWS));
-        let size = PRODUCTS * channels;
-        let at_once = (SQUARES / LANES).min(inputs.len() / size);
-        // `[36, squares / LANES, outputs / ROWS]`
-        let products = products.resize(PRODUCTS * at_once * tiles * ROWS * LANES);
+        let channels = self.x.channels;
+        let size = PRODUCTS * some.len();
+        let tiles = filters.len() / size;
         let (products, _) = products.as_chunks_mut::<LANES>();
         let (products, _) = products.as_chunks_mut::<ROWS>();
-        let places = self.places.chunks(at_once * LANES);
-        for (places, inputs) in places.zip(inputs.chunks(at_once * size)) {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (number, products) in products.chunks_mut(at_once * tiles).enumerate() {
-                        let part = number * channels..(number + 1) * channels;
-                        let panels = products.chunks_mut(tiles).zip(inputs.chunks(size));
-                        for (products, inputs) in panels {
-                            for (product, filters) in products.iter_mut().zip(filters.chunks(size))
-                            {
-                                tile(&filters[part.clone()], &inputs[part.clone()], product);
+        let panels = inputs.len() / (PRODUCTS * channels);
+        vectorized(
+            #[inline(always)]
+            || {
+                let mut sums = [[0.0; LANES]; ROWS];
+                for (number, products) in products.chunks_mut(panels * tiles).enumerate() {
+                    let inputs = inputs.chunks(PRODUCTS * channels);
+                    for (products, inputs) in products.chunks_mut(tiles).zip(inputs) {
+                        let inputs = &inputs[number * channels..][some.clone()];
+                        for (product, filters) in products.iter_mut().zip(filters.chunks(size)) {
+                            let filters = &filters[number * some.len()..][..some.len()];
+                            if some.start == 0 {
+                                tile(filters, inputs, product);
+                                continue;
+                            }
+                            tile(filters, inputs, &mut sums);
+                            let values = product.as_flattened_mut().iter_mut();
+                            for (value, sum) in values.zip(sums.as_flattened()) {
+                                *value += sum;
                             }
                         }
                     }
-                    for (panel, places) in places.chunks(LANES).enumerate() {
-                        let some = Squares { places, ..*self };
-                        for (output, bias) in bias.iter().enumerate() {
-                            let of_tile = products[panel * tiles + output / ROWS..].iter();
-                            let rows = of_tile.step_by(at_once * tiles);
-                            let rows = rows.map(|tile| &tile[output % ROWS]);
-                            some.transform_products(rows, *bias, out, output);
-                        }
+                }
+            },
+        );
+    }
+
+    /// From products as of [`multiply`](Squares::multiply) to channels: those of the first picture, then those of the next.
+    fn transform_products(&self, products: &[f32], bias: &[f32], out: &mut [&mut [f32]]) {
+        let (products, _) = products.as_chunks::<LANES>();
+        let (products, _) = products.as_chunks::<ROWS>();
+        let tiles = bias.len().div_ceil(ROWS);
+        let panels = self.places.len().div_ceil(LANES);
+        vectorized(
+            #[inline(always)]
+            || {
+                for (panel, places) in self.places.chunks(LANES).enumerate() {
+                    let some = Squares { places, ..*self };
+                    for (output, bias) in bias.iter().enumerate() {
+                        let of_tile = products[panel * tiles + output / ROWS..].iter();
+                        let rows = of_tile.step_by(panels * tiles);
+                        let rows = rows.map(|tile| &tile[output % ROWS]);
+                        some.transform_rows(rows, *bias, out, output);
                     }
-                },
-            );
-        }
+                }
+            },
+        );
     }
 
     /// `Y = Aᵀ M A` of at most [`LANES`] squares, with a bias, into one channel of the pictures.
     #[inline(always)]
-    fn transform_products<'a>(
+    fn transform_rows<'a>(
         &self,
         rows: impl Iterator<Item = &'a Row>,
         bias: f32,

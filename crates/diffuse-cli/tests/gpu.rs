@@ -30,10 +30,14 @@ const BACKEND: &str = if cfg!(feature = "wgpu") {
     "cuda"
 };
 
+/// Whether matrix products of `f32` round their factors to TF32, which has as many bits as `f16`: burn's do on CUDA.
+const IS_TF32: bool = cfg!(not(feature = "wgpu"));
 /// Differences of whole runs, in parts of the largest latent.
-const RUN: f64 = 1e-3;
+const RUN: f64 = if IS_TF32 { 2e-2 } else { 1e-3 };
+/// Levels by which a picture of such a run differs.
+const LEVELS: u8 = if IS_TF32 { 8 } else { 1 };
 /// Differences of a model's output in `f32`, in parts of the largest value.
-const STAGE: f64 = 1e-4;
+const STAGE: f64 = if IS_TF32 { 5e-3 } else { 1e-4 };
 /// The same in `f16`, which has 11 bits, over some dozen layers.
 const STAGE_F16: f64 = 2e-2;
 /// The same in `bf16`, which has 8 bits.
@@ -112,7 +116,7 @@ fn unconditional<B: Backend>(folder: &str, ddim: bool, dtype: DType) -> Generate
     pipeline.generate(&options).unwrap()
 }
 
-/// Latents within [`RUN`], pictures within a level.
+/// Latents within [`RUN`], pictures within [`LEVELS`].
 #[track_caller]
 fn check_run(what: &str, got: Generated<Gpu>, expected: Generated<Flex>) {
     let difference = difference(&got.latents.into_data(), &expected.latents.into_data());
@@ -122,7 +126,8 @@ fn check_run(what: &str, got: Generated<Gpu>, expected: Generated<Flex>) {
     for (got, expected) in got.images.iter().zip(&expected.images) {
         let levels = got.as_raw().iter().zip(expected.as_raw());
         let largest = levels.map(|(got, expected)| got.abs_diff(*expected)).max();
-        assert!(largest <= Some(1), "{what}: {largest:?} levels");
+        println!("{what}: {largest:?} levels");
+        assert!(largest <= Some(LEVELS), "{what}: {largest:?} levels");
     }
 }
 

@@ -105,12 +105,13 @@ pub struct Outputs<'a> {
 fn pointwise(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_>) {
     let (area, channels) = (x.area(), x.channels);
     let weight = Rows::new(weight, channels);
-    let pictures = out.values.chunks_mut(bias.len() * area);
+    let pictures = out.values.par_chunks_mut(bias.len() * area);
     let start = Start {
         bias: Bias::OfRows(bias),
         onto: out.onto,
     };
-    for (out, picture) in pictures.zip(x.values.chunks(channels * area)) {
+    let pictures = pictures.zip(x.values.par_chunks(channels * area));
+    pictures.for_each(|(out, picture)| {
         product(
             out,
             area,
@@ -120,7 +121,7 @@ fn pointwise(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_
             #[inline(always)]
             |position, [sums], out| start.plus(position, sums, out),
         );
-    }
+    });
 }
 
 /// `im2col`: each output's neighbourhood becomes a column, and a 3x3 convolution to pictures of this `size` a matrix

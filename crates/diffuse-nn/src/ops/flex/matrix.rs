@@ -5,15 +5,16 @@ use std::ops::{Range, RangeInclusive};
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::kernel::{COLUMNS, Line, ROWS, tile};
+use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
 use super::memory::Room;
 use super::weights::{Weight, Weights};
 use super::{Values, gelu_of, tensor, vectorized};
 
-/// Lines of packed columns that are held at once for each thread, 2 MB: they stay in the caches.
-const LINES: usize = 1 << 14;
+/// Lines of packed columns that are held at once, 4 MB, or 1 MB for each thread: they stay in the cache that all cores share.
+const LINES: usize = 1 << 15;
+const THREAD_LINES: usize = 1 << 13;
 /// Terms of a sum at once: those of a few rows and of a tile's columns stay in the cache next to a core.
-pub const DEPTH: usize = 1 << 11;
+pub const DEPTH: usize = 1 << 12;
 /// Tasks a thread: enough for threads that end early to find more.
 pub const TASKS: usize = 4;
 /// Steps that are packed at once: so many of a row are read side by side.
@@ -137,39 +138,53 @@ pub fn product<const PARTS: usize>(
     let Rows { count, depth, .. } = rows;
     let threads = rayon::current_num_threads();
     let panels = width.div_ceil(COLUMNS);
-    let at_once = (LINES * threads / (depth * PARTS)).clamp(1, panels);
-    // A few tiles of rows a task, and, if these are few, a part of their columns.
+    let lines = LINES.max(THREAD_LINES * threads);
+    let at_once = (lines / (depth * PARTS)).clamp(1, panels);
+    // A few tiles of rows a task, and, if these are few, a part of their columns, if these are many.
     let (tasks, row_tiles) = (TASKS * threads, count.div_ceil(ROWS));
-    let tiles = (row_tiles / tasks).clamp(*TILES.start(), *TILES.end());
-    let splits = tasks.div_ceil(row_tiles.div_ceil(tiles));
+    let least = TILES
+        .start()
+        .div_ceil(if at_once > PANELS { 1 } else { *TILES.start() });
+    let tiles = (row_tiles / tasks).clamp(least, *TILES.end());
+    let splits = tasks
+        .div_ceil(row_tiles.div_ceil(tiles))
+        .min(at_once.div_ceil(PANELS));
     // What is needed several times is packed before, unless it would not stay in a cache until then.
     let size = row_tiles * depth * ROWS;
     let is_again = at_once < panels && size <= ALL_ROWS;
-    let mut room = Room::default();
-    let all_rows = (splits > 1 || is_again).then(|| {
-        let (all, _) = room.resize(size).as_chunks_mut();
-        let each = all.par_chunks_mut(depth).enumerate();
-        each.for_each(|(tile, to)| {
-            vectorized(
-                #[inline(always)]
-                || rows.pack(tile * ROWS, to),
-            );
-        });
-        &*all
-    });
-    let mut room = Room::default();
+    let [mut row_room, mut column_room] = [(); 2].map(|()| Room::default());
+    let mut all_rows: Option<&mut [Column]> =
+        (splits > 1 || is_again).then(|| row_room.resize(size).as_chunks_mut().0);
     for start in (0..panels).step_by(at_once) {
         let some = at_once.min(panels - start);
-        let packed = room.resize(some * PARTS * depth * COLUMNS);
+        let packed = column_room.resize(some * PARTS * depth * COLUMNS);
         let (packed, _) = packed.as_chunks_mut::<COLUMNS>();
-        let a_task = some.div_ceil(tasks).min(PANELS);
-        let columns = packed.par_chunks_mut(a_task * PARTS * depth);
-        columns.enumerate().for_each(|(index, lines)| {
-            vectorized(
-                #[inline(always)]
-                || pack((start + index * a_task) * COLUMNS, lines),
-            );
-        });
+        let pack_columns = |packed: &mut [Line]| {
+            let a_task = some.div_ceil(tasks).min(PANELS);
+            let columns = packed.par_chunks_mut(a_task * PARTS * depth);
+            columns.enumerate().for_each(|(index, lines)| {
+                vectorized(
+                    #[inline(always)]
+                    || pack((start + index * a_task) * COLUMNS, lines),
+                );
+            });
+        };
+        let pack_rows = |all: &mut [Column]| {
+            let each = all.par_chunks_mut(depth).enumerate();
+            each.for_each(|(tile, to)| {
+                vectorized(
+                    #[inline(always)]
+                    || rows.pack(tile * ROWS, to),
+                );
+            });
+        };
+        match &mut all_rows {
+            Some(all) if start == 0 => {
+                rayon::join(|| pack_columns(packed), || pack_rows(all));
+            }
+            _ => pack_columns(packed),
+        }
+        let all_rows = all_rows.as_deref();
         let per_split = some.div_ceil(splits);
         let range = start * COLUMNS..width.min((start + some) * COLUMNS);
         let mut tasks = Vec::new();

@@ -14,5 +14,5 @@ pub fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
 
 /// `x · σ(1.702 x)`.
 pub fn quick_gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
-    x.clone() * activation::sigmoid(x * 1.702)
+    flex::quick_gelu(&x).unwrap_or_else(|| x.clone() * activation::sigmoid(x * 1.702))
 }

@@ -17,10 +17,10 @@ pub fn attention<B: Backend>(
     value: Tensor<B, 3>,
     heads: usize,
 ) -> Tensor<B, 3> {
-    let [batch, tokens, _] = query.dims();
+    let [batch, tokens, inner] = query.dims();
     let [_, context, _] = key.dims();
-    if query.dims()[2].is_multiple_of(heads)
-        && let Some(y) = flex::attention(&query, &key, &value, heads)
+    if inner.is_multiple_of(heads)
+        && let Some(y) = flex::attention(&query, &key, &value, heads, false)
     {
         return y;
     }
@@ -49,7 +49,12 @@ pub fn causal_attention<B: Backend>(
     value: Tensor<B, 3>,
     heads: usize,
 ) -> Tensor<B, 3> {
-    let [_, tokens, _] = query.dims();
+    let [_, tokens, inner] = query.dims();
+    if inner.is_multiple_of(heads)
+        && let Some(y) = flex::attention(&query, &key, &value, heads, true)
+    {
+        return y;
+    }
     let later = Tensor::<B, 2, Bool>::tril_mask([tokens, tokens], 0, &query.device());
     let query = split_heads(query, heads);
     let key = split_heads(key, heads).swap_dims(2, 3);

@@ -12,6 +12,10 @@ pub fn gelu<B: Backend, const D: usize>(_: &Tensor<B, D>) -> Option<Tensor<B, D>
     None
 }
 
+pub fn quick_gelu<B: Backend, const D: usize>(_: &Tensor<B, D>) -> Option<Tensor<B, D>> {
+    None
+}
+
 pub fn linear_geglu<B: Backend>(
     _: &Tensor<B, 3>,
     _: &Tensor<B, 2>,
@@ -44,6 +48,7 @@ pub fn attention<B: Backend>(
     _: &Tensor<B, 3>,
     _: &Tensor<B, 3>,
     _: usize,
+    _: bool,
 ) -> Option<Tensor<B, 3>> {
     None
 }

@@ -18,17 +18,19 @@ const TILES: usize = 4;
 /// Keys whose scores are held at once: those with a tile's queries stay in the cache next to a core.
 const KEYS: usize = 128;
 
-/// See [`attention`](crate::ops::attention).
+/// See [`attention`](crate::ops::attention), and [`causal_attention`](crate::ops::causal_attention).
 pub fn attention<B: Backend>(
     query: &Tensor<B, 3>,
     key: &Tensor<B, 3>,
     value: &Tensor<B, 3>,
     heads: usize,
+    is_causal: bool,
 ) -> Option<Tensor<B, 3>> {
     let shape = query.dims();
     let [batch, tokens, inner] = shape;
     let [_, context, _] = key.dims();
-    let fits = [key.dims(), value.dims()] == [[batch, context, inner]; 2];
+    let fits = [key.dims(), value.dims()] == [[batch, context, inner]; 2]
+        && (context == tokens || !is_causal);
     if !fits || [batch, tokens, inner, context].contains(&0) {
         return None;
     }
@@ -38,6 +40,7 @@ pub fn attention<B: Backend>(
         [key.as_slice(), value.as_slice()],
         [batch, context, inner],
         heads,
+        is_causal,
         [&mut keys, &mut values],
     );
     let mut out = Room::new(query.as_slice().len());
@@ -46,32 +49,43 @@ pub fn attention<B: Backend>(
     let splits = tasks.div_ceil(batch * tokens.div_ceil(TILES * COLUMNS));
     let at_once = heads.count.div_ceil(splits);
     let mut tasks = Vec::new();
-    let pictures = out.chunks_mut(tokens * inner);
-    for (index, (out, query)) in pictures
-        .zip(query.as_slice().chunks(tokens * inner))
-        .enumerate()
-    {
-        let size = TILES * COLUMNS * inner;
-        for (out, query) in out.chunks_mut(size).zip(query.chunks(size)) {
+    let batches = query.as_slice().chunks(tokens * inner);
+    let batches = batches.zip(out.chunks_mut(tokens * inner)).enumerate();
+    for (batch, (query, out)) in batches {
+        let size = TILES * COLUMNS;
+        let groups = query.chunks(size * inner).zip(out.chunks_mut(size * inner));
+        for (group, (query, out)) in groups.enumerate() {
             let parts = in_parts(out.chunks_mut(inner), at_once * heads.d).into_iter();
-            let query = Rows::new(Weights::F32(query), inner);
-            tasks.extend(
-                parts
-                    .enumerate()
-                    .map(|(part, out)| (index, part * at_once, query, out)),
-            );
+            tasks.extend(parts.enumerate().map(|(part, out)| Task {
+                batch,
+                head: part * at_once,
+                token: group * size,
+                query: Rows::new(Weights::F32(query), inner),
+                out,
+            }));
         }
     }
     let tasks = tasks.into_par_iter();
-    tasks.for_each_init(Vec::new, |tiles, (index, first, query, mut out)| {
-        for part in 0..out[0].len() / heads.d {
+    tasks.for_each_init(Vec::new, |tiles, mut task| {
+        for part in 0..task.out[0].len() / heads.d {
             vectorized(
                 #[inline(always)]
-                || heads.attend(index, [first, part], query, &mut out, tiles),
+                || heads.attend(&mut task, part, tiles),
             );
         }
     });
     Some(tensor(out, shape))
+}
+
+/// Some queries of one of the batch, and what some heads see for them.
+struct Task<'a> {
+    batch: usize,
+    /// The first of the heads, and of the queries.
+    head: usize,
+    token: usize,
+    query: Rows<'a>,
+    /// Columns of the heads, a row for each query.
+    out: Vec<&'a mut [f32]>,
 }
 
 /// Keys and values of all heads, packed.
@@ -84,6 +98,8 @@ struct Heads<'a> {
     context: usize,
     /// Values of a head.
     d: usize,
+    /// Whether a query sees the keys up to its own only.
+    is_causal: bool,
 }
 
 impl<'a> Heads<'a> {
@@ -91,6 +107,7 @@ impl<'a> Heads<'a> {
         [keys, values]: [&[f32]; 2],
         [batch, context, inner]: [usize; 3],
         count: usize,
+        is_causal: bool,
         [key_room, value_room]: [&'a mut Room; 2],
     ) -> Self {
         let d = inner / count;
@@ -114,28 +131,22 @@ impl<'a> Heads<'a> {
             count,
             context,
             d,
+            is_causal,
         }
     }
 
-    /// What some queries see of a head, into its columns of `out`, which has those from the `first` head on.
+    /// What the queries of a task see of one of its heads.
     #[inline(always)]
-    fn attend(
-        &self,
-        batch: usize,
-        [first, part]: [usize; 2],
-        query: Rows<'_>,
-        out: &mut [&mut [f32]],
-        tiles: &mut Vec<Queries>,
-    ) {
+    fn attend(&self, task: &mut Task<'_>, part: usize, tiles: &mut Vec<Queries>) {
         let Self { context, d, .. } = *self;
-        let head = first + part;
-        let index = batch * self.count + head;
+        let head = task.head + part;
+        let index = task.batch * self.count + head;
         let (size, depth) = (context.div_ceil(ROWS) * d, d.div_ceil(ROWS));
         let keys = &self.keys[index * size..(index + 1) * size];
         let values = &self.values[index * depth * context..(index + 1) * depth * context];
-        let query = query.part(head * d, d);
+        let query = task.query.part(head * d, d);
         let scale = (d as f32).powf(-0.5) * std::f32::consts::LOG2_E;
-        tiles.resize_with(out.len().div_ceil(COLUMNS), Queries::default);
+        tiles.resize_with(task.out.len().div_ceil(COLUMNS), Queries::default);
         for (index, tile) in tiles.iter_mut().enumerate() {
             tile.begin(query, index * COLUMNS, scale, d);
         }
@@ -143,12 +154,26 @@ impl<'a> Heads<'a> {
         for start in (0..context).step_by(KEYS) {
             let width = KEYS.min(context - start);
             let keys = keys[start / ROWS * d..].chunks(d);
-            for queries in tiles.iter_mut() {
+            for (index, queries) in tiles.iter_mut().enumerate() {
+                // The token of the first query: later ones are hidden from some of them, or from all.
+                let own = task.token + index * COLUMNS;
+                let width = match self.is_causal {
+                    true => width.min((own + COLUMNS).saturating_sub(start)),
+                    false => width,
+                };
+                if width == 0 {
+                    continue;
+                }
                 let some = scores.iter_mut().take(width.div_ceil(ROWS));
                 for (scores, keys) in some.zip(keys.clone()) {
                     tile(keys, &queries.query, scores);
                 }
                 let scores = &mut scores.as_flattened_mut()[..width];
+                if self.is_causal {
+                    for (key, scores) in (start..).zip(&mut *scores).filter(|(key, _)| *key > own) {
+                        scores[..key - own].fill(f32::NEG_INFINITY);
+                    }
+                }
                 queries.weigh(scores);
                 for (sums, values) in queries.sums.iter_mut().zip(values.chunks(context)) {
                     let mut more = [[0.0; COLUMNS]; ROWS];
@@ -161,7 +186,7 @@ impl<'a> Heads<'a> {
                 }
             }
         }
-        for (tile, out) in tiles.iter().zip(out.chunks_mut(COLUMNS)) {
+        for (tile, out) in tiles.iter().zip(task.out.chunks_mut(COLUMNS)) {
             tile.finish(part * d, d, out);
         }
     }

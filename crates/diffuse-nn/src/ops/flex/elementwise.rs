@@ -16,6 +16,15 @@ pub fn gelu<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<Tensor<B, D>
     map(x, super::gelu_of)
 }
 
+/// See [`quick_gelu`](crate::ops::quick_gelu).
+pub fn quick_gelu<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<Tensor<B, D>> {
+    map(
+        x,
+        #[inline(always)]
+        |x| super::silu_of(1.702 * x) * (1.0 / 1.702),
+    )
+}
+
 #[inline(always)]
 fn map<B: Backend, const D: usize>(
     x: &Tensor<B, D>,

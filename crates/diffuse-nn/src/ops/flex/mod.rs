@@ -25,7 +25,7 @@ use burn_flex::{Flex, FlexTensor, Layout};
 pub(super) use attention::attention;
 pub(super) use conv::conv2d;
 pub(super) use elementwise::{
-    add_channel_bias, concat_channels, gelu, silu, swap_tokens, upsample_twice,
+    add_channel_bias, concat_channels, gelu, quick_gelu, silu, swap_tokens, upsample_twice,
 };
 pub(super) use matrix::{linear, linear_geglu, linear_to_image};
 pub(super) use norm::{group_norm, layer_norm};

@@ -276,14 +276,17 @@ fn attention_in_blocks() {
     fn attend<B: Backend>(
         [batch, tokens, context, heads, d]: [usize; 5],
         scale: f32,
+        is_causal: bool,
     ) -> Tensor<B, 3> {
         let inner = heads * d;
-        ops::attention(
-            numbers::<B, 3>(1, [batch, tokens, inner]) * scale,
-            numbers(2, [batch, context, inner]),
-            numbers(3, [batch, context, inner]),
-            heads,
-        )
+        let query = numbers::<B, 3>(1, [batch, tokens, inner]) * scale;
+        let [key, value] = [2, 3].map(|seed| numbers(seed, [batch, context, inner]));
+        check_taken::<B, _>(super::attention(&query, &key, &value, heads, is_causal));
+        if is_causal {
+            ops::causal_attention(query, key, value, heads)
+        } else {
+            ops::attention(query, key, value, heads)
+        }
     }
     for shape in [
         [1, 1, 1, 1, 1],
@@ -293,8 +296,16 @@ fn attention_in_blocks() {
     ] {
         // With a large scale, the first block's largest score is not the last's.
         for scale in [1.0, 50.0] {
-            let fast = attend::<Flex>(shape, scale).into_data();
-            check_close(fast, attend::<NdArray>(shape, scale).into_data(), 2e-5);
+            let fast = attend::<Flex>(shape, scale, false).into_data();
+            let portable = attend::<NdArray>(shape, scale, false).into_data();
+            check_close(fast, portable, 2e-5);
+        }
+    }
+    for shape in [[1, 1, 1, 1, 1], [2, 77, 77, 3, 20], [1, 300, 300, 2, 7]] {
+        for scale in [1.0, 50.0] {
+            let fast = attend::<Flex>(shape, scale, true).into_data();
+            let portable = attend::<NdArray>(shape, scale, true).into_data();
+            check_close(fast, portable, 2e-5);
         }
     }
 }
@@ -425,6 +436,11 @@ fn elementwise() {
     check_close(
         ops::gelu(wide::<Flex>()).into_data(),
         ops::gelu(wide::<NdArray>()).into_data(),
+        1e-6,
+    );
+    check_close(
+        ops::quick_gelu(wide::<Flex>()).into_data(),
+        ops::quick_gelu(wide::<NdArray>()).into_data(),
         1e-6,
     );
     let shape = [2, 5, 9, 33];

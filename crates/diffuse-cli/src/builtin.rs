@@ -26,7 +26,7 @@ macro_rules! files {
     };
 }
 
-const SCENES: Builtin = Builtin {
+static SCENES: Builtin = Builtin {
     name: "scenes",
     steps: 25,
     guidance_scale: 2.0,
@@ -46,7 +46,7 @@ const SCENES: Builtin = Builtin {
     ),
 };
 
-const SCENES_DDPM: Builtin = Builtin {
+static SCENES_DDPM: Builtin = Builtin {
     name: "scenes-ddpm",
     steps: 100,
     guidance_scale: 1.0,

@@ -142,9 +142,7 @@ pub fn product<const PARTS: usize>(
     let at_once = (lines / (depth * PARTS)).clamp(1, panels);
     // A few tiles of rows a task, and, if these are few, a part of their columns, if these are many.
     let (tasks, row_tiles) = (TASKS * threads, count.div_ceil(ROWS));
-    let least = TILES
-        .start()
-        .div_ceil(if at_once > PANELS { 1 } else { *TILES.start() });
+    let least = if at_once > PANELS { *TILES.start() } else { 1 };
     let tiles = (row_tiles / tasks).clamp(least, *TILES.end());
     let splits = tasks
         .div_ceil(row_tiles.div_ceil(tiles))
@@ -195,44 +193,55 @@ pub fn product<const PARTS: usize>(
         }
         let tasks = tasks.into_par_iter();
         tasks.for_each_init(Room::default, |room, (first, split, mut out)| {
-            let size = out.len().div_ceil(ROWS) * depth;
+            let len = out.len().div_ceil(ROWS) * depth;
             let panels = out[0].len().div_ceil(COLUMNS);
             let lines = &packed[split * PARTS * depth..][..panels * PARTS * depth];
             vectorized(
                 #[inline(always)]
                 || {
                     let own = match all_rows {
-                        Some(all) => &all[first * depth..][..size],
+                        Some(all) => &all[first * depth..][..len],
                         None => {
-                            let (own, _) = room.resize(size * ROWS).as_chunks_mut();
+                            let (own, _) = room.resize(len * ROWS).as_chunks_mut();
                             rows.pack_all(first * ROWS, own);
                             &*own
                         }
                     };
-                    let mut sums = [[[0.0; COLUMNS]; ROWS]; PARTS];
-                    for (panel, lines) in lines.chunks(PARTS * depth).enumerate() {
-                        let left = panel * COLUMNS;
-                        let rows = own.chunks(depth).zip(out.chunks_mut(ROWS));
-                        for (index, (rows, out)) in rows.enumerate() {
-                            for (sums, lines) in sums.iter_mut().zip(lines.chunks(depth)) {
-                                tile(rows, lines, sums);
-                            }
-                            for (row, out) in out.iter_mut().enumerate() {
-                                let end = out.len().min(left + COLUMNS);
-                                finish(
-                                    [
-                                        (first + index) * ROWS + row,
-                                        (start + split) * COLUMNS + left,
-                                    ],
-                                    sums.each_ref().map(|sums| &sums[row]),
-                                    &mut out[left..end],
-                                );
-                            }
-                        }
-                    }
+                    let position = [first * ROWS, (start + split) * COLUMNS];
+                    packed_product(own, lines, depth, position, &mut out, &finish);
                 },
             );
         });
+    }
+}
+
+/// A part of a product whose rows and columns are packed: that from a position on.
+#[inline(always)]
+fn packed_product<const PARTS: usize>(
+    rows: &[Column],
+    lines: &[Line],
+    depth: usize,
+    [row, column]: [usize; 2],
+    out: &mut [&mut [f32]],
+    finish: &impl Fn([usize; 2], [&Line; PARTS], &mut [f32]),
+) {
+    let mut sums = [[[0.0; COLUMNS]; ROWS]; PARTS];
+    for (panel, lines) in lines.chunks(PARTS * depth).enumerate() {
+        let left = panel * COLUMNS;
+        let tiles = rows.chunks(depth).zip(out.chunks_mut(ROWS));
+        for (index, (rows, out)) in tiles.enumerate() {
+            for (sums, lines) in sums.iter_mut().zip(lines.chunks(depth)) {
+                tile(rows, lines, sums);
+            }
+            for (of_tile, out) in out.iter_mut().enumerate() {
+                let end = out.len().min(left + COLUMNS);
+                finish(
+                    [row + index * ROWS + of_tile, column + left],
+                    sums.each_ref().map(|sums| &sums[of_tile]),
+                    &mut out[left..end],
+                );
+            }
+        }
     }
 }
 

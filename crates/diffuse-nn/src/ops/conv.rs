@@ -53,10 +53,10 @@ pub fn conv2d<B: Backend>(
 /// [`conv2d`], and a residual that its result is added to.
 ///
 /// # Shapes
-/// - `residual`: that of the output
+/// - `residual`: that of the output, of the type of `x`
 ///
 /// # Panics
-/// As [`conv2d`], or if the residual has another shape.
+/// As [`conv2d`], or if the residual has another shape or type.
 pub fn conv2d_add<B: Backend>(
     x: Tensor<B, 4>,
     weight: Tensor<B, 4>,
@@ -93,6 +93,7 @@ fn any_conv2d<B: Backend>(
         let fits = residual.dims() == [batch, outputs, height, width]
             && [rows, columns] == [Some(height), Some(width)];
         assert!(fits, "a residual of another shape");
+        assert_eq!(residual.dtype(), x.dtype(), "a residual of another type");
     }
     let residual = match flex::conv2d(&x, &weight, bias.as_ref(), geometry, residual) {
         Ok(y) => return y,

@@ -23,10 +23,10 @@ pub fn linear<B: Backend, const D: usize>(
 /// [`linear`], and a residual that its result is added to.
 ///
 /// # Shapes
-/// - `residual`: that of the output
+/// - `residual`: that of the output, of the type of `x`
 ///
 /// # Panics
-/// As [`linear`], or if the residual has another shape.
+/// As [`linear`], or if the residual has another shape or type.
 pub fn linear_add<B: Backend, const D: usize>(
     x: Tensor<B, D>,
     weight: Tensor<B, 2>,
@@ -47,6 +47,7 @@ fn any_linear<B: Backend, const D: usize>(
         let mut shape = x.dims();
         shape[D - 1] = d_output;
         assert_eq!(residual.dims(), shape, "a residual of another shape");
+        assert_eq!(residual.dtype(), x.dtype(), "a residual of another type");
     }
     let residual = match flex::linear(&x, &weight, bias.as_ref(), residual) {
         Ok(y) => return y,
@@ -75,10 +76,10 @@ fn any_linear<B: Backend, const D: usize>(
 /// - `x`: `[batch, height · width, d_input]`
 /// - `weight`: `[d_output, d_input]`, of any floating point type
 /// - `bias`: `[d_output]`, of the type of `x`
-/// - `residual`, output: `[batch, d_output, height, width]`
+/// - `residual`, output: `[batch, d_output, height, width]`, of the type of `x`
 ///
 /// # Panics
-/// As [`linear`], or if the residual has another shape.
+/// As [`linear`], or if the residual has another shape or type.
 pub fn linear_to_image<B: Backend>(
     x: Tensor<B, 3>,
     weight: Tensor<B, 2>,
@@ -90,6 +91,7 @@ pub fn linear_to_image<B: Backend>(
     let [_, _, height, width] = shape;
     let fits = shape == [batch, d_output, height, width] && height * width == tokens;
     assert!(fits, "a residual of another shape");
+    assert_eq!(residual.dtype(), x.dtype(), "a residual of another type");
     let residual = match flex::linear_to_image(&x, &weight, bias.as_ref(), residual) {
         Ok(y) => return y,
         Err(residual) => residual,

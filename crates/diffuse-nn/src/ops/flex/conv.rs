@@ -67,9 +67,10 @@ pub fn conv2d<B: Backend>(
     let (Some(x), Some(weight), Some(bias)) = (x, weight, bias) else {
         return Err(residual);
     };
-    let (Some(weight), onto) = (weight.values(), residual.is_some()) else {
+    let Some(weight) = weight.values() else {
         return Err(residual);
     };
+    let onto = residual.is_some();
     let pictures = Pictures {
         values: x.as_slice(),
         batch,
@@ -105,13 +106,11 @@ pub struct Outputs<'a> {
 fn pointwise(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_>) {
     let (area, channels) = (x.area(), x.channels);
     let weight = Rows::new(weight, channels);
-    let pictures = out.values.par_chunks_mut(bias.len() * area);
     let start = Start {
         bias: Bias::OfRows(bias),
         onto: out.onto,
     };
-    let pictures = pictures.zip(x.values.par_chunks(channels * area));
-    pictures.for_each(|(out, picture)| {
+    let convolve = |out: &mut [f32], picture: &[f32]| {
         product(
             out,
             area,
@@ -121,7 +120,15 @@ fn pointwise(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_
             #[inline(always)]
             |position, [sums], out| start.plus(position, sums, out),
         );
-    });
+    };
+    // Two at a time: while threads wait for others in one product, they find work in the next.
+    let size = bias.len() * area;
+    let pairs = out.values.chunks_mut(2 * size);
+    for (out, pictures) in pairs.zip(x.values.chunks(2 * channels * area)) {
+        let pictures = pictures.par_chunks(channels * area);
+        let pair = out.par_chunks_mut(size).zip(pictures);
+        pair.for_each(|(out, picture)| convolve(out, picture));
+    }
 }
 
 /// `im2col`: each output's neighbourhood becomes a column, and a 3x3 convolution to pictures of this `size` a matrix

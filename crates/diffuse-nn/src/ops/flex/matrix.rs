@@ -10,8 +10,9 @@ use super::memory::Room;
 use super::weights::{Weight, Weights};
 use super::{Values, gelu_of, tensor, vectorized};
 
-/// Lines of packed columns that are held at once, 4 MB, or 1 MB for each thread: they stay in the cache that all cores share.
+/// Lines of packed columns that are held at once, 4 MB: they stay in the cache that all cores share.
 const LINES: usize = 1 << 15;
+/// The same for each thread, 1 MB, if that is more.
 const THREAD_LINES: usize = 1 << 13;
 /// Terms of a sum at once: those of a few rows and of a tile's columns stay in the cache next to a core.
 pub const DEPTH: usize = 1 << 12;
@@ -19,11 +20,11 @@ pub const DEPTH: usize = 1 << 12;
 pub const TASKS: usize = 4;
 /// Steps that are packed at once: so many of a row are read side by side.
 const STEPS: usize = 64;
-/// Packed values of rows that are held at once, 8 MB, if it is all of them.
+/// Packed values of rows, 8 MB, up to which all of them are packed once, where they are needed again.
 const ALL_ROWS: usize = 1 << 21;
-/// Tiles whose columns are packed at once, at most.
+/// Tiles whose columns are packed at once, at most, and those of a task, at least, if it has a part of them.
 const PANELS: usize = 4;
-/// Tiles of rows of a task, if there are as many: fewer would read the columns from afar for little.
+/// Tiles of rows of a task, if that makes enough tasks: fewer would read the columns from afar for little.
 const TILES: RangeInclusive<usize> = 4..=8;
 
 /// Some rows of weights or values, each one's side by side: the rows of a product, or what becomes its columns.
@@ -91,7 +92,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Packs `N` rows after the other from `first` on: as many as `to` has room for.
+    /// Packs rows from `first` on, `N` at a time: as many as `to` has room for.
     #[inline(always)]
     pub fn pack_all<const N: usize>(self, first: usize, to: &mut [[f32; N]]) {
         for (index, to) in to.chunks_mut(self.depth).enumerate() {
@@ -115,7 +116,10 @@ pub fn pack_columns<const N: usize>(
         let row = &values[step * stride..][columns.start..end];
         let (whole, rest) = row.as_chunks();
         let mut to = to[step..].iter_mut().step_by(depth);
-        to.by_ref().zip(whole).for_each(|(to, row)| *to = *row);
+        whole
+            .iter()
+            .zip(to.by_ref())
+            .for_each(|(row, to)| *to = *row);
         if let Some(to) = to.next() {
             to[..rest.len()].copy_from_slice(rest);
             to[rest.len()..].fill(0.0);
@@ -140,14 +144,14 @@ pub fn product<const PARTS: usize>(
     let panels = width.div_ceil(COLUMNS);
     let lines = LINES.max(THREAD_LINES * threads);
     let at_once = (lines / (depth * PARTS)).clamp(1, panels);
-    // A few tiles of rows a task, and, if these are few, a part of their columns, if these are many.
+    // A few tiles of rows a task, and, where these are few, a part of their columns.
     let (tasks, row_tiles) = (TASKS * threads, count.div_ceil(ROWS));
-    let least = if at_once > PANELS { *TILES.start() } else { 1 };
-    let tiles = (row_tiles / tasks).clamp(least, *TILES.end());
-    let splits = tasks
-        .div_ceil(row_tiles.div_ceil(tiles))
-        .min(at_once.div_ceil(PANELS));
-    // What is needed several times is packed before, unless it would not stay in a cache until then.
+    let (least, most) = TILES.into_inner();
+    let parts = at_once.div_ceil(PANELS);
+    let is_enough = row_tiles.div_ceil(least) * parts >= tasks;
+    let tiles = (row_tiles / tasks).clamp(if is_enough { least } else { 1 }, most);
+    let splits = tasks.div_ceil(row_tiles.div_ceil(tiles)).min(parts);
+    // What several tasks need is packed before, and what is needed again, if it stays in a cache until then.
     let size = row_tiles * depth * ROWS;
     let is_again = at_once < panels && size <= ALL_ROWS;
     let [mut row_room, mut column_room] = [(); 2].map(|()| Room::default());
@@ -185,29 +189,29 @@ pub fn product<const PARTS: usize>(
         let all_rows = all_rows.as_deref();
         let per_split = some.div_ceil(splits);
         let range = start * COLUMNS..width.min((start + some) * COLUMNS);
-        let mut tasks = Vec::new();
+        let mut parts = Vec::new();
         for (group, rows) in out.chunks_mut(tiles * ROWS * width).enumerate() {
             let rows = rows.chunks_mut(width).map(|row| &mut row[range.clone()]);
-            let parts = in_parts(rows, per_split * COLUMNS).into_iter().enumerate();
-            tasks.extend(parts.map(|(split, out)| (group * tiles, split * per_split, out)));
+            let of_group = in_parts(rows, per_split * COLUMNS).into_iter().enumerate();
+            parts.extend(of_group.map(|(split, out)| (group * tiles, split * per_split, out)));
         }
-        let tasks = tasks.into_par_iter();
-        tasks.for_each_init(Room::default, |room, (first, split, mut out)| {
+        let parts = parts.into_par_iter();
+        parts.for_each_init(Room::default, |room, (first_tile, first_panel, mut out)| {
             let len = out.len().div_ceil(ROWS) * depth;
             let panels = out[0].len().div_ceil(COLUMNS);
-            let lines = &packed[split * PARTS * depth..][..panels * PARTS * depth];
+            let lines = &packed[first_panel * PARTS * depth..][..panels * PARTS * depth];
             vectorized(
                 #[inline(always)]
                 || {
                     let own = match all_rows {
-                        Some(all) => &all[first * depth..][..len],
+                        Some(all) => &all[first_tile * depth..][..len],
                         None => {
                             let (own, _) = room.resize(len * ROWS).as_chunks_mut();
-                            rows.pack_all(first * ROWS, own);
+                            rows.pack_all(first_tile * ROWS, own);
                             &*own
                         }
                     };
-                    let position = [first * ROWS, (start + split) * COLUMNS];
+                    let position = [first_tile * ROWS, (start + first_panel) * COLUMNS];
                     packed_product(own, lines, depth, position, &mut out, &finish);
                 },
             );
@@ -266,7 +270,7 @@ pub fn in_parts<'a, T>(
 #[derive(Clone, Copy)]
 pub struct Start<'a> {
     pub bias: Bias<'a>,
-    /// Whether what `out` has is there before.
+    /// Whether they are added to what `out` has as well.
     pub onto: bool,
 }
 
@@ -351,9 +355,10 @@ pub fn linear<B: Backend, const D: usize>(
     let Some((x, weight, bias)) = layer(x, weight, bias) else {
         return Err(residual);
     };
-    let (Some(weight), onto) = (weight.values(), residual.is_some()) else {
+    let Some(weight) = weight.values() else {
         return Err(residual);
     };
+    let onto = residual.is_some();
     let mut results = Values::onto(residual, shape)?;
     let (out, bias) = (results.make_mut(), bias.as_slice());
     if out.is_empty() {

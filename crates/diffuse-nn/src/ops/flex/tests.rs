@@ -33,6 +33,14 @@ fn check_taken<B: Backend, T>(fast: Option<T>) {
     assert_eq!(fast.is_some(), TypeId::of::<B>() == TypeId::of::<Flex>());
 }
 
+/// Runs a test on one thread, and on more: how work is split depends on how many there are.
+fn on_threads(test: impl Fn() + Sync) {
+    for threads in [1, 2, 16] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.unwrap().install(&test);
+    }
+}
+
 /// What a layer's result is added to.
 #[derive(Clone, Copy, Debug)]
 enum Residual {
@@ -87,90 +95,102 @@ fn fan_in(channels: usize, kernel: usize) -> f32 {
 
 #[test]
 fn convolutions() {
-    fn convolve<B: Backend>(
-        [batch, channels, outputs, height, width]: [usize; 5],
-        kernel: usize,
-        geometry: ConvGeometry,
-        bias: bool,
-        residual: Residual,
-    ) -> Tensor<B, 4> {
-        let x = numbers(1, [batch, channels, height, width]);
-        let weight = numbers(2, [outputs, channels, kernel, kernel]) * fan_in(channels, kernel);
-        let bias = bias.then(|| numbers(3, [outputs]));
-        check_taken::<B, _>(super::conv2d(&x, &weight, bias.as_ref(), geometry, None).ok());
-        let size = [height, width].map(|size| geometry.output(size, kernel).unwrap());
-        let shape = [batch, outputs, size[0], size[1]];
-        residual.apply(shape, |residual| match residual {
-            None => ops::conv2d(x, weight, bias, geometry),
-            Some(residual) => ops::conv2d_add(x, weight, bias, geometry, residual),
-        })
-    }
-    for shape in PICTURES {
-        let halving = |stride, padding_start| ConvGeometry {
-            stride,
-            padding_start,
-            padding_end: 1,
-        };
-        let same = [1, 3].map(|kernel| (kernel, ConvGeometry::same(kernel)));
-        // The last by more than the kernel sees.
-        let halvings = [halving(2, 0), halving(2, 1), halving(5, 1)].map(|halving| (3, halving));
-        for (kernel, geometry) in same.into_iter().chain(halvings) {
-            if shape[3..]
-                .iter()
-                .any(|size| geometry.output(*size, kernel).is_none())
-            {
-                continue;
-            }
-            for (bias, residual) in [false, true, true].into_iter().zip(Residual::ALL) {
-                let fast = convolve::<Flex>(shape, kernel, geometry, bias, residual);
-                let portable = convolve::<NdArray>(shape, kernel, geometry, bias, residual);
-                check_close(fast.into_data(), portable.into_data(), 2e-5);
+    on_threads(|| {
+        fn convolve<B: Backend>(
+            [batch, channels, outputs, height, width]: [usize; 5],
+            kernel: usize,
+            geometry: ConvGeometry,
+            bias: bool,
+            residual: Residual,
+        ) -> Tensor<B, 4> {
+            let x = numbers(1, [batch, channels, height, width]);
+            let weight = numbers(2, [outputs, channels, kernel, kernel]) * fan_in(channels, kernel);
+            let bias = bias.then(|| numbers(3, [outputs]));
+            check_taken::<B, _>(super::conv2d(&x, &weight, bias.as_ref(), geometry, None).ok());
+            let size = [height, width].map(|size| geometry.output(size, kernel).unwrap());
+            let shape = [batch, outputs, size[0], size[1]];
+            residual.apply(shape, |residual| match residual {
+                None => ops::conv2d(x, weight, bias, geometry),
+                Some(residual) => ops::conv2d_add(x, weight, bias, geometry, residual),
+            })
+        }
+        for shape in PICTURES {
+            let halving = |stride, padding_start| ConvGeometry {
+                stride,
+                padding_start,
+                padding_end: 1,
+            };
+            let same = [1, 3].map(|kernel| (kernel, ConvGeometry::same(kernel)));
+            // The last by more than the kernel sees.
+            let halvings =
+                [halving(2, 0), halving(2, 1), halving(5, 1)].map(|halving| (3, halving));
+            for (kernel, geometry) in same.into_iter().chain(halvings) {
+                if shape[3..]
+                    .iter()
+                    .any(|size| geometry.output(*size, kernel).is_none())
+                {
+                    continue;
+                }
+                for (bias, residual) in [false, true, true].into_iter().zip(Residual::ALL) {
+                    let fast = convolve::<Flex>(shape, kernel, geometry, bias, residual);
+                    let portable = convolve::<NdArray>(shape, kernel, geometry, bias, residual);
+                    check_close(fast.into_data(), portable.into_data(), 2e-5);
+                }
             }
         }
-    }
+    });
 }
 
 #[test]
 fn each_way_of_a_3x3_convolution() {
-    // The last has more squares than are transformed at once, and more outputs than a task.
-    let more = [[1, 512, 70, 88, 90]];
-    for [batch, channels, outputs, height, width] in PICTURES.into_iter().chain(more) {
-        let x: Tensor<Flex, 4> = numbers(1, [batch, channels, height, width]);
-        let weight: Tensor<Flex, 4> = numbers(2, [outputs, channels, 3, 3]) * fan_in(channels, 3);
-        let bias: Tensor<Flex, 1> = numbers(3, [outputs]);
-        let [x, weight, bias] = [
-            Values::of(&x).unwrap(),
-            Values::of(&weight).unwrap(),
-            Values::of(&bias).unwrap(),
-        ];
-        let pictures = conv::Pictures {
-            values: x.as_slice(),
-            batch,
-            channels,
-            height,
-            width,
-        };
-        let size = batch * outputs * height * width;
-        let (weight, bias) = (Weights::F32(weight.as_slice()), bias.as_slice());
-        let filters = matrix::Rows::new(weight, 9 * channels);
-        let (geometry, picture) = (ConvGeometry::same(3), [height, width]);
-        for onto in [false, true] {
-            let made = |way: &dyn Fn(conv::Outputs<'_>)| {
-                let mut values = vec![if onto { 0.5 } else { f32::NAN }; size];
-                way(conv::Outputs {
-                    values: &mut values,
-                    onto,
-                });
-                TensorData::new(values, [size])
+    on_threads(|| {
+        // The last has more squares than are transformed at once, and more outputs than a task.
+        let more = [[1, 512, 70, 88, 90]];
+        for [batch, channels, outputs, height, width] in PICTURES.into_iter().chain(more) {
+            let x: Tensor<Flex, 4> = numbers(1, [batch, channels, height, width]);
+            let weight: Tensor<Flex, 4> =
+                numbers(2, [outputs, channels, 3, 3]) * fan_in(channels, 3);
+            let bias: Tensor<Flex, 1> = numbers(3, [outputs]);
+            let [x, weight, bias] = [
+                Values::of(&x).unwrap(),
+                Values::of(&weight).unwrap(),
+                Values::of(&bias).unwrap(),
+            ];
+            let pictures = conv::Pictures {
+                values: x.as_slice(),
+                batch,
+                channels,
+                height,
+                width,
             };
-            let columns =
-                made(&|out| conv::as_columns(pictures, weight, bias, geometry, picture, out));
-            let squares = made(&|out| winograd::by_squares(pictures, filters, bias, out));
-            let outputs = made(&|out| winograd::by_outputs(pictures, filters, bias, out));
-            check_close(columns, squares.clone(), 5e-5);
-            check_close(squares, outputs, 1e-6);
+            let size = batch * outputs * height * width;
+            let (weight, bias) = (Weights::F32(weight.as_slice()), bias.as_slice());
+            let filters = matrix::Rows::new(weight, 9 * channels);
+            let (geometry, picture) = (ConvGeometry::same(3), [height, width]);
+            for onto in [false, true] {
+                let made = |way: &dyn Fn(conv::Outputs<'_>)| {
+                    let mut values = match onto {
+                        true => numbers::<Flex, 1>(9, [size])
+                            .into_data()
+                            .into_vec()
+                            .unwrap(),
+                        false => vec![f32::NAN; size],
+                    };
+                    way(conv::Outputs {
+                        values: &mut values,
+                        onto,
+                    });
+                    TensorData::new(values, [size])
+                };
+                let columns =
+                    made(&|out| conv::as_columns(pictures, weight, bias, geometry, picture, out));
+                let squares = made(&|out| winograd::by_squares(pictures, filters, bias, out));
+                let outputs = made(&|out| winograd::by_outputs(pictures, filters, bias, out));
+                check_close(columns, squares.clone(), 5e-5);
+                check_close(squares, outputs, 1e-6);
+            }
         }
-    }
+    });
 }
 
 #[test]
@@ -273,109 +293,118 @@ fn what_nobody_else_has_is_normalized_in_place() {
 
 #[test]
 fn attention_in_blocks() {
-    fn attend<B: Backend>(
-        [batch, tokens, context, heads, d]: [usize; 5],
-        scale: f32,
-        is_causal: bool,
-    ) -> Tensor<B, 3> {
-        let inner = heads * d;
-        let query = numbers::<B, 3>(1, [batch, tokens, inner]) * scale;
-        let [key, value] = [2, 3].map(|seed| numbers(seed, [batch, context, inner]));
-        check_taken::<B, _>(super::attention(&query, &key, &value, heads, is_causal));
-        if is_causal {
-            ops::causal_attention(query, key, value, heads)
-        } else {
-            ops::attention(query, key, value, heads)
+    on_threads(|| {
+        fn attend<B: Backend>(
+            [batch, tokens, context, heads, d]: [usize; 5],
+            scale: f32,
+            is_causal: bool,
+        ) -> Tensor<B, 3> {
+            let inner = heads * d;
+            let query = numbers::<B, 3>(1, [batch, tokens, inner]) * scale;
+            let [key, value] = [2, 3].map(|seed| numbers(seed, [batch, context, inner]));
+            check_taken::<B, _>(super::attention(&query, &key, &value, heads, is_causal));
+            if is_causal {
+                ops::causal_attention(query, key, value, heads)
+            } else {
+                ops::attention(query, key, value, heads)
+            }
         }
-    }
-    for shape in [
-        [1, 1, 1, 1, 1],
-        [2, 7, 5, 3, 4],
-        [1, 130, 77, 2, 40],
-        [2, 300, 700, 1, 20],
-    ] {
-        // With a large scale, the first block's largest score is not the last's.
-        for scale in [1.0, 50.0] {
-            let fast = attend::<Flex>(shape, scale, false).into_data();
-            let portable = attend::<NdArray>(shape, scale, false).into_data();
-            check_close(fast, portable, 2e-5);
+        for shape in [
+            [1, 1, 1, 1, 1],
+            [2, 7, 5, 3, 4],
+            [1, 130, 77, 2, 40],
+            [2, 300, 700, 1, 20],
+        ] {
+            // With a large scale, the first block's largest score is not the last's.
+            for scale in [1.0, 50.0] {
+                let fast = attend::<Flex>(shape, scale, false).into_data();
+                let portable = attend::<NdArray>(shape, scale, false).into_data();
+                check_close(fast, portable, 2e-5);
+            }
         }
-    }
-    for shape in [[1, 1, 1, 1, 1], [2, 77, 77, 3, 20], [1, 300, 300, 2, 7]] {
-        for scale in [1.0, 50.0] {
-            let fast = attend::<Flex>(shape, scale, true).into_data();
-            let portable = attend::<NdArray>(shape, scale, true).into_data();
-            check_close(fast, portable, 2e-5);
+        for shape in [[1, 1, 1, 1, 1], [2, 77, 77, 3, 20], [1, 300, 300, 2, 7]] {
+            for scale in [1.0, 50.0] {
+                let fast = attend::<Flex>(shape, scale, true).into_data();
+                let portable = attend::<NdArray>(shape, scale, true).into_data();
+                check_close(fast, portable, 2e-5);
+            }
         }
-    }
+    });
 }
 
 #[test]
 fn linear_layers() {
-    fn apply<B: Backend>(
-        [rows, d_input, d_output]: [usize; 3],
-        bias: bool,
-        residual: Residual,
-    ) -> Tensor<B, 3> {
-        let bias = bias.then(|| numbers(3, [d_output]));
-        let x = numbers::<B, 3>(1, [2, rows, d_input]);
-        let weight = numbers(2, [d_output, d_input]) * fan_in(d_input, 1);
-        check_taken::<B, _>(super::linear(&x, &weight, bias.as_ref(), None).ok());
-        residual.apply([2, rows, d_output], |residual| match residual {
-            None => ops::linear(x, weight, bias),
-            Some(residual) => ops::linear_add(x, weight, bias, residual),
-        })
-    }
-    // The last has more terms than are added at once.
-    for shape in [[1, 33, 19], [3, 33, 19], [100, 33, 19], [5, 2100, 40]] {
-        for (bias, residual) in [false, true, true].into_iter().zip(Residual::ALL) {
-            let fast = apply::<Flex>(shape, bias, residual).into_data();
-            let portable = apply::<NdArray>(shape, bias, residual).into_data();
-            check_close(fast, portable, 1e-5);
+    on_threads(|| {
+        fn apply<B: Backend>(
+            [rows, d_input, d_output]: [usize; 3],
+            bias: bool,
+            residual: Residual,
+        ) -> Tensor<B, 3> {
+            let bias = bias.then(|| numbers(3, [d_output]));
+            let x = numbers::<B, 3>(1, [2, rows, d_input]);
+            let weight = numbers(2, [d_output, d_input]) * fan_in(d_input, 1);
+            check_taken::<B, _>(super::linear(&x, &weight, bias.as_ref(), None).ok());
+            residual.apply([2, rows, d_output], |residual| match residual {
+                None => ops::linear(x, weight, bias),
+                Some(residual) => ops::linear_add(x, weight, bias, residual),
+            })
         }
-    }
+        // The last has more terms than are added at once.
+        let long = matrix::DEPTH + 52;
+        for shape in [[1, 33, 19], [3, 33, 19], [100, 33, 19], [5, long, 40]] {
+            for (bias, residual) in [false, true, true].into_iter().zip(Residual::ALL) {
+                let fast = apply::<Flex>(shape, bias, residual).into_data();
+                let portable = apply::<NdArray>(shape, bias, residual).into_data();
+                check_close(fast, portable, 1e-5);
+            }
+        }
+    });
 }
 
 #[test]
 fn linear_layers_to_a_picture() {
-    fn apply<B: Backend>(
-        [height, width, d_input]: [usize; 3],
-        bias: bool,
-        residual: Residual,
-    ) -> Tensor<B, 4> {
-        let bias = bias.then(|| numbers(3, [19]));
-        let x = numbers::<B, 3>(1, [2, height * width, d_input]);
-        let weight = numbers(2, [19, d_input]) * fan_in(d_input, 1);
-        let picture = numbers(4, [2, 19, height, width]);
-        check_taken::<B, _>(super::linear_to_image(&x, &weight, bias.as_ref(), picture).ok());
-        residual.apply([2, 19, height, width], |residual| {
-            ops::linear_to_image(x, weight, bias, residual.unwrap())
-        })
-    }
-    for shape in [[1, 1, 7], [5, 9, 33], [8, 4, 2100]] {
-        for (bias, residual) in [(false, Residual::Own), (true, Residual::Shared)] {
-            let fast = apply::<Flex>(shape, bias, residual).into_data();
-            let portable = apply::<NdArray>(shape, bias, residual).into_data();
-            check_close(fast, portable, 1e-5);
+    on_threads(|| {
+        fn apply<B: Backend>(
+            [height, width, d_input]: [usize; 3],
+            bias: bool,
+            residual: Residual,
+        ) -> Tensor<B, 4> {
+            let bias = bias.then(|| numbers(3, [19]));
+            let x = numbers::<B, 3>(1, [2, height * width, d_input]);
+            let weight = numbers(2, [19, d_input]) * fan_in(d_input, 1);
+            let picture = numbers(4, [2, 19, height, width]);
+            check_taken::<B, _>(super::linear_to_image(&x, &weight, bias.as_ref(), picture).ok());
+            residual.apply([2, 19, height, width], |residual| {
+                ops::linear_to_image(x, weight, bias, residual.unwrap())
+            })
         }
-    }
+        for shape in [[1, 1, 7], [5, 9, 33], [8, 4, matrix::DEPTH + 52]] {
+            for (bias, residual) in [(false, Residual::Own), (true, Residual::Shared)] {
+                let fast = apply::<Flex>(shape, bias, residual).into_data();
+                let portable = apply::<NdArray>(shape, bias, residual).into_data();
+                check_close(fast, portable, 1e-5);
+            }
+        }
+    });
 }
 
 #[test]
 fn gated_layers() {
-    fn apply<B: Backend>(rows: usize, bias: bool) -> Tensor<B, 3> {
-        let bias = bias.then(|| numbers(3, [38]));
-        let (x, weight) = (numbers::<B, 3>(1, [2, rows, 33]), numbers(2, [38, 33]));
-        check_taken::<B, _>(super::linear_geglu(&x, &weight, bias.as_ref()));
-        ops::linear_geglu(x, weight, bias)
-    }
-    // The last are more rows than are computed at once.
-    for rows in [1, 3, 700] {
-        for bias in [false, true] {
-            let fast = apply::<Flex>(rows, bias).into_data();
-            check_close(fast, apply::<NdArray>(rows, bias).into_data(), 2e-5);
+    on_threads(|| {
+        fn apply<B: Backend>(rows: usize, bias: bool) -> Tensor<B, 3> {
+            let bias = bias.then(|| numbers(3, [38]));
+            let (x, weight) = (numbers::<B, 3>(1, [2, rows, 33]), numbers(2, [38, 33]));
+            check_taken::<B, _>(super::linear_geglu(&x, &weight, bias.as_ref()));
+            ops::linear_geglu(x, weight, bias)
         }
-    }
+        // The last are more rows than are computed at once.
+        for rows in [1, 3, 700] {
+            for bias in [false, true] {
+                let fast = apply::<Flex>(rows, bias).into_data();
+                check_close(fast, apply::<NdArray>(rows, bias).into_data(), 2e-5);
+            }
+        }
+    });
 }
 
 #[test]

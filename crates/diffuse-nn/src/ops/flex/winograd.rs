@@ -31,7 +31,7 @@ const FILTERS: usize = 1 << 24;
 const SOME_FILTERS: usize = 3 << 18;
 /// Outputs of such filters at most.
 const OUTPUTS: usize = 40;
-/// Squares of a task, if there are as many for each thread, and else half of them.
+/// Squares of a task, if there are twice as many for each thread, and else half of them.
 const SQUARES: usize = 64;
 /// Outputs whose products are held at once, where the filters of all are.
 const SOME: usize = 2 * ROWS;
@@ -144,12 +144,12 @@ fn scatter(
     }
 }
 
-/// `out = x * weight + bias`, with a padding of 1: `weight` is `[outputs, channels, 3, 3]`.
+/// `out = x * weight + bias`, or `out += ..`, with a padding of 1: `weight` is `[outputs, channels, 3, 3]`.
 pub fn winograd(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_>) {
     let weight = Rows::new(weight, x.channels * 9);
     let (squares, threads) = (squares(&x), rayon::current_num_threads());
     // What a thread reads of the filters of all outputs, and else of the inputs of all squares, in channels.
-    let of_filters = squares.div_ceil(a_task(squares) * threads) * bias.len();
+    let of_filters = squares.div_ceil(squares_a_task(squares) * threads) * bias.len();
     let of_inputs = bias.len().div_ceil(OUTPUTS * threads) * squares;
     let fits = PRODUCTS * x.channels * bias.len() <= FILTERS;
     if fits && squares >= threads * SQUARES / 2 && of_filters <= of_inputs {
@@ -164,8 +164,8 @@ fn squares(x: &Pictures<'_>) -> usize {
     x.batch * x.height.div_ceil(OUT) * x.width.div_ceil(OUT)
 }
 
-/// Squares of a task, if those of all are transformed by tasks.
-fn a_task(squares: usize) -> usize {
+/// Squares of a task of [`by_squares`].
+fn squares_a_task(squares: usize) -> usize {
     if squares >= 2 * SQUARES * rayon::current_num_threads() {
         SQUARES
     } else {
@@ -185,7 +185,7 @@ pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
         transform_filters(weight, tile * ROWS, channels, filters);
     });
     // Whole rows of squares of one picture.
-    let rows = OUT * (a_task(squares(&x)) / x.width.div_ceil(OUT)).max(1);
+    let rows = OUT * (squares_a_task(squares(&x)) / x.width.div_ceil(OUT)).max(1);
     let size = channels * x.area();
     let mut tasks = Vec::new();
     let onto = out.onto;

@@ -160,7 +160,7 @@ pub fn as_columns(
                 let tap = [tap % 9 / 3, tap % 3];
                 seen_by(tap, from, [x.height, x.width], geometry, size, row);
             });
-            let start = Start { bias, onto }.from_term(first);
+            let start = Start { bias, onto }.at_term(first);
             product(
                 sums,
                 positions,

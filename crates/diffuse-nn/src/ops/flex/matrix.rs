@@ -284,7 +284,7 @@ pub enum Bias<'a> {
 
 impl Start<'_> {
     /// For sums from a term on: what precedes them has been added to it.
-    pub fn from_term(self, first: usize) -> Self {
+    pub fn at_term(self, first: usize) -> Self {
         match first {
             0 => self,
             _ => Self {
@@ -375,7 +375,7 @@ pub fn linear<B: Backend, const D: usize>(
         let depth = DEPTH.min(d_input - first);
         let (weight, start) = (
             weight.part(first, depth),
-            Start { bias, onto }.from_term(first),
+            Start { bias, onto }.at_term(first),
         );
         product(
             out,
@@ -439,7 +439,7 @@ pub fn linear_to_image<B: Backend>(
             let depth = DEPTH.min(d_input - first);
             let (x, start) = (
                 x.part(first, depth),
-                Start { bias, onto: true }.from_term(first),
+                Start { bias, onto: true }.at_term(first),
             );
             product(
                 out,

@@ -118,16 +118,20 @@ fn gather(
 }
 
 /// The outputs of neighbouring squares, from the lanes from `lane` on, into a channel of a picture, of which `channel` has the
-/// rows from `start` on: `f` makes a value of what is there and of the output.
+/// rows from `start` on: with `ONTO`, they are added to what is there.
 #[inline(always)]
-fn scatter(
+fn scatter<const ONTO: bool>(
     squares: &[[Row; OUT]; OUT],
     places: &[Place],
     lane: usize,
+    bias: f32,
     [start, width]: [usize; 2],
     channel: &mut [f32],
-    f: impl Fn(f32, f32) -> f32,
 ) {
+    #[inline(always)]
+    fn result<const ONTO: bool>(value: f32, output: f32) -> f32 {
+        if ONTO { value + output } else { output }
+    }
     let (Place { top, left, .. }, count) = (places[0], places.len());
     let length = (OUT * count).min(width - left);
     let rows = channel.chunks_mut(width).skip(top - start);
@@ -136,10 +140,15 @@ fn scatter(
         let [a, b, c, d] = outputs.each_ref().map(|row| &row[lane..lane + count]);
         for (((quad, a), b), (c, d)) in quads.iter_mut().zip(a).zip(b).zip(c.iter().zip(d)) {
             let [x, y, z, w] = *quad;
-            *quad = [f(x, *a), f(y, *b), f(z, *c), f(w, *d)];
+            *quad = [
+                result::<ONTO>(x, a + bias),
+                result::<ONTO>(y, b + bias),
+                result::<ONTO>(z, c + bias),
+                result::<ONTO>(w, d + bias),
+            ];
         }
         for (value, row) in rest.iter_mut().zip(outputs) {
-            *value = f(*value, row[lane + count - 1]);
+            *value = result::<ONTO>(*value, row[lane + count - 1] + bias);
         }
     }
 }
@@ -418,26 +427,11 @@ impl Squares<'_> {
         for places in self.places.chunk_by(Place::is_before) {
             let channel = &mut *out[places[0].picture * outputs + output];
             let width = self.x.width;
+            let rows = [self.top, width];
             if self.onto {
-                scatter(
-                    &square,
-                    places,
-                    lane,
-                    [self.top, width],
-                    channel,
-                    #[inline(always)]
-                    |value, output| value + (output + bias),
-                );
+                scatter::<true>(&square, places, lane, bias, rows, channel);
             } else {
-                scatter(
-                    &square,
-                    places,
-                    lane,
-                    [self.top, width],
-                    channel,
-                    #[inline(always)]
-                    |_, output| output + bias,
-                );
+                scatter::<false>(&square, places, lane, bias, rows, channel);
             }
             lane += places.len();
         }

@@ -7,7 +7,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
+use super::kernel::{COLUMNS, Column, Line, ROWS, tile, tile_onto};
 use super::matrix::{Rows, TASKS, in_parts, pack_columns};
 use super::memory::Room;
 use super::weights::Weights;
@@ -176,13 +176,8 @@ impl<'a> Heads<'a> {
                 }
                 queries.weigh(scores);
                 for (sums, values) in queries.sums.iter_mut().zip(values.chunks(context)) {
-                    let mut more = [[0.0; COLUMNS]; ROWS];
-                    tile(&values[start..start + width], scores, &mut more);
-                    for (sums, more) in sums.iter_mut().zip(&more) {
-                        for ((sum, more), kept) in sums.iter_mut().zip(more).zip(&queries.kept) {
-                            *sum = sum.mul_add(*kept, *more);
-                        }
-                    }
+                    let values = &values[start..start + width];
+                    tile_onto(values, scores, &queries.kept, sums);
                 }
             }
         }

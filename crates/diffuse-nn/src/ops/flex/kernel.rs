@@ -31,6 +31,22 @@ pub fn tile(rows: &[Column], columns: &[Line], tile: &mut [Line; ROWS]) {
     arch().dispatch(Tile {
         rows,
         columns,
+        kept: None,
+        tile,
+    });
+}
+
+/// Adds sums of products to what is kept of others: `tile[row][column] = kept[column] · tile[row][column] + Σₖ ..`.
+///
+/// # Panics
+/// If there is not the same number of rows' and columns' values.
+#[inline(always)]
+pub fn tile_onto(rows: &[Column], columns: &[Line], kept: &Line, tile: &mut [Line; ROWS]) {
+    assert_eq!(rows.len(), columns.len(), "a sum of two lengths");
+    arch().dispatch(Tile {
+        rows,
+        columns,
+        kept: Some(kept),
         tile,
     });
 }
@@ -47,10 +63,12 @@ fn arch() -> Arch {
     *ARCH
 }
 
-/// What [`tile`] does, with instructions of choice.
+/// What [`tile`] and [`tile_onto`] do, with instructions of choice.
 pub struct Tile<'a> {
     pub rows: &'a [Column],
     pub columns: &'a [Line],
+    /// What is kept of each column of the tile, if not nothing.
+    pub kept: Option<&'a Line>,
     pub tile: &'a mut [Line; ROWS],
 }
 
@@ -75,6 +93,15 @@ impl Tile<'_> {
         for first in (0..ROWS).step_by(COUNT) {
             for left in (0..COLUMNS).step_by(width) {
                 let mut sums = [[simd.splat_f32s(0.0); VECTORS]; COUNT];
+                if let Some(kept) = self.kept {
+                    let (kept, _) = S::as_simd_f32s(&kept[left..left + width]);
+                    for (sums, row) in sums.iter_mut().zip(&self.tile[first..]) {
+                        let (row, _) = S::as_simd_f32s(&row[left..left + width]);
+                        for ((sum, value), kept) in sums.iter_mut().zip(row).zip(kept) {
+                            *sum = simd.mul_f32s(*value, *kept);
+                        }
+                    }
+                }
                 for (column, line) in self.rows.iter().zip(self.columns) {
                     let (line, _) = S::as_simd_f32s(&line[left..left + width]);
                     for (sums, value) in sums.iter_mut().zip(&column[first..first + COUNT]) {

@@ -12,7 +12,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::conv::{Outputs, Pictures};
-use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
+use super::kernel::{COLUMNS, Column, Line, ROWS, tile, tile_onto};
 use super::matrix::{Rows, TASKS, in_parts};
 use super::memory::Room;
 use super::vectorized;
@@ -360,7 +360,6 @@ impl Squares<'_> {
         vectorized(
             #[inline(always)]
             || {
-                let mut sums = [[0.0; LANES]; ROWS];
                 for (number, products) in products.chunks_mut(panels * tiles).enumerate() {
                     let inputs = inputs.chunks(PRODUCTS * channels);
                     for (products, inputs) in products.chunks_mut(tiles).zip(inputs) {
@@ -371,11 +370,7 @@ impl Squares<'_> {
                                 tile(filters, inputs, product);
                                 continue;
                             }
-                            tile(filters, inputs, &mut sums);
-                            let values = product.as_flattened_mut().iter_mut();
-                            for (value, sum) in values.zip(sums.as_flattened()) {
-                                *value += sum;
-                            }
+                            tile_onto(filters, inputs, &[1.0; LANES], product);
                         }
                     }
                 }

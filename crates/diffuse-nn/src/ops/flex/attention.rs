@@ -7,7 +7,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::kernel::{COLUMNS, Column, Line, ROWS, tile, tile_onto};
+use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
 use super::matrix::{Rows, TASKS, in_parts, pack_columns};
 use super::memory::Room;
 use super::weights::Weights;
@@ -122,8 +122,13 @@ impl<'a> Heads<'a> {
             let (row, first) = (index / count * context * inner, index % count * d);
             let [keys, values] = [keys, values].map(|from| &from[row..row + context * inner]);
             let keys = Rows::new(Weights::F32(keys), inner).part(first, d);
-            keys.pack_all(0, to_keys);
-            pack_columns(values, inner, first..first + d, context, to_values);
+            vectorized(
+                #[inline(always)]
+                || {
+                    keys.pack_all(0, to_keys);
+                    pack_columns(values, inner, first..first + d, context, to_values);
+                },
+            );
         });
         Self {
             keys: packed_keys,
@@ -166,7 +171,7 @@ impl<'a> Heads<'a> {
                 }
                 let some = scores.iter_mut().take(width.div_ceil(ROWS));
                 for (scores, keys) in some.zip(keys.clone()) {
-                    tile(keys, &queries.query, scores);
+                    tile(keys, &queries.query, None, scores);
                 }
                 let scores = &mut scores.as_flattened_mut()[..width];
                 if self.is_causal {
@@ -177,7 +182,7 @@ impl<'a> Heads<'a> {
                 queries.weigh(scores);
                 for (sums, values) in queries.sums.iter_mut().zip(values.chunks(context)) {
                     let values = &values[start..start + width];
-                    tile_onto(values, scores, &queries.kept, sums);
+                    tile(values, scores, Some(&queries.kept), sums);
                 }
             }
         }

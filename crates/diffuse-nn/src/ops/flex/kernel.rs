@@ -21,34 +21,69 @@ pub type Column = [f32; ROWS];
 /// One value of each column of a tile.
 pub type Line = [f32; COLUMNS];
 
-/// Sums of products: `tile[row][column] = Σₖ rows[k][row] · columns[k][column]`.
+/// Sums of products: `tile[row][column] = kept[column] · tile[row][column] + Σₖ rows[k][row] · columns[k][column]`, without the
+/// first term if nothing is kept.
+///
+/// Fast inside of [`vectorized`] only.
 ///
 /// # Panics
 /// If there is not the same number of rows' and columns' values.
 #[inline(always)]
-pub fn tile(rows: &[Column], columns: &[Line], tile: &mut [Line; ROWS]) {
+pub fn tile(rows: &[Column], columns: &[Line], kept: Option<&Line>, tile: &mut [Line; ROWS]) {
     assert_eq!(rows.len(), columns.len(), "a sum of two lengths");
-    arch().dispatch(Tile {
+    let sums = Tile {
         rows,
         columns,
-        kept: None,
+        kept,
         tile,
-    });
+    };
+    // Not `dispatch`, which would be a call.
+    match arch() {
+        #[cfg(target_arch = "x86_64")]
+        Arch::V4(simd) => sums.with_simd(simd),
+        #[cfg(target_arch = "x86_64")]
+        Arch::V3(simd) => sums.with_simd(simd),
+        other => other.dispatch(sums),
+    }
 }
 
-/// Adds sums of products to what is kept of others: `tile[row][column] = kept[column] · tile[row][column] + Σₖ ..`.
-///
-/// # Panics
-/// If there is not the same number of rows' and columns' values.
+/// Rows to columns: `turn(rows)[j][i] = rows[i][j]`. Inside of [`vectorized`], where the instructions for it are at hand.
 #[inline(always)]
-pub fn tile_onto(rows: &[Column], columns: &[Line], kept: &Line, tile: &mut [Line; ROWS]) {
-    assert_eq!(rows.len(), columns.len(), "a sum of two lengths");
-    arch().dispatch(Tile {
-        rows,
-        columns,
-        kept: Some(kept),
-        tile,
-    });
+pub fn turn(rows: [Column; ROWS]) -> [Column; ROWS] {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = pulp::x86::V3::try_new() {
+        return turn_avx(simd.avx, rows);
+    }
+    turn_lanes(rows)
+}
+
+#[inline(always)]
+pub fn turn_lanes(rows: [Column; ROWS]) -> [Column; ROWS] {
+    std::array::from_fn(|column| rows.map(|row| row[column]))
+}
+
+/// Pairs, then fours, then halves of two rows change places: compilers do not find this by themselves.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn turn_avx(avx: pulp::core_arch::x86::Avx, rows: [Column; ROWS]) -> [Column; ROWS] {
+    let mut columns = [[0.0; ROWS]; ROWS];
+    let mut fours = [[pulp::cast([0.0_f32; ROWS]); ROWS / 2]; 2];
+    for (fours, rows) in fours.iter_mut().zip(rows.as_chunks::<{ ROWS / 2 }>().0) {
+        let [a, b] = [pulp::cast(rows[0]), pulp::cast(rows[1])];
+        let [c, d] = [pulp::cast(rows[2]), pulp::cast(rows[3])];
+        let (ab, cd) = (avx._mm256_unpacklo_ps(a, b), avx._mm256_unpacklo_ps(c, d));
+        fours[0] = avx._mm256_shuffle_ps::<0b01_00_01_00>(ab, cd);
+        fours[1] = avx._mm256_shuffle_ps::<0b11_10_11_10>(ab, cd);
+        let (ab, cd) = (avx._mm256_unpackhi_ps(a, b), avx._mm256_unpackhi_ps(c, d));
+        fours[2] = avx._mm256_shuffle_ps::<0b01_00_01_00>(ab, cd);
+        fours[3] = avx._mm256_shuffle_ps::<0b11_10_11_10>(ab, cd);
+    }
+    for index in 0..ROWS / 2 {
+        let [upper, lower] = [fours[0][index], fours[1][index]];
+        columns[index] = pulp::cast(avx._mm256_permute2f128_ps::<0x20>(upper, lower));
+        columns[index + ROWS / 2] = pulp::cast(avx._mm256_permute2f128_ps::<0x31>(upper, lower));
+    }
+    columns
 }
 
 /// Runs `body`, and every `#[inline(always)]` function in it, compiled for the best vector instructions of this machine.
@@ -63,7 +98,7 @@ fn arch() -> Arch {
     *ARCH
 }
 
-/// What [`tile`] and [`tile_onto`] do, with instructions of choice.
+/// What [`tile`] does, with instructions of choice.
 pub struct Tile<'a> {
     pub rows: &'a [Column],
     pub columns: &'a [Line],

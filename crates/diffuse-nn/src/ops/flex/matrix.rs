@@ -5,7 +5,7 @@ use std::ops::{Range, RangeInclusive};
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
+use super::kernel::{COLUMNS, Column, Line, ROWS, tile, turn};
 use super::memory::Room;
 use super::weights::{Weight, Weights};
 use super::{Values, gelu_of, tensor, vectorized};
@@ -64,28 +64,27 @@ impl<'a> Rows<'a> {
     /// Packs `N` rows from `first` on, with zeros for those that are not there: `to` has as many steps as a row values.
     #[inline(always)]
     pub fn pack<const N: usize>(self, first: usize, to: &mut [[f32; N]]) {
-        /// Steps that are turned at once.
-        const TURNED: usize = 16;
         let count = self.count.saturating_sub(first).min(N);
-        let mut block = [[0.0; STEPS]; N];
-        for (index, to) in to.chunks_mut(STEPS).enumerate() {
-            for (row, block) in block[..count].iter_mut().enumerate() {
-                let start = (first + row) * self.stride + index * STEPS;
-                if to.len() == STEPS {
-                    *block = self.values.block(start);
-                } else {
-                    let values = self.values.part(start..start + to.len());
-                    values.copy_to(&mut block[..to.len()]);
+        for left in (0..N).step_by(ROWS) {
+            let rows = count.saturating_sub(left).min(ROWS);
+            let mut block = [[0.0; STEPS]; ROWS];
+            for (index, to) in to.chunks_mut(STEPS).enumerate() {
+                for (row, block) in block[..rows].iter_mut().enumerate() {
+                    let start = (first + left + row) * self.stride + index * STEPS;
+                    if to.len() == STEPS {
+                        *block = self.values.block(start);
+                    } else {
+                        let values = self.values.part(start..start + to.len());
+                        values.copy_to(&mut block[..to.len()]);
+                    }
                 }
-            }
-            for (index, to) in to.chunks_mut(TURNED).enumerate() {
-                let mut turned = [[0.0; TURNED]; N];
-                for (turned, row) in turned.iter_mut().zip(&block) {
-                    turned.copy_from_slice(&row[index * TURNED..][..TURNED]);
-                }
-                for (step, to) in to.iter_mut().enumerate() {
-                    for (to, row) in to.iter_mut().zip(&turned) {
-                        *to = row[step];
+                for (index, to) in to.chunks_mut(ROWS).enumerate() {
+                    let mut square = [[0.0; ROWS]; ROWS];
+                    for (to, row) in square.iter_mut().zip(&block) {
+                        *to = row.as_chunks().0[index];
+                    }
+                    for (to, column) in to.iter_mut().zip(turn(square)) {
+                        to[left..left + ROWS].copy_from_slice(&column);
                     }
                 }
             }
@@ -235,7 +234,7 @@ fn packed_product<const PARTS: usize>(
         let tiles = rows.chunks(depth).zip(out.chunks_mut(ROWS));
         for (index, (rows, out)) in tiles.enumerate() {
             for (sums, lines) in sums.iter_mut().zip(lines.chunks(depth)) {
-                tile(rows, lines, sums);
+                tile(rows, lines, None, sums);
             }
             for (of_tile, out) in out.iter_mut().enumerate() {
                 let end = out.len().min(left + COLUMNS);

@@ -202,29 +202,43 @@ fn tiles_are_sums_of_products() {
         let (rows, columns) = (Values::of(&rows).unwrap(), Values::of(&columns).unwrap());
         let (rows, _) = rows.as_slice()[ROWS..].as_chunks();
         let (columns, _) = columns.as_slice()[COLUMNS..].as_chunks();
+        let kept: [f32; COLUMNS] = std::array::from_fn(|column| column as f32 / 16.0 - 1.0);
         let check = |sum: &dyn Fn(Tile<'_>)| {
-            let mut tile = [[f32::NAN; COLUMNS]; ROWS];
-            sum(Tile {
-                rows,
-                columns,
-                tile: &mut tile,
-            });
-            for (row, sums) in tile.iter().enumerate() {
-                for (column, sum) in sums.iter().enumerate() {
-                    let terms = rows.iter().zip(columns);
-                    let terms = terms.map(|(a, b)| f64::from(a[row]) * f64::from(b[column]));
-                    assert!((f64::from(*sum) - terms.sum::<f64>()).abs() < 1e-5);
+            for (kept, before) in [(None, f32::NAN), (Some(&kept), 1.5)] {
+                let mut tile = [[before; COLUMNS]; ROWS];
+                sum(Tile {
+                    rows,
+                    columns,
+                    kept,
+                    tile: &mut tile,
+                });
+                for (row, sums) in tile.iter().enumerate() {
+                    for (column, sum) in sums.iter().enumerate() {
+                        let terms = rows.iter().zip(columns);
+                        let terms = terms.map(|(a, b)| f64::from(a[row]) * f64::from(b[column]));
+                        let kept = kept.map_or(0.0, |kept| f64::from(before * kept[column]));
+                        assert!((f64::from(*sum) - kept - terms.sum::<f64>()).abs() < 1e-5);
+                    }
                 }
             }
         };
         // With the best instructions of this machine, with none, and with those of most others.
-        check(&|tile| kernel::tile(tile.rows, tile.columns, tile.tile));
+        check(&|tile| kernel::tile(tile.rows, tile.columns, tile.kept, tile.tile));
         check(&|tile| pulp::Simd::vectorize(pulp::Scalar, tile));
         #[cfg(target_arch = "x86_64")]
         if let Some(avx2) = pulp::x86::V3::try_new() {
             check(&|tile| pulp::Simd::vectorize(avx2, tile));
         }
     }
+}
+
+#[test]
+fn rows_are_turned_to_columns() {
+    use kernel::{Column, ROWS, turn, turn_lanes};
+    let rows: [Column; ROWS] =
+        std::array::from_fn(|row| std::array::from_fn(|column| (10 * row + column) as f32));
+    let columns = turn(rows);
+    assert_eq!((columns[5][2], columns), (25.0, turn_lanes(rows)));
 }
 
 #[test]

@@ -5,14 +5,14 @@
 //! each multiplied by one of 36 matrices of transformed filters, `U = G g Gᵀ`; back, `Y = Aᵀ M A`. That is 4 times fewer
 //! multiplications, as 36 matrix products over all squares and channels.
 //!
-//! The squares of a picture are the columns of these matrices, so that transforms work on rows of many squares.
+//! Transforms work on lanes of many squares, or of many outputs.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::conv::{Outputs, Pictures};
-use super::kernel::{COLUMNS, Column, Line, ROWS, tile, tile_onto};
+use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
 use super::matrix::{Rows, TASKS, in_parts};
 use super::memory::Room;
 use super::vectorized;
@@ -23,52 +23,68 @@ const OUT: usize = 4;
 const IN: usize = 6;
 /// Products a square.
 const PRODUCTS: usize = IN * IN;
+/// Squares or outputs that are transformed at once: the columns of a tile.
+const LANES: usize = COLUMNS;
 /// Transformed values of inputs that are held at once, where that is not all: 32 MB.
 const INPUTS: usize = 1 << 23;
 /// Transformed values of filters that are held at once, if it is all of them: 64 MB.
 const FILTERS: usize = 1 << 24;
-/// Transformed values of filters that a thread holds, where they are not held at once: 3 MB.
-const SOME_FILTERS: usize = 3 << 18;
-/// Outputs of such filters at most.
-const OUTPUTS: usize = 40;
+/// Channels whose filters a thread holds, where they are not held at once: 288 KB.
+const CHANNELS: usize = 128;
 /// Squares of a task, if there are twice as many for each thread, and else half of them.
 const SQUARES: usize = 64;
+/// Squares of a task at least, where tasks are for some outputs.
+const LEAST_SQUARES: usize = 2 * ROWS;
 /// Outputs whose products are held at once, where the filters of all are.
 const SOME: usize = 2 * ROWS;
-/// Squares that are transformed at once, and the columns of a tile.
-const LANES: usize = COLUMNS;
-/// Channels whose filters are transformed at once, for the outputs of a tile.
-const CHANNELS: usize = LANES / ROWS;
-/// As many channels, times this, are packed at once.
+/// Channels whose filters are packed at once.
 const BLOCK: usize = 16;
+/// What a product's terms have more than there are: else those of all 36 would be in each other's place in the cache.
+const PAD: usize = 2;
 
-/// A row of values for several squares.
-type Row = Line;
+/// Tiles of products.
+type Sums = [Line; ROWS];
+/// What comes of 36 products, lane by lane.
+type Square = [[Line; OUT]; OUT];
+/// A row of squares of a picture: the values of each output.
+type Strip<'a> = Vec<&'a mut [f32]>;
+
+/// The strips of all pictures.
+fn strips<'a>(x: &Pictures<'_>, outputs: usize, values: &'a mut [f32]) -> Vec<Strip<'a>> {
+    let pictures = values.chunks_mut(outputs * x.area());
+    let strips = pictures.flat_map(|out| in_parts(out.chunks_mut(x.area()), OUT * x.width));
+    strips.collect()
+}
 
 /// Where a square of outputs is.
 #[derive(Clone, Copy)]
 struct Place {
+    /// Of some.
+    strip: usize,
     picture: usize,
     top: usize,
     left: usize,
 }
 
 impl Place {
-    /// Squares of some rows of all pictures, from the first picture's top.
-    fn all(x: &Pictures<'_>, rows: Range<usize>) -> Vec<Self> {
+    /// The squares of some strips.
+    fn all(x: &Pictures<'_>, strips: Range<usize>) -> Vec<Self> {
+        let of_picture = x.height.div_ceil(OUT);
         let mut places = Vec::new();
-        for picture in 0..x.batch {
-            for top in rows.clone().step_by(OUT) {
-                let columns = (0..x.width).step_by(OUT);
-                places.extend(columns.map(|left| Self { picture, top, left }));
-            }
+        for (index, strip) in strips.enumerate() {
+            places.extend((0..x.width).step_by(OUT).map(|left| Self {
+                strip: index,
+                picture: strip / of_picture,
+                top: strip % of_picture * OUT,
+                left,
+            }));
         }
         places
     }
 
     /// Whether another square is the next to the right.
     fn is_before(&self, other: &Self) -> bool {
-        self.left < other.left && (self.picture, self.top) == (other.picture, other.top)
+        self.left < other.left && self.strip == other.strip
     }
 }
 
@@ -79,14 +95,15 @@ fn gather(
     channel: usize,
     places: &[Place],
     lane: usize,
-    squares: &mut [[Row; IN]; IN],
+    squares: &mut [[Line; IN]; IN],
 ) {
     /// Squares at once: what is the same for all of them is then known to the compiler.
     const SOME: usize = 4;
-    let (Place { picture, top, left }, count) = (places[0], places.len());
-    let from = x.channel(picture, channel);
+    let (place, count) = (places[0], places.len());
+    let from = x.channel(place.picture, channel);
     for (dy, inputs) in squares.iter_mut().enumerate() {
-        let Some(row) = (top + dy).checked_sub(1).filter(|row| *row < x.height) else {
+        let row = (place.top + dy).checked_sub(1);
+        let Some(row) = row.filter(|row| *row < x.height) else {
             for lanes in inputs {
                 lanes[lane..lane + count].fill(0.0);
             }
@@ -95,7 +112,7 @@ fn gather(
         let row = &from[row * x.width..][..x.width];
         let mut square = 0;
         while square < count {
-            let start = left + OUT * square;
+            let start = place.left + OUT * square;
             let first = lane + square;
             let values = start.checked_sub(1).and_then(|start| row.get(start..));
             let values = values.and_then(|values| values.first_chunk::<{ OUT * SOME + 2 }>());
@@ -117,25 +134,20 @@ fn gather(
     }
 }
 
-/// The outputs of neighbouring squares, from the lanes from `lane` on, into a channel of a picture, of which `channel` has the
-/// rows from `start` on: with `ONTO`, they are added to what is there.
+/// The outputs of neighbouring squares, from the lanes from `lane` on, into the rows of one output of their strip: with `ONTO`,
+/// they are added to what is there.
 #[inline(always)]
 fn scatter<const ONTO: bool>(
-    squares: &[[Row; OUT]; OUT],
+    squares: &Square,
     places: &[Place],
     lane: usize,
     bias: f32,
-    [start, width]: [usize; 2],
-    channel: &mut [f32],
+    width: usize,
+    values: &mut [f32],
 ) {
-    #[inline(always)]
-    fn result<const ONTO: bool>(value: f32, output: f32) -> f32 {
-        if ONTO { value + output } else { output }
-    }
-    let (Place { top, left, .. }, count) = (places[0], places.len());
+    let (left, count) = (places[0].left, places.len());
     let length = (OUT * count).min(width - left);
-    let rows = channel.chunks_mut(width).skip(top - start);
-    for (outputs, row) in squares.iter().zip(rows) {
+    for (outputs, row) in squares.iter().zip(values.chunks_mut(width)) {
         let (quads, rest) = row[left..left + length].as_chunks_mut::<OUT>();
         let [a, b, c, d] = outputs.each_ref().map(|row| &row[lane..lane + count]);
         for (((quad, a), b), (c, d)) in quads.iter_mut().zip(a).zip(b).zip(c.iter().zip(d)) {
@@ -153,13 +165,47 @@ fn scatter<const ONTO: bool>(
     }
 }
 
+/// What a lane for each output has of one square, into their strip: with `ONTO`, it is added to what is there.
+#[inline(always)]
+fn scatter_outputs<const ONTO: bool>(
+    square: &Square,
+    left: usize,
+    bias: &[f32],
+    width: usize,
+    strip: &mut [&mut [f32]],
+) {
+    let mut turned = [[[0.0; OUT]; OUT]; LANES];
+    for (index, lanes) in square.as_flattened().iter().enumerate() {
+        for (turned, value) in turned.iter_mut().zip(lanes) {
+            turned.as_flattened_mut()[index] = *value;
+        }
+    }
+    for ((values, square), bias) in strip.iter_mut().zip(&turned).zip(bias) {
+        for (row, outputs) in values.chunks_mut(width).zip(square) {
+            let row = &mut row[left..];
+            if let Some(row) = row.first_chunk_mut::<OUT>() {
+                *row = std::array::from_fn(|x| result::<ONTO>(row[x], outputs[x] + bias));
+                continue;
+            }
+            for (value, output) in row.iter_mut().zip(outputs) {
+                *value = result::<ONTO>(*value, output + bias);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn result<const ONTO: bool>(value: f32, output: f32) -> f32 {
+    if ONTO { value + output } else { output }
+}
+
 /// `out = x * weight + bias`, or `out += ..`, with a padding of 1: `weight` is `[outputs, channels, 3, 3]`.
 pub fn winograd(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_>) {
     let weight = Rows::new(weight, x.channels * 9);
     let (squares, threads) = (squares(&x), rayon::current_num_threads());
     // What a thread reads of the filters of all outputs, and else of the inputs of all squares, in channels.
     let of_filters = squares.div_ceil(squares_a_task(squares) * threads) * bias.len();
-    let of_inputs = bias.len().div_ceil(OUTPUTS * threads) * squares;
+    let of_inputs = bias.len().div_ceil(LANES * threads) * squares;
     let fits = PRODUCTS * x.channels * bias.len() <= FILTERS;
     if fits && squares >= threads * SQUARES / 2 && of_filters <= of_inputs {
         by_squares(x, weight, bias, out);
@@ -183,289 +229,355 @@ fn squares_a_task(squares: usize) -> usize {
 }
 
 /// Transforms all filters, and then does everything else for a few squares at a time: of large pictures, little goes through
-/// memory so.
+/// memory so. Squares are the columns of products.
 pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<'_>) {
     let (channels, outputs) = (x.channels, bias.len());
-    let tiles = outputs.div_ceil(ROWS);
-    let mut filters = Room::new(tiles * PRODUCTS * channels * ROWS);
-    let (filters, _) = filters.as_chunks_mut();
-    let of_tiles = filters.par_chunks_mut(PRODUCTS * channels).enumerate();
-    of_tiles.for_each(|(tile, filters)| {
-        transform_filters(weight, tile * ROWS, channels, filters);
+    let stride = channels + PAD;
+    let mut filters = Room::new(outputs.div_ceil(ROWS) * PRODUCTS * stride * ROWS);
+    let (filters, _) = filters.as_chunks_mut::<ROWS>();
+    let of_lanes = filters.par_chunks_mut(LANES / ROWS * PRODUCTS * stride);
+    of_lanes.enumerate().for_each(|(index, filters)| {
+        transform_filters(
+            weight,
+            index * LANES,
+            channels,
+            #[inline(always)]
+            |channel, product, lanes| {
+                let to = filters[product * stride + channel..].iter_mut();
+                let to = to.step_by(PRODUCTS * stride);
+                for (to, column) in to.zip(lanes.as_chunks().0) {
+                    *to = *column;
+                }
+            },
+        );
     });
-    // Whole rows of squares of one picture.
-    let rows = OUT * (squares_a_task(squares(&x)) / x.width.div_ceil(OUT)).max(1);
-    let size = channels * x.area();
-    let mut tasks = Vec::new();
-    let onto = out.onto;
-    let pictures = out.values.chunks_mut(outputs * x.area());
-    for (values, out) in x.values.chunks(size).zip(pictures) {
-        let picture = Pictures {
-            values,
-            batch: 1,
-            ..x
-        };
-        let parts = in_parts(out.chunks_mut(x.area()), rows * x.width);
-        let parts = parts.into_iter().enumerate();
-        tasks.extend(parts.map(|(index, out)| (picture, index * rows, out)));
-    }
-    let tasks = tasks.into_par_iter();
+    // Some strips a task.
+    let a_task = (squares_a_task(squares(&x)) / x.width.div_ceil(OUT)).max(1);
+    let mut strips = strips(&x, outputs, out.values);
+    let tasks = strips.par_chunks_mut(a_task).enumerate();
     tasks.for_each_init(
         || [Room::default(), Room::default()],
-        |[inputs, products], (x, top, mut out)| {
-            let places = Place::all(&x, top..x.height.min(top + rows));
+        |[inputs, products], (task, strips)| {
+            let places = Place::all(&x, task * a_task..task * a_task + strips.len());
             let panels = places.len().div_ceil(LANES);
-            let inputs = inputs.resize(panels * PRODUCTS * channels * LANES);
+            let inputs = inputs.resize(panels * PRODUCTS * stride * LANES);
             let (inputs, _) = inputs.as_chunks_mut();
-            let of_panels = inputs.chunks_mut(PRODUCTS * channels);
+            let of_panels = inputs.chunks_mut(PRODUCTS * stride);
             for (inputs, places) in of_panels.zip(places.chunks(LANES)) {
-                let mut inputs: Vec<_> = inputs.chunks_mut(channels).collect();
-                transform_inputs(&x, places, 0, &mut inputs);
+                transform_inputs(
+                    &x,
+                    places,
+                    0..channels,
+                    #[inline(always)]
+                    |channel, product, lanes| inputs[product * stride + channel] = *lanes,
+                );
             }
-            let squares = Squares {
-                x: &x,
-                places: &places,
-                top,
-                onto,
+            let columns = Terms {
+                values: &*inputs,
+                count: channels,
+                tiles: panels,
+                stride: PRODUCTS * stride,
+                product_stride: stride,
             };
-            let outputs = bias.chunks(SOME).zip(out.chunks_mut(SOME));
-            let filters = filters.chunks(SOME * PRODUCTS * channels / ROWS);
-            for ((bias, out), filters) in outputs.zip(filters) {
-                let rows = bias.len().next_multiple_of(ROWS);
-                let products = products.resize(PRODUCTS * panels * rows * LANES);
-                squares.multiply(inputs, 0..channels, filters, products);
-                squares.transform_products(products, bias, out);
+            let filters = filters.chunks(SOME / ROWS * PRODUCTS * stride);
+            for (index, (bias, filters)) in bias.chunks(SOME).zip(filters).enumerate() {
+                let tiles = bias.len().div_ceil(ROWS);
+                let rows = Terms {
+                    values: filters,
+                    count: channels,
+                    tiles,
+                    stride: PRODUCTS * stride,
+                    product_stride: stride,
+                };
+                let products = products.resize(PRODUCTS * panels * tiles * ROWS * LANES);
+                let (products, _) = products.as_chunks_mut();
+                let (products, _) = products.as_chunks_mut();
+                multiply(rows, columns, false, products);
+                let first = index * SOME;
+                let finish = if out.onto {
+                    finish_squares::<true>
+                } else {
+                    finish_squares::<false>
+                };
+                finish(products, &places, bias, x.width, first, strips);
             }
         },
     );
 }
 
-/// Transforms the inputs of many squares, and then does everything else for some outputs at a time: their filters stay in
-/// the cache.
+/// From products, whose columns are squares, to some outputs of their strips from `first` on.
+fn finish_squares<const ONTO: bool>(
+    products: &[Sums],
+    places: &[Place],
+    bias: &[f32],
+    width: usize,
+    first: usize,
+    strips: &mut [Strip<'_>],
+) {
+    let tiles = bias.len().div_ceil(ROWS);
+    let of_product = places.len().div_ceil(LANES) * tiles;
+    vectorized(
+        #[inline(always)]
+        || {
+            for (panel, places) in places.chunks(LANES).enumerate() {
+                for (output, bias) in bias.iter().enumerate() {
+                    let of_tile = products[panel * tiles + output / ROWS..].iter();
+                    let rows = of_tile.step_by(of_product).map(|tile| &tile[output % ROWS]);
+                    let squares = transform_products(rows);
+                    let mut lane = 0;
+                    for places in places.chunk_by(Place::is_before) {
+                        let values = &mut *strips[places[0].strip][first + output];
+                        scatter::<ONTO>(&squares, places, lane, *bias, width, values);
+                        lane += places.len();
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// Transforms the inputs of many squares, and then does everything else for some outputs at a time, and some of the squares:
+/// their filters stay in the cache. Outputs are the columns of products.
 pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<'_>) {
     let (channels, outputs) = (x.channels, bias.len());
-    let places = Place::all(&x, 0..x.height);
-    // As many squares as fit, in whole rows of lanes.
-    let at_once = (INPUTS / (PRODUCTS * channels * LANES)).max(1) * LANES;
-    let panels = at_once.min(places.len()).div_ceil(LANES);
-    let mut inputs = Room::new(panels * PRODUCTS * channels * LANES);
-    let (inputs, _) = inputs.as_chunks_mut();
-    // As many tasks for each thread, of whole tiles, and some channels of their filters at a time.
-    let threads = rayon::current_num_threads();
-    let tasks = threads * outputs.div_ceil(threads * OUTPUTS);
-    let a_task = outputs.div_ceil(tasks).next_multiple_of(ROWS);
-    let blocks = (PRODUCTS * a_task * channels).div_ceil(SOME_FILTERS);
-    let depth = channels.div_ceil(blocks).next_multiple_of(CHANNELS);
-    let mut tasks: Vec<_> = bias.chunks(a_task).map(|bias| (bias, Vec::new())).collect();
-    for (index, channel) in out.values.chunks_mut(x.area()).enumerate() {
-        tasks[index % outputs / a_task].1.push(channel);
-    }
-    for places in places.chunks(at_once) {
-        let inputs = &mut inputs[..PRODUCTS * channels * places.len().div_ceil(LANES)];
+    let tasks = TASKS * rayon::current_num_threads();
+    let mut strips = strips(&x, outputs, out.values);
+    let of_strip = x.width.div_ceil(OUT);
+    let at_once = (INPUTS / (PRODUCTS * channels * of_strip)).clamp(1, strips.len());
+    // Strips of a part: whole tiles, as far as that goes.
+    let parts = tasks.div_ceil(outputs.div_ceil(LANES));
+    let least = LEAST_SQUARES.div_ceil(of_strip);
+    let a_part = at_once.div_ceil(parts).max(least).min(at_once);
+    let mut inputs = Room::default();
+    for (index, strips) in strips.chunks_mut(at_once).enumerate() {
+        let parts = strips.chunks_mut(a_part).enumerate();
+        let (places, of_parts): (Vec<_>, Vec<_>) = parts
+            .map(|(part, strips)| {
+                let first = index * at_once + part * a_part;
+                (Place::all(&x, first..first + strips.len()), strips)
+            })
+            .unzip();
+        // As many tiles for each part.
+        let tiles = places[0].len().div_ceil(ROWS);
+        let size = tiles * PRODUCTS * channels;
+        let (inputs, _) = inputs.resize(places.len() * size * ROWS).as_chunks_mut();
         // Some channels of some squares a task.
-        let parts = (TASKS * threads).div_ceil(places.len().div_ceil(LANES));
-        let some = channels.div_ceil(parts);
-        let mut of_panels = Vec::new();
-        let panels = inputs.chunks_mut(PRODUCTS * channels);
-        for (inputs, places) in panels.zip(places.chunks(LANES)) {
-            let parts = in_parts(inputs.chunks_mut(channels), some).into_iter();
-            of_panels.extend(
-                parts
+        let mut of_tasks = Vec::new();
+        for (inputs, places) in inputs.chunks_mut(size).zip(&places) {
+            let blocks = inputs.chunks_mut(PRODUCTS * tiles * CHANNELS);
+            for (inputs, first) in blocks.zip((0..).step_by(CHANNELS)) {
+                let of_tiles = inputs.chunks_mut(inputs.len() / (PRODUCTS * tiles));
+                let mut panels: Vec<Vec<_>> = Vec::new();
+                panels.resize_with(tiles.div_ceil(LANES / ROWS), Vec::new);
+                for (index, inputs) in of_tiles.enumerate() {
+                    panels[index % tiles / (LANES / ROWS)].push(inputs);
+                }
+                let panels = panels.into_iter().zip(places.chunks(LANES));
+                of_tasks.extend(panels.map(|(to, places)| (places, first, to)));
+            }
+        }
+        of_tasks
+            .into_par_iter()
+            .for_each(|(places, first, mut to)| {
+                let tiles = to.len() / PRODUCTS;
+                transform_inputs(
+                    &x,
+                    places,
+                    first..first + to[0].len(),
+                    #[inline(always)]
+                    |channel, product, lanes| {
+                        let to = to[product * tiles..].iter_mut();
+                        to.take(tiles)
+                            .zip(lanes.as_chunks().0)
+                            .for_each(|(to, column)| to[channel - first] = *column);
+                    },
+                );
+            });
+        let mut of_tasks: Vec<(usize, usize, Vec<&mut [&mut [f32]]>)> = Vec::new();
+        for (part, strips) in of_parts.into_iter().enumerate() {
+            let panels = in_parts(strips.iter_mut().map(Vec::as_mut_slice), LANES);
+            of_tasks.extend(
+                panels
+                    .into_iter()
                     .enumerate()
-                    .map(|(part, to)| (places, part * some, to)),
+                    .map(|(panel, out)| (part, panel, out)),
             );
         }
-        let of_panels = of_panels.into_par_iter();
-        of_panels.for_each(|(places, first, mut to)| transform_inputs(&x, places, first, &mut to));
-        let squares = Squares {
-            x: &x,
-            places,
-            top: 0,
-            onto: out.onto,
-        };
-        tasks.par_iter_mut().enumerate().for_each_init(
+        of_tasks.into_par_iter().for_each_init(
             || [Room::default(), Room::default()],
-            |[filters, products], (task, (bias, out))| {
-                let (rows, panels) = (
-                    bias.len().next_multiple_of(ROWS),
-                    places.len().div_ceil(LANES),
-                );
-                let products = products.resize(PRODUCTS * panels * rows * LANES);
-                for start in (0..channels).step_by(depth) {
-                    let some = depth.min(channels - start);
-                    let weight = weight.part(start * 9, some * 9);
-                    let filters = filters.resize(rows * PRODUCTS * some);
-                    let (filters, _) = filters.as_chunks_mut();
-                    for (tile, filters) in filters.chunks_mut(PRODUCTS * some).enumerate() {
-                        transform_filters(weight, task * a_task + tile * ROWS, some, filters);
-                    }
-                    squares.multiply(inputs, start..start + some, filters, products);
+            |[filters, products], (part, panel, mut strips)| {
+                let inputs = &inputs[part * size..][..size];
+                let products = products.resize(PRODUCTS * tiles * ROWS * LANES);
+                let (products, _) = products.as_chunks_mut();
+                let (products, _) = products.as_chunks_mut();
+                let stride = CHANNELS + PAD;
+                let (filters, _) = filters.resize(PRODUCTS * stride * LANES).as_chunks_mut();
+                for start in (0..channels).step_by(CHANNELS) {
+                    let some = CHANNELS.min(channels - start);
+                    transform_filters(
+                        weight.part(start * 9, some * 9),
+                        panel * LANES,
+                        some,
+                        #[inline(always)]
+                        |channel, product, lanes| filters[product * stride + channel] = *lanes,
+                    );
+                    let rows = Terms {
+                        values: &inputs[PRODUCTS * tiles * start..],
+                        count: some,
+                        tiles,
+                        stride: some,
+                        product_stride: tiles * some,
+                    };
+                    let columns = Terms {
+                        values: &*filters,
+                        count: some,
+                        tiles: 1,
+                        stride: 0,
+                        product_stride: stride,
+                    };
+                    multiply(rows, columns, start > 0, products);
                 }
-                squares.transform_products(products, bias, out);
+                let bias = &bias[panel * LANES..];
+                let finish = if out.onto {
+                    finish_outputs::<true>
+                } else {
+                    finish_outputs::<false>
+                };
+                finish(products, &places[part], bias, x.width, &mut strips);
             },
         );
     }
 }
 
-/// `V = Bᵀ d B` of at most [`LANES`] squares in some channels from `first` on: `[36, channels]`.
-fn transform_inputs(x: &Pictures<'_>, places: &[Place], first: usize, inputs: &mut [&mut [Line]]) {
+/// From products, whose rows are squares, to some outputs of their strips.
+fn finish_outputs<const ONTO: bool>(
+    products: &[Sums],
+    places: &[Place],
+    bias: &[f32],
+    width: usize,
+    strips: &mut [&mut [&mut [f32]]],
+) {
+    let tiles = products.len() / PRODUCTS;
+    vectorized(
+        #[inline(always)]
+        || {
+            for (index, place) in places.iter().enumerate() {
+                let of_tile = products[index / ROWS..].iter().step_by(tiles);
+                let square = transform_products(of_tile.map(|tile| &tile[index % ROWS]));
+                scatter_outputs::<ONTO>(&square, place.left, bias, width, strips[place.strip]);
+            }
+        },
+    );
+}
+
+/// `V = Bᵀ d B` of at most [`LANES`] squares in some channels: `store` gets a channel, and the lanes of one of the 36 products.
+#[inline(always)]
+fn transform_inputs(
+    x: &Pictures<'_>,
+    places: &[Place],
+    channels: Range<usize>,
+    mut store: impl FnMut(usize, usize, &Line),
+) {
     vectorized(
         #[inline(always)]
         || {
             let mut square = [[[0.0; LANES]; IN]; IN];
             let mut half = square;
-            for channel in 0..inputs[0].len() {
+            for channel in channels {
                 let mut lane = 0;
                 for places in places.chunk_by(Place::is_before) {
-                    gather(x, first + channel, places, lane, &mut square);
+                    gather(x, channel, places, lane, &mut square);
                     lane += places.len();
                 }
                 along_rows(&square, &mut half, input_1d);
                 along_rows(&half, &mut square, input_1d);
-                for (to, row) in inputs.iter_mut().zip(square.as_flattened()) {
-                    to[channel] = *row;
+                for (product, lanes) in square.as_flattened().iter().enumerate() {
+                    store(channel, product, lanes);
                 }
             }
         },
     );
 }
 
-/// Some squares of the pictures.
+/// Rows or columns of products: what the sums have as terms.
 #[derive(Clone, Copy)]
-struct Squares<'a> {
-    x: &'a Pictures<'a>,
-    places: &'a [Place],
-    /// The row where the results begin.
-    top: usize,
-    /// Whether they are added to what is there.
-    onto: bool,
+struct Terms<'a, T> {
+    values: &'a [T],
+    count: usize,
+    tiles: usize,
+    /// From a tile to the next.
+    stride: usize,
+    /// From one of the 36 products to the next.
+    product_stride: usize,
 }
 
-impl Squares<'_> {
-    /// The 36 products of transformed inputs, `[squares / LANES, 36, channels]`, with the filters of some channels,
-    /// `[outputs / ROWS, 36, some]`: `[36, squares / LANES, outputs / ROWS]` tiles, which those of later channels are added to.
-    fn multiply(
-        &self,
-        inputs: &[Line],
-        some: Range<usize>,
-        filters: &[Column],
-        products: &mut [f32],
-    ) {
-        let channels = self.x.channels;
-        let size = PRODUCTS * some.len();
-        let tiles = filters.len() / size;
-        let (products, _) = products.as_chunks_mut::<LANES>();
-        let (products, _) = products.as_chunks_mut::<ROWS>();
-        let panels = inputs.len() / (PRODUCTS * channels);
-        vectorized(
-            #[inline(always)]
-            || {
-                for (number, products) in products.chunks_mut(panels * tiles).enumerate() {
-                    let inputs = inputs.chunks(PRODUCTS * channels);
-                    for (products, inputs) in products.chunks_mut(tiles).zip(inputs) {
-                        let inputs = &inputs[number * channels..][some.clone()];
-                        for (product, filters) in products.iter_mut().zip(filters.chunks(size)) {
-                            let filters = &filters[number * some.len()..][..some.len()];
-                            if some.start == 0 {
-                                tile(filters, inputs, product);
-                                continue;
-                            }
-                            tile_onto(filters, inputs, &[1.0; LANES], product);
-                        }
-                    }
-                }
-            },
-        );
-    }
-
-    /// From products as of [`multiply`](Squares::multiply) to channels: those of the first picture, then those of the next.
-    fn transform_products(&self, products: &[f32], bias: &[f32], out: &mut [&mut [f32]]) {
-        let (products, _) = products.as_chunks::<LANES>();
-        let (products, _) = products.as_chunks::<ROWS>();
-        let tiles = bias.len().div_ceil(ROWS);
-        let panels = self.places.len().div_ceil(LANES);
-        vectorized(
-            #[inline(always)]
-            || {
-                for (panel, places) in self.places.chunks(LANES).enumerate() {
-                    let some = Squares { places, ..*self };
-                    for (output, bias) in bias.iter().enumerate() {
-                        let of_tile = products[panel * tiles + output / ROWS..].iter();
-                        let rows = of_tile.step_by(panels * tiles);
-                        let rows = rows.map(|tile| &tile[output % ROWS]);
-                        some.transform_rows(rows, *bias, out, output);
-                    }
-                }
-            },
-        );
-    }
-
-    /// `Y = Aᵀ M A` of at most [`LANES`] squares, with a bias, into one channel of the pictures.
-    #[inline(always)]
-    fn transform_rows<'a>(
-        &self,
-        rows: impl Iterator<Item = &'a Row>,
-        bias: f32,
-        out: &mut [&mut [f32]],
-        output: usize,
-    ) {
-        let outputs = out.len() / self.x.batch;
-        let mut products = [[[0.0; LANES]; IN]; IN];
-        let mut half = [[[0.0; LANES]; IN]; OUT];
-        let mut square = [[[0.0; LANES]; OUT]; OUT];
-        for (to, row) in products.as_flattened_mut().iter_mut().zip(rows) {
-            *to = *row;
-        }
-        along_rows(&products, &mut half, output_1d);
-        along_rows(&half, &mut square, output_1d);
-        let mut lane = 0;
-        for places in self.places.chunk_by(Place::is_before) {
-            let channel = &mut *out[places[0].picture * outputs + output];
-            let width = self.x.width;
-            let rows = [self.top, width];
-            if self.onto {
-                scatter::<true>(&square, places, lane, bias, rows, channel);
-            } else {
-                scatter::<false>(&square, places, lane, bias, rows, channel);
-            }
-            lane += places.len();
-        }
+impl<'a, T> Terms<'a, T> {
+    /// Those of one product, for a tile.
+    fn of(&self, tile: usize, product: usize) -> &'a [T] {
+        let first = tile * self.stride + product * self.product_stride;
+        &self.values[first..][..self.count]
     }
 }
 
-/// `U = G g Gᵀ` of the filters of a tile's outputs, from `first` on, `[outputs, channels, 3, 3]`: `[36, channels]`.
-fn transform_filters(weight: Rows<'_>, first: usize, channels: usize, to: &mut [Column]) {
+/// The 36 products: `[36, tiles of columns, tiles of rows]`, with `onto` added to what is there.
+fn multiply(rows: Terms<'_, Column>, columns: Terms<'_, Line>, onto: bool, products: &mut [Sums]) {
     vectorized(
         #[inline(always)]
         || {
-            let mut packed = [[[[0.0; ROWS]; 9]; CHANNELS]; BLOCK];
-            let mut filter = [[[0.0; LANES]; 3]; 3];
+            let kept = onto.then_some(&[1.0; LANES]);
+            let products = products.chunks_mut(rows.tiles * columns.tiles);
+            for (product, sums) in products.enumerate() {
+                for (index, sums) in sums.chunks_mut(rows.tiles).enumerate() {
+                    let columns = columns.of(index, product);
+                    for (index, sums) in sums.iter_mut().enumerate() {
+                        let rows = rows.of(index, product);
+                        tile(rows, columns, kept, sums);
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// `Y = Aᵀ M A` of 36 products, lane by lane.
+#[inline(always)]
+fn transform_products<'a>(lanes: impl Iterator<Item = &'a Line>) -> Square {
+    let mut products = [[[0.0; LANES]; IN]; IN];
+    let mut half = [[[0.0; LANES]; IN]; OUT];
+    let mut square = [[[0.0; LANES]; OUT]; OUT];
+    for (to, lanes) in products.as_flattened_mut().iter_mut().zip(lanes) {
+        *to = *lanes;
+    }
+    along_rows(&products, &mut half, output_1d);
+    along_rows(&half, &mut square, output_1d);
+    square
+}
+
+/// `U = G g Gᵀ` of the filters of [`LANES`] outputs from `first` on, `[outputs, channels, 3, 3]`: `store` gets a channel, and
+/// the lanes of one of the 36 products.
+#[inline(always)]
+fn transform_filters(
+    weight: Rows<'_>,
+    first: usize,
+    channels: usize,
+    mut store: impl FnMut(usize, usize, &Line),
+) {
+    vectorized(
+        #[inline(always)]
+        || {
+            let mut packed = [[[[0.0; LANES]; 3]; 3]; BLOCK];
             let mut half = [[[0.0; LANES]; 3]; IN];
             let mut transformed = [[[0.0; LANES]; IN]; IN];
-            for start in (0..channels).step_by(BLOCK * CHANNELS) {
-                let some = (channels - start).min(BLOCK * CHANNELS);
+            for start in (0..channels).step_by(BLOCK) {
+                let some = (channels - start).min(BLOCK);
                 let values = packed.as_flattened_mut().as_flattened_mut();
                 let part = weight.part(start * 9, some * 9);
                 part.pack(first, &mut values[..some * 9]);
-                let blocks = packed.iter().zip((0..some).step_by(CHANNELS));
-                for (block, channel) in blocks {
-                    for (tap, lanes) in filter.as_flattened_mut().iter_mut().enumerate() {
-                        let (columns, _) = lanes.as_chunks_mut();
-                        for (column, values) in columns.iter_mut().zip(block) {
-                            *column = values[tap];
-                        }
-                    }
-                    along_rows(&filter, &mut half, filter_1d);
+                for (channel, filter) in (start..start + some).zip(&packed) {
+                    along_rows(filter, &mut half, filter_1d);
                     along_rows(&half, &mut transformed, filter_1d);
-                    let first = start + channel;
-                    let count = CHANNELS.min(channels - first);
-                    let rows = to.chunks_mut(channels).zip(transformed.as_flattened());
-                    for (to, row) in rows {
-                        let (row, _) = row.as_chunks();
-                        match to[first..].first_chunk_mut::<CHANNELS>() {
-                            Some(to) => to.copy_from_slice(row),
-                            None => to[first..].copy_from_slice(&row[..count]),
-                        }
+                    for (product, lanes) in transformed.as_flattened().iter().enumerate() {
+                        store(channel, product, lanes);
                     }
                 }
             }
@@ -476,8 +588,8 @@ fn transform_filters(weight: Rows<'_>, first: usize, channels: usize, to: &mut [
 /// Transforms each row, lane by lane, into a column: done twice, rows and columns are in their places again.
 #[inline(always)]
 fn along_rows<const ROWS: usize, const N: usize, const M: usize>(
-    from: &[[Row; N]; ROWS],
-    to: &mut [[Row; ROWS]; M],
+    from: &[[Line; N]; ROWS],
+    to: &mut [[Line; ROWS]; M],
     f: impl Fn([f32; N]) -> [f32; M],
 ) {
     for (index, row) in from.iter().enumerate() {

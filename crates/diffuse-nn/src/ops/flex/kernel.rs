@@ -31,20 +31,12 @@ pub type Line = [f32; COLUMNS];
 #[inline(always)]
 pub fn tile(rows: &[Column], columns: &[Line], kept: Option<&Line>, tile: &mut [Line; ROWS]) {
     assert_eq!(rows.len(), columns.len(), "a sum of two lengths");
-    let sums = Tile {
+    at_hand(Tile {
         rows,
         columns,
         kept,
         tile,
-    };
-    // Not `dispatch`, which would be a call.
-    match arch() {
-        #[cfg(target_arch = "x86_64")]
-        Arch::V4(simd) => sums.with_simd(simd),
-        #[cfg(target_arch = "x86_64")]
-        Arch::V3(simd) => sums.with_simd(simd),
-        other => other.dispatch(sums),
-    }
+    });
 }
 
 /// Rows to columns: `turn(rows)[j][i] = rows[i][j]`. Inside of [`vectorized`], where the instructions for it are at hand.
@@ -90,6 +82,19 @@ fn turn_avx(avx: pulp::core_arch::x86::Avx, rows: [Column; ROWS]) -> [Column; RO
 #[inline(always)]
 pub fn vectorized<R>(body: impl FnOnce() -> R) -> R {
     arch().dispatch(body)
+}
+
+/// Runs what computes with vectors inside of [`vectorized`], where the instructions are at hand: it becomes a part of the caller,
+/// where `dispatch` would make a call.
+#[inline(always)]
+pub fn at_hand<Op: WithSimd>(op: Op) -> Op::Output {
+    match arch() {
+        #[cfg(target_arch = "x86_64")]
+        Arch::V4(simd) => op.with_simd(simd),
+        #[cfg(target_arch = "x86_64")]
+        Arch::V3(simd) => op.with_simd(simd),
+        other => other.dispatch(op),
+    }
 }
 
 #[inline(always)]

@@ -14,6 +14,7 @@ mod kernel;
 mod matrix;
 mod memory;
 mod norm;
+mod transform;
 mod weights;
 mod winograd;
 

@@ -15,6 +15,7 @@ use super::conv::{Outputs, Pictures};
 use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
 use super::matrix::{Rows, TASKS, in_parts};
 use super::memory::Room;
+use super::transform::{OfFilter, OfInputs, OfProducts, transform};
 use super::vectorized;
 use super::weights::Weights;
 
@@ -242,12 +243,18 @@ pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
             index * LANES,
             channels,
             #[inline(always)]
-            |channel, product, lanes| {
-                let to = filters[product * stride + channel..].iter_mut();
-                let to = to.step_by(PRODUCTS * stride);
-                for (to, column) in to.zip(lanes.as_chunks().0) {
-                    *to = *column;
-                }
+            |channel, product, lane, values| {
+                as_columns(
+                    lane,
+                    values,
+                    #[inline(always)]
+                    |tile, row, values| {
+                        let index = (tile * PRODUCTS + product) * stride + channel;
+                        if let Some(to) = filters.get_mut(index) {
+                            to[row..row + values.len()].copy_from_slice(values);
+                        }
+                    },
+                );
             },
         );
     });
@@ -269,7 +276,9 @@ pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
                     places,
                     0..channels,
                     #[inline(always)]
-                    |channel, product, lanes| inputs[product * stride + channel] = *lanes,
+                    |channel, product, lane, values| {
+                        copy_lanes(&mut inputs[product * stride + channel], lane, values);
+                    },
                 );
             }
             let columns = Terms {
@@ -321,9 +330,11 @@ fn finish_squares<const ONTO: bool>(
         || {
             for (panel, places) in places.chunks(LANES).enumerate() {
                 for (output, bias) in bias.iter().enumerate() {
-                    let of_tile = products[panel * tiles + output / ROWS..].iter();
-                    let rows = of_tile.step_by(of_product).map(|tile| &tile[output % ROWS]);
-                    let squares = transform_products(rows);
+                    let first_tile = panel * tiles + output / ROWS;
+                    let squares = transform_products(
+                        #[inline(always)]
+                        |index| &products[first_tile + index * of_product][output % ROWS],
+                    );
                     let mut lane = 0;
                     for places in places.chunk_by(Place::is_before) {
                         let values = &mut *strips[places[0].strip][first + output];
@@ -385,11 +396,18 @@ pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
                     places,
                     first..first + to[0].len(),
                     #[inline(always)]
-                    |channel, product, lanes| {
-                        let to = to[product * tiles..].iter_mut();
-                        to.take(tiles)
-                            .zip(lanes.as_chunks().0)
-                            .for_each(|(to, column)| to[channel - first] = *column);
+                    |channel, product, lane, values| {
+                        as_columns(
+                            lane,
+                            values,
+                            #[inline(always)]
+                            |tile, row, values| {
+                                if tile < tiles {
+                                    let to = &mut to[product * tiles + tile][channel - first];
+                                    to[row..row + values.len()].copy_from_slice(values);
+                                }
+                            },
+                        );
                     },
                 );
             });
@@ -419,7 +437,9 @@ pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
                         panel * LANES,
                         some,
                         #[inline(always)]
-                        |channel, product, lanes| filters[product * stride + channel] = *lanes,
+                        |channel, product, lane, values| {
+                            copy_lanes(&mut filters[product * stride + channel], lane, values);
+                        },
                     );
                     let rows = Terms {
                         values: &inputs[PRODUCTS * tiles * start..],
@@ -462,38 +482,41 @@ fn finish_outputs<const ONTO: bool>(
         #[inline(always)]
         || {
             for (index, place) in places.iter().enumerate() {
-                let of_tile = products[index / ROWS..].iter().step_by(tiles);
-                let square = transform_products(of_tile.map(|tile| &tile[index % ROWS]));
+                let square = transform_products(
+                    #[inline(always)]
+                    |product| &products[index / ROWS + product * tiles][index % ROWS],
+                );
                 scatter_outputs::<ONTO>(&square, place.left, bias, width, strips[place.strip]);
             }
         },
     );
 }
 
-/// `V = Bᵀ d B` of at most [`LANES`] squares in some channels: `store` gets a channel, and the lanes of one of the 36 products.
+/// `V = Bᵀ d B` of at most [`LANES`] squares in some channels: `store` gets a channel, and of one of the 36 products some lanes,
+/// after the first of them.
 #[inline(always)]
 fn transform_inputs(
     x: &Pictures<'_>,
     places: &[Place],
     channels: Range<usize>,
-    mut store: impl FnMut(usize, usize, &Line),
+    mut store: impl FnMut(usize, usize, usize, &[f32]),
 ) {
     vectorized(
         #[inline(always)]
         || {
             let mut square = [[[0.0; LANES]; IN]; IN];
-            let mut half = square;
             for channel in channels {
                 let mut lane = 0;
                 for places in places.chunk_by(Place::is_before) {
                     gather(x, channel, places, lane, &mut square);
                     lane += places.len();
                 }
-                along_rows(&square, &mut half, input_1d);
-                along_rows(&half, &mut square, input_1d);
-                for (product, lanes) in square.as_flattened().iter().enumerate() {
-                    store(channel, product, lanes);
-                }
+                transform::<OfInputs, IN, IN>(
+                    #[inline(always)]
+                    |index| &square.as_flattened()[index],
+                    #[inline(always)]
+                    |product, lane, values| store(channel, product, lane, values),
+                );
             }
         },
     );
@@ -539,108 +562,61 @@ fn multiply(rows: Terms<'_, Column>, columns: Terms<'_, Line>, onto: bool, produ
     );
 }
 
-/// `Y = Aᵀ M A` of 36 products, lane by lane.
+/// `Y = Aᵀ M A`, lane by lane, of the lines of 36 products.
 #[inline(always)]
-fn transform_products<'a>(lanes: impl Iterator<Item = &'a Line>) -> Square {
-    let mut products = [[[0.0; LANES]; IN]; IN];
-    let mut half = [[[0.0; LANES]; IN]; OUT];
+fn transform_products<'a>(lines: impl Fn(usize) -> &'a Line) -> Square {
     let mut square = [[[0.0; LANES]; OUT]; OUT];
-    for (to, lanes) in products.as_flattened_mut().iter_mut().zip(lanes) {
-        *to = *lanes;
-    }
-    along_rows(&products, &mut half, output_1d);
-    along_rows(&half, &mut square, output_1d);
+    transform::<OfProducts, IN, OUT>(
+        lines,
+        #[inline(always)]
+        |index, lane, values| copy_lanes(&mut square.as_flattened_mut()[index], lane, values),
+    );
     square
 }
 
-/// `U = G g Gᵀ` of the filters of [`LANES`] outputs from `first` on, `[outputs, channels, 3, 3]`: `store` gets a channel, and
-/// the lanes of one of the 36 products.
+/// `U = G g Gᵀ` of the filters of [`LANES`] outputs from `first` on, `[outputs, channels, 3, 3]`: `store` gets a channel, and of
+/// one of the 36 products some lanes, after the first of them.
 #[inline(always)]
 fn transform_filters(
     weight: Rows<'_>,
     first: usize,
     channels: usize,
-    mut store: impl FnMut(usize, usize, &Line),
+    mut store: impl FnMut(usize, usize, usize, &[f32]),
 ) {
     vectorized(
         #[inline(always)]
         || {
-            let mut packed = [[[[0.0; LANES]; 3]; 3]; BLOCK];
-            let mut half = [[[0.0; LANES]; 3]; IN];
-            let mut transformed = [[[0.0; LANES]; IN]; IN];
+            let mut packed = [[[0.0; LANES]; 9]; BLOCK];
             for start in (0..channels).step_by(BLOCK) {
                 let some = (channels - start).min(BLOCK);
-                let values = packed.as_flattened_mut().as_flattened_mut();
                 let part = weight.part(start * 9, some * 9);
-                part.pack(first, &mut values[..some * 9]);
+                part.pack(first, &mut packed.as_flattened_mut()[..some * 9]);
                 for (channel, filter) in (start..start + some).zip(&packed) {
-                    along_rows(filter, &mut half, filter_1d);
-                    along_rows(&half, &mut transformed, filter_1d);
-                    for (product, lanes) in transformed.as_flattened().iter().enumerate() {
-                        store(channel, product, lanes);
-                    }
+                    transform::<OfFilter, 3, IN>(
+                        #[inline(always)]
+                        |index| &filter[index],
+                        #[inline(always)]
+                        |product, lane, values| store(channel, product, lane, values),
+                    );
                 }
             }
         },
     );
 }
 
-/// Transforms each row, lane by lane, into a column: done twice, rows and columns are in their places again.
+/// Copies some lanes into a line, from a lane on.
 #[inline(always)]
-fn along_rows<const ROWS: usize, const N: usize, const M: usize>(
-    from: &[[Line; N]; ROWS],
-    to: &mut [[Line; ROWS]; M],
-    f: impl Fn([f32; N]) -> [f32; M],
-) {
-    for (index, row) in from.iter().enumerate() {
-        for lane in 0..LANES {
-            let values = f(std::array::from_fn(|column| row[column][lane]));
-            for (column, value) in to.iter_mut().zip(values) {
-                column[index][lane] = value;
-            }
-        }
+fn copy_lanes(line: &mut Line, lane: usize, values: &[f32]) {
+    line[lane..lane + values.len()].copy_from_slice(values);
+}
+
+/// Gives some lanes to the columns of tiles: `store` gets a tile, its row, and values from there on.
+#[inline(always)]
+fn as_columns(lane: usize, values: &[f32], mut store: impl FnMut(usize, usize, &[f32])) {
+    if values.len() < ROWS {
+        store(lane / ROWS, lane % ROWS, values);
     }
-}
-
-/// `G g`
-#[inline(always)]
-fn filter_1d([g0, g1, g2]: [f32; 3]) -> [f32; IN] {
-    let (even, odd) = ((g0 + g2) * (-1.0 / 6.0), g1 * (-1.0 / 6.0));
-    let (even_2, odd_2) = ((g0 + 4.0 * g2) * (1.0 / 24.0), g1 * (1.0 / 12.0));
-    [
-        0.25 * g0,
-        even + odd,
-        even - odd,
-        even_2 + odd_2,
-        even_2 - odd_2,
-        g2,
-    ]
-}
-
-/// `Bᵀ d`
-#[inline(always)]
-fn input_1d([d0, d1, d2, d3, d4, d5]: [f32; IN]) -> [f32; IN] {
-    let (even, odd) = (d4 - 4.0 * d2, d3 - 4.0 * d1);
-    let (even_2, odd_2) = (d4 - d2, 2.0 * (d3 - d1));
-    [
-        4.0 * d0 - 5.0 * d2 + d4,
-        even + odd,
-        even - odd,
-        even_2 + odd_2,
-        even_2 - odd_2,
-        4.0 * d1 - 5.0 * d3 + d5,
-    ]
-}
-
-/// `Aᵀ m`
-#[inline(always)]
-fn output_1d([m0, m1, m2, m3, m4, m5]: [f32; IN]) -> [f32; OUT] {
-    let (sum, difference) = (m1 + m2, m1 - m2);
-    let (sum_2, difference_2) = (m3 + m4, m3 - m4);
-    [
-        m0 + sum + sum_2,
-        difference + 2.0 * difference_2,
-        sum + 4.0 * sum_2,
-        difference + 8.0 * difference_2 + m5,
-    ]
+    for (index, values) in values.chunks_exact(ROWS).enumerate() {
+        store(lane / ROWS + index, 0, values);
+    }
 }

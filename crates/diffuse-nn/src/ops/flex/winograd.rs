@@ -39,7 +39,7 @@ const LEAST_SQUARES: usize = 2 * ROWS;
 /// Outputs whose products are held at once, where the filters of all are.
 const SOME: usize = 2 * ROWS;
 /// Channels whose filters are packed at once.
-const BLOCK: usize = 16;
+const BLOCK: usize = 64;
 /// What a product's terms have more than there are: else those of all 36 would be in each other's place in the cache.
 const PAD: usize = 2;
 

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use super::conv::{Outputs, Pictures};
 use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
-use super::matrix::{Rows, TASKS, in_parts};
+use super::matrix::{Rows, in_parts};
 use super::memory::Room;
 use super::transform::{OfFilter, OfInputs, OfProducts, transform};
 use super::vectorized;
@@ -34,8 +34,8 @@ const FILTERS: usize = 1 << 24;
 const CHANNELS: usize = 128;
 /// Squares of a task, if there are twice as many for each thread, and else half of them.
 const SQUARES: usize = 64;
-/// Squares of a task at least, where tasks are for some outputs.
-const LEAST_SQUARES: usize = 2 * ROWS;
+/// Squares whose products take about as long as transforming the filters of as many outputs.
+const FILTERS_TAKE: usize = 10;
 /// Outputs whose products are held at once, where the filters of all are.
 const SOME: usize = 2 * ROWS;
 /// Channels whose filters are packed at once.
@@ -351,14 +351,17 @@ fn finish_squares<const ONTO: bool>(
 /// their filters stay in the cache. Outputs are the columns of products.
 pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<'_>) {
     let (channels, outputs) = (x.channels, bias.len());
-    let tasks = TASKS * rayon::current_num_threads();
+    let threads = rayon::current_num_threads();
     let mut strips = strips(&x, outputs, out.values);
     let of_strip = x.width.div_ceil(OUT);
     let at_once = (INPUTS / (PRODUCTS * channels * of_strip)).clamp(1, strips.len());
-    // Strips of a part: whole tiles, as far as that goes.
-    let parts = tasks.div_ceil(outputs.div_ceil(LANES));
-    let least = LEAST_SQUARES.div_ceil(of_strip);
-    let a_part = at_once.div_ceil(parts).max(least).min(at_once);
+    // Strips of a part: each part transforms the filters anew, but fewer parts may leave threads without work.
+    let a_part = (1..=at_once).rev().min_by_key(|a_part| {
+        let tasks = outputs.div_ceil(LANES) * at_once.div_ceil(*a_part);
+        let squares = (a_part * of_strip).next_multiple_of(ROWS);
+        tasks.div_ceil(threads) * (squares + FILTERS_TAKE)
+    });
+    let a_part = a_part.unwrap_or(at_once);
     let mut inputs = Room::default();
     for (index, strips) in strips.chunks_mut(at_once).enumerate() {
         let parts = strips.chunks_mut(a_part).enumerate();

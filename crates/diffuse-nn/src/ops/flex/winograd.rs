@@ -5,7 +5,8 @@
 //! each multiplied by one of 36 matrices of transformed filters, `U = G g Gᵀ`; back, `Y = Aᵀ M A`. That is 4 times fewer
 //! multiplications, as 36 matrix products over all squares and channels.
 //!
-//! Transforms work on lanes of many squares, or of many outputs.
+//! Of large pictures, filters are transformed once, and the columns of products are squares ([`by_squares`]); of small ones,
+//! inputs are transformed once, and the columns are outputs ([`by_outputs`]), so that even few squares fill the tiles.
 
 use std::ops::Range;
 
@@ -30,7 +31,7 @@ const LANES: usize = COLUMNS;
 const INPUTS: usize = 1 << 23;
 /// Transformed values of filters that are held at once, if it is all of them: 64 MB.
 const FILTERS: usize = 1 << 24;
-/// Channels whose filters a thread holds, where they are not held at once: 288 KB.
+/// Channels whose filters a thread holds, where they are not held at once, for the outputs of a tile: 600 KB.
 const CHANNELS: usize = 128;
 /// Squares of a task, if there are twice as many for each thread, and else half of them.
 const SQUARES: usize = 64;
@@ -375,45 +376,7 @@ pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
         let tiles = places[0].len().div_ceil(ROWS);
         let size = tiles * PRODUCTS * channels;
         let (inputs, _) = inputs.resize(places.len() * size * ROWS).as_chunks_mut();
-        // Some channels of some squares a task.
-        let mut of_tasks = Vec::new();
-        for (inputs, places) in inputs.chunks_mut(size).zip(&places) {
-            let blocks = inputs.chunks_mut(PRODUCTS * tiles * CHANNELS);
-            for (inputs, first) in blocks.zip((0..).step_by(CHANNELS)) {
-                let of_tiles = inputs.chunks_mut(inputs.len() / (PRODUCTS * tiles));
-                let mut panels: Vec<Vec<_>> = Vec::new();
-                panels.resize_with(tiles.div_ceil(LANES / ROWS), Vec::new);
-                for (index, inputs) in of_tiles.enumerate() {
-                    panels[index % tiles / (LANES / ROWS)].push(inputs);
-                }
-                let panels = panels.into_iter().zip(places.chunks(LANES));
-                of_tasks.extend(panels.map(|(to, places)| (places, first, to)));
-            }
-        }
-        of_tasks
-            .into_par_iter()
-            .for_each(|(places, first, mut to)| {
-                let tiles = to.len() / PRODUCTS;
-                transform_inputs(
-                    &x,
-                    places,
-                    first..first + to[0].len(),
-                    #[inline(always)]
-                    |channel, product, lane, values| {
-                        as_columns(
-                            lane,
-                            values,
-                            #[inline(always)]
-                            |tile, row, values| {
-                                if tile < tiles {
-                                    let to = &mut to[product * tiles + tile][channel - first];
-                                    to[row..row + values.len()].copy_from_slice(values);
-                                }
-                            },
-                        );
-                    },
-                );
-            });
+        transform_parts(&x, &places, tiles, inputs);
         let mut of_tasks: Vec<(usize, usize, Vec<&mut [&mut [f32]]>)> = Vec::new();
         for (part, strips) in of_parts.into_iter().enumerate() {
             let panels = in_parts(strips.iter_mut().map(Vec::as_mut_slice), LANES);
@@ -470,6 +433,49 @@ pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
             },
         );
     }
+}
+
+/// Transforms the inputs of the squares of some parts, each with as many tiles: of each part, [`CHANNELS`] at a time, `[36, tiles,
+/// channels]`, as products read them.
+fn transform_parts(x: &Pictures<'_>, parts: &[Vec<Place>], tiles: usize, inputs: &mut [Column]) {
+    // Some channels of some squares a task.
+    let mut tasks = Vec::new();
+    let of_parts = inputs.chunks_mut(tiles * PRODUCTS * x.channels);
+    for (inputs, places) in of_parts.zip(parts) {
+        let blocks = inputs.chunks_mut(tiles * PRODUCTS * CHANNELS);
+        for (inputs, first) in blocks.zip((0..).step_by(CHANNELS)) {
+            let of_tiles = inputs.chunks_mut(inputs.len() / (PRODUCTS * tiles));
+            let mut panels: Vec<Vec<_>> = Vec::new();
+            panels.resize_with(tiles.div_ceil(LANES / ROWS), Vec::new);
+            for (index, inputs) in of_tiles.enumerate() {
+                panels[index % tiles / (LANES / ROWS)].push(inputs);
+            }
+            let panels = panels.into_iter().zip(places.chunks(LANES));
+            tasks.extend(panels.map(|(to, places)| (places, first, to)));
+        }
+    }
+    tasks.into_par_iter().for_each(|(places, first, mut to)| {
+        let tiles = to.len() / PRODUCTS;
+        transform_inputs(
+            x,
+            places,
+            first..first + to[0].len(),
+            #[inline(always)]
+            |channel, product, lane, values| {
+                as_columns(
+                    lane,
+                    values,
+                    #[inline(always)]
+                    |tile, row, values| {
+                        if tile < tiles {
+                            let to = &mut to[product * tiles + tile][channel - first];
+                            to[row..row + values.len()].copy_from_slice(values);
+                        }
+                    },
+                );
+            },
+        );
+    });
 }
 
 /// From products, whose rows are squares, to some outputs of their strips.

@@ -14,7 +14,7 @@ use crate::ops::ConvGeometry;
 /// Values of columns that are held at once, if that is a channel or more.
 const VALUES: usize = 1 << 21;
 /// Positions of all pictures from which on transforming the filters pays.
-const POSITIONS: usize = 1 << 5;
+const POSITIONS: usize = 1 << 6;
 /// Channels from which on 36 small products are faster than one.
 const CHANNELS: usize = 16;
 

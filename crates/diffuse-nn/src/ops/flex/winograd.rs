@@ -245,7 +245,7 @@ pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
             channels,
             #[inline(always)]
             |channel, product, lane, values| {
-                as_columns(
+                each_column(
                     lane,
                     values,
                     #[inline(always)]
@@ -462,7 +462,7 @@ fn transform_parts(x: &Pictures<'_>, parts: &[Vec<Place>], tiles: usize, inputs:
             first..first + to[0].len(),
             #[inline(always)]
             |channel, product, lane, values| {
-                as_columns(
+                each_column(
                     lane,
                     values,
                     #[inline(always)]
@@ -621,7 +621,7 @@ fn copy_lanes(line: &mut Line, lane: usize, values: &[f32]) {
 
 /// Gives some lanes to the columns of tiles: `store` gets a tile, its row, and values from there on.
 #[inline(always)]
-fn as_columns(lane: usize, values: &[f32], mut store: impl FnMut(usize, usize, &[f32])) {
+fn each_column(lane: usize, values: &[f32], mut store: impl FnMut(usize, usize, &[f32])) {
     if values.len() < ROWS {
         store(lane / ROWS, lane % ROWS, values);
     }

@@ -377,7 +377,7 @@ pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
         let size = tiles * PRODUCTS * channels;
         let (inputs, _) = inputs.resize(places.len() * size * ROWS).as_chunks_mut();
         transform_parts(&x, &places, tiles, inputs);
-        let mut of_tasks: Vec<(usize, usize, Vec<&mut [&mut [f32]]>)> = Vec::new();
+        let mut of_tasks = Vec::new();
         for (part, strips) in of_parts.into_iter().enumerate() {
             let panels = in_parts(strips.iter_mut().map(Vec::as_mut_slice), LANES);
             of_tasks.extend(

@@ -293,16 +293,18 @@ impl<B: Backend> CLIPTextModel<B> {
     /// - `input_ids`: `[batch, tokens]`, ids in `0..vocab_size`, at most `max_position_embeddings` tokens
     pub fn forward(&self, input_ids: Tensor<B, 2, Int>) -> TextOutput<B> {
         let transformer = &self.text_model;
-        let mut hidden_states = vec![transformer.embed(input_ids)];
-        for layer in &transformer.encoder.layers {
+        ops::on_worker::<B, _>(|| {
+            let mut hidden_states = vec![transformer.embed(input_ids)];
+            for layer in &transformer.encoder.layers {
+                let last = hidden_states[hidden_states.len() - 1].clone();
+                hidden_states.push(layer.forward(last));
+            }
             let last = hidden_states[hidden_states.len() - 1].clone();
-            hidden_states.push(layer.forward(last));
-        }
-        let last = hidden_states[hidden_states.len() - 1].clone();
-        TextOutput {
-            last_hidden_state: transformer.final_layer_norm.forward(last),
-            hidden_states,
-        }
+            TextOutput {
+                last_hidden_state: transformer.final_layer_norm.forward(last),
+                hidden_states,
+            }
+        })
     }
 
     /// The final norm of the layer `clip_skip` before the last: `[batch, tokens, hidden_size]`. Zero is
@@ -317,10 +319,12 @@ impl<B: Backend> CLIPTextModel<B> {
             "cannot skip {clip_skip} of {} layers",
             layers.len()
         );
-        let embeddings = self.text_model.embed(input_ids);
-        let hidden = layers[..layers.len() - clip_skip]
-            .iter()
-            .fold(embeddings, |hidden, layer| layer.forward(hidden));
-        self.text_model.final_layer_norm.forward(hidden)
+        ops::on_worker::<B, _>(|| {
+            let embeddings = self.text_model.embed(input_ids);
+            let hidden = layers[..layers.len() - clip_skip]
+                .iter()
+                .fold(embeddings, |hidden, layer| layer.forward(hidden));
+            self.text_model.final_layer_norm.forward(hidden)
+        })
     }
 }

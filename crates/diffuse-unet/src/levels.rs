@@ -5,7 +5,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use diffuse_nn::config::{ConfigError, MAX_CHANNELS, MAX_LAYERS, MAX_LEVELS, check_size};
 use diffuse_nn::{
     Conv2d, DownBlock2D, DownBlock2DConfig, GroupNorm, MidBlock2D, ResnetBlock2DConfig,
-    SpatialAttentionConfig, TimeScaleShift, UpBlock2D, UpBlock2DConfig,
+    SpatialAttentionConfig, TimeScaleShift, UpBlock2D, UpBlock2DConfig, ops,
 };
 
 /// Numbers that describe the levels of a UNet.
@@ -142,17 +142,19 @@ impl<B: Backend> Network<'_, B> {
         temb: &Tensor<B, 2>,
         context: Option<&Tensor<B, 3>>,
     ) -> Tensor<B, 4> {
-        let mut x = self.conv_in.forward(sample);
-        let mut skips = vec![x.clone()];
-        for block in self.down_blocks {
-            x = block.forward(x, Some(temb), context, &mut skips);
-        }
-        if let Some(block) = self.mid_block {
-            x = block.forward(x, Some(temb), context);
-        }
-        for block in self.up_blocks {
-            x = block.forward(x, Some(temb), context, &mut skips);
-        }
-        self.conv_out.forward(self.conv_norm_out.forward_silu(x))
+        ops::on_worker::<B, _>(move || {
+            let mut x = self.conv_in.forward(sample);
+            let mut skips = vec![x.clone()];
+            for block in self.down_blocks {
+                x = block.forward(x, Some(temb), context, &mut skips);
+            }
+            if let Some(block) = self.mid_block {
+                x = block.forward(x, Some(temb), context);
+            }
+            for block in self.up_blocks {
+                x = block.forward(x, Some(temb), context, &mut skips);
+            }
+            self.conv_out.forward(self.conv_norm_out.forward_silu(x))
+        })
     }
 }

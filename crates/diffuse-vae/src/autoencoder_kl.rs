@@ -11,7 +11,7 @@ use diffuse_nn::pretrained::Pretrained;
 use diffuse_nn::{
     Activation, AttentionConfig, Conv2d, Conv2dConfig, DownBlock2D, DownBlock2DConfig, GroupNorm,
     GroupNormConfig, MidBlock2D, MidBlock2DConfig, ResnetBlock2DConfig, SpatialAttentionConfig,
-    UpBlock2D, UpBlock2DConfig,
+    UpBlock2D, UpBlock2DConfig, ops,
 };
 use serde::{Deserialize, Serialize};
 
@@ -274,14 +274,13 @@ pub struct Encoder<B: Backend> {
 impl<B: Backend> Encoder<B> {
     /// `[batch, in_channels, height, width]` to `[batch, 2 · latent_channels, height / 8, width / 8]`.
     pub fn forward(&self, image: Tensor<B, 4>) -> Tensor<B, 4> {
-        let x = self
-            .down_blocks
-            .iter()
-            .fold(self.conv_in.forward(image), |x, block| {
-                block.forward_plain(x)
-            });
-        let x = self.mid_block.forward(x, None, None);
-        self.conv_out.forward(self.conv_norm_out.forward_silu(x))
+        ops::on_worker::<B, _>(|| {
+            let x = self.conv_in.forward(image);
+            let blocks = self.down_blocks.iter();
+            let x = blocks.fold(x, |x, block| block.forward_plain(x));
+            let x = self.mid_block.forward(x, None, None);
+            self.conv_out.forward(self.conv_norm_out.forward_silu(x))
+        })
     }
 }
 
@@ -303,14 +302,13 @@ pub struct Decoder<B: Backend> {
 impl<B: Backend> Decoder<B> {
     /// `[batch, latent_channels, height, width]` to `[batch, out_channels, 8 · height, 8 · width]`.
     pub fn forward(&self, latents: Tensor<B, 4>) -> Tensor<B, 4> {
-        let x = self
-            .mid_block
-            .forward(self.conv_in.forward(latents), None, None);
-        let x = self
-            .up_blocks
-            .iter()
-            .fold(x, |x, block| block.forward_plain(x));
-        self.conv_out.forward(self.conv_norm_out.forward_silu(x))
+        ops::on_worker::<B, _>(|| {
+            let x = self.conv_in.forward(latents);
+            let x = self.mid_block.forward(x, None, None);
+            let blocks = self.up_blocks.iter();
+            let x = blocks.fold(x, |x, block| block.forward_plain(x));
+            self.conv_out.forward(self.conv_norm_out.forward_silu(x))
+        })
     }
 }
 

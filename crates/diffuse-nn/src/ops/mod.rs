@@ -28,6 +28,17 @@ pub use reshape::{
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 
+/// Runs a network on one of the threads that share the work of its operations.
+///
+/// On the CPU each operation would else be handed to them, and back, by a thread that sleeps meanwhile: with many small
+/// operations, waking up takes longer than some of them. Elsewhere it runs where it is.
+///
+/// A thread that waits for others takes on what is there to do, which may be another network: of networks that run at the same
+/// time, one may then be done only after the other.
+pub fn on_worker<B: Backend, R: Send>(network: impl FnOnce() -> R + Send) -> R {
+    flex::on_worker::<B, R>(network)
+}
+
 /// Runs `f` in `f32` and gives its result the type of `x` again.
 fn in_f32<B: Backend, const D: usize>(
     x: Tensor<B, D>,

@@ -18,6 +18,9 @@ const TILES: usize = 4;
 /// Keys whose scores are held at once: those with a tile's queries stay in the cache next to a core.
 const KEYS: usize = 128;
 
+/// Keys, and values of a head, that are packed at once.
+const PACKED: usize = 128;
+
 /// See [`attention`](crate::ops::attention), and [`causal_attention`](crate::ops::causal_attention).
 pub fn attention<B: Backend>(
     query: &Tensor<B, 3>,
@@ -44,15 +47,16 @@ pub fn attention<B: Backend>(
         [&mut keys, &mut values],
     );
     let mut out = Room::new(query.as_slice().len());
-    // Some queries, and, where these are few, some of the heads.
+    // Some queries, and, where these are few, some of the heads, and fewer queries where heads are few, too.
     let tasks = TASKS * rayon::current_num_threads();
-    let splits = tasks.div_ceil(batch * tokens.div_ceil(TILES * COLUMNS));
+    let of_heads = batch * heads.count * tokens.div_ceil(COLUMNS);
+    let size = (of_heads / tasks).clamp(1, TILES) * COLUMNS;
+    let splits = tasks.div_ceil(batch * tokens.div_ceil(size));
     let at_once = heads.count.div_ceil(splits);
     let mut tasks = Vec::new();
     let batches = query.as_slice().chunks(tokens * inner);
     let batches = batches.zip(out.chunks_mut(tokens * inner)).enumerate();
     for (batch, (query, out)) in batches {
-        let size = TILES * COLUMNS;
         let groups = query.chunks(size * inner).zip(out.chunks_mut(size * inner));
         for (group, (query, out)) in groups.enumerate() {
             let parts = in_parts(out.chunks_mut(inner), at_once * heads.d).into_iter();
@@ -122,11 +126,25 @@ impl<'a> Heads<'a> {
             let (row, first) = (index / count * context * inner, index % count * d);
             let [keys, values] = [keys, values].map(|from| &from[row..row + context * inner]);
             let keys = Rows::new(Weights::F32(keys), inner).part(first, d);
-            vectorized(
-                #[inline(always)]
+            rayon::join(
                 || {
-                    keys.pack_all(0, to_keys);
-                    pack_columns(values, inner, first..first + d, context, to_values);
+                    let tiles = to_keys.par_chunks_mut(PACKED / ROWS * d).enumerate();
+                    tiles.for_each(|(index, to)| {
+                        vectorized(
+                            #[inline(always)]
+                            || keys.pack_all(index * PACKED, to),
+                        );
+                    });
+                },
+                || {
+                    let tiles = to_values.par_chunks_mut(PACKED / ROWS * context);
+                    tiles.enumerate().for_each(|(index, to)| {
+                        let columns = first + index * PACKED..first + d;
+                        vectorized(
+                            #[inline(always)]
+                            || pack_columns(values, inner, columns, context, to),
+                        );
+                    });
                 },
             );
         });

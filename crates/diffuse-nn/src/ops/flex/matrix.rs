@@ -188,13 +188,14 @@ pub fn product<const PARTS: usize>(
         let all_rows = all_rows.as_deref();
         let per_split = some.div_ceil(splits);
         let range = start * COLUMNS..width.min((start + some) * COLUMNS);
-        let mut parts = Vec::new();
-        for (group, rows) in out.chunks_mut(tiles * ROWS * width).enumerate() {
+        let groups = out.par_chunks_mut(tiles * ROWS * width).enumerate();
+        let parts = groups.flat_map(|(group, rows)| {
             let rows = rows.chunks_mut(width).map(|row| &mut row[range.clone()]);
-            let of_group = in_parts(rows, per_split * COLUMNS).into_iter().enumerate();
-            parts.extend(of_group.map(|(split, out)| (group * tiles, split * per_split, out)));
-        }
-        let parts = parts.into_par_iter();
+            let parts = in_parts(rows, per_split * COLUMNS).into_par_iter();
+            parts
+                .enumerate()
+                .map(move |(split, out)| (group * tiles, split * per_split, out))
+        });
         parts.for_each_init(Room::default, |room, (first_tile, first_panel, mut out)| {
             let len = out.len().div_ceil(ROWS) * depth;
             let panels = out[0].len().div_ceil(COLUMNS);

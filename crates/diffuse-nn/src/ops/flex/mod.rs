@@ -18,7 +18,7 @@ mod transform;
 mod weights;
 mod winograd;
 
-use std::any::Any;
+use std::any::{Any, TypeId};
 
 use burn::tensor::{DType, Shape, Tensor, TensorPrimitive, backend::Backend};
 use burn_flex::{Flex, FlexTensor, Layout};
@@ -33,6 +33,15 @@ pub(super) use norm::{group_norm, layer_norm};
 
 use kernel::vectorized;
 use memory::Room;
+
+/// See [`on_worker`](crate::ops::on_worker).
+pub fn on_worker<B: Backend, R: Send>(network: impl FnOnce() -> R + Send) -> R {
+    if TypeId::of::<B>() == TypeId::of::<Flex>() {
+        rayon::scope(|_| network())
+    } else {
+        network()
+    }
+}
 
 /// A tensor's values in their order, if they are `Flex`'s and `f32`.
 struct Values(FlexTensor);

@@ -328,6 +328,7 @@ fn attention_in_blocks() {
             [2, 7, 5, 3, 4],
             [1, 130, 77, 2, 40],
             [2, 300, 700, 1, 20],
+            [1, 40, 300, 1, 150],
         ] {
             // With a large scale, the first block's largest score is not the last's.
             for scale in [1.0, 50.0] {
@@ -566,6 +567,13 @@ fn functions_are_exact_to_their_last_digits() {
     );
     assert_eq!(silu_of(f32::MIN), 0.0);
     assert!(exp(f32::NEG_INFINITY) < 1.3e-38 && exp2(f32::NEG_INFINITY) < 1.3e-38);
+}
+
+#[test]
+fn networks_run_on_a_worker_on_the_cpu_only() {
+    let is_worker = || rayon::current_thread_index().is_some();
+    assert!(ops::on_worker::<Flex, _>(is_worker));
+    assert!(!ops::on_worker::<NdArray, _>(is_worker));
 }
 
 #[test]

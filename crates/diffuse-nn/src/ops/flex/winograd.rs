@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::conv::{Outputs, Pictures};
 use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
-use super::matrix::{Rows, in_parts};
+use super::matrix::{Rows, TASKS, in_parts};
 use super::memory::Room;
 use super::transform::{OfFilter, OfInputs, OfProducts, transform};
 use super::vectorized;
@@ -39,6 +39,8 @@ const SQUARES: usize = 64;
 const FILTERS_TAKE: usize = 10;
 /// Outputs whose products are held at once, where the filters of all are.
 const SOME: usize = 2 * ROWS;
+/// Channels that a task transforms, at least.
+const FEWEST: usize = 32;
 /// Channels whose filters are packed at once.
 const BLOCK: usize = 64;
 /// What a product's terms have more than there are: else those of all 36 would be in each other's place in the cache.
@@ -237,28 +239,7 @@ pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
     let stride = channels + PAD;
     let mut filters = Room::new(outputs.div_ceil(ROWS) * PRODUCTS * stride * ROWS);
     let (filters, _) = filters.as_chunks_mut::<ROWS>();
-    let of_lanes = filters.par_chunks_mut(LANES / ROWS * PRODUCTS * stride);
-    of_lanes.enumerate().for_each(|(index, filters)| {
-        transform_filters(
-            weight,
-            index * LANES,
-            channels,
-            #[inline(always)]
-            |channel, product, lane, values| {
-                each_column(
-                    lane,
-                    values,
-                    #[inline(always)]
-                    |tile, row, values| {
-                        let index = (tile * PRODUCTS + product) * stride + channel;
-                        if let Some(to) = filters.get_mut(index) {
-                            to[row..row + values.len()].copy_from_slice(values);
-                        }
-                    },
-                );
-            },
-        );
-    });
+    transform_all_filters(weight, channels, filters);
     // Some strips a task.
     let a_task = (squares_a_task(squares(&x)) / x.width.div_ceil(OUT)).max(1);
     let mut strips = strips(&x, outputs, out.values);
@@ -313,6 +294,51 @@ pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
             }
         },
     );
+}
+
+/// Transforms the filters of all outputs: `[tiles of outputs, 36, channels + PAD]`.
+fn transform_all_filters(weight: Rows<'_>, channels: usize, filters: &mut [Column]) {
+    let stride = channels + PAD;
+    let size = LANES / ROWS * PRODUCTS * stride;
+    let at_once = channels_a_task(filters.len().div_ceil(size), channels);
+    let tasks = filters.par_chunks_mut(size).enumerate();
+    let tasks = tasks.flat_map(|(panel, filters)| {
+        let parts = in_parts(filters.chunks_mut(stride), at_once).into_par_iter();
+        parts
+            .enumerate()
+            .map(move |(part, to)| (panel * LANES, part * at_once, to))
+    });
+    tasks.for_each(|(output, first, mut to)| {
+        // None where only what pads them is left.
+        let some = at_once.min(channels.saturating_sub(first));
+        transform_filters(
+            weight.part(first.min(channels) * 9, some * 9),
+            output,
+            some,
+            #[inline(always)]
+            |channel, product, lane, values| {
+                each_column(
+                    lane,
+                    values,
+                    #[inline(always)]
+                    |tile, row, values| {
+                        if let Some(to) = to.get_mut(tile * PRODUCTS + product) {
+                            to[channel][row..row + values.len()].copy_from_slice(values);
+                        }
+                    },
+                );
+            },
+        );
+    });
+}
+
+/// Channels that a task transforms: a few, where there are few tasks otherwise.
+fn channels_a_task(tasks: usize, channels: usize) -> usize {
+    let parts = (TASKS * rayon::current_num_threads()).div_ceil(tasks);
+    channels
+        .div_ceil(parts)
+        .next_multiple_of(FEWEST)
+        .min(channels)
 }
 
 /// From products, whose columns are squares, to some outputs of their strips from `first` on.
@@ -439,22 +465,32 @@ pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
 /// channels]`, as products read them.
 fn transform_parts(x: &Pictures<'_>, parts: &[Vec<Place>], tiles: usize, inputs: &mut [Column]) {
     // Some channels of some squares a task.
-    let mut tasks = Vec::new();
-    let of_parts = inputs.chunks_mut(tiles * PRODUCTS * x.channels);
-    for (inputs, places) in of_parts.zip(parts) {
-        let blocks = inputs.chunks_mut(tiles * PRODUCTS * CHANNELS);
-        for (inputs, first) in blocks.zip((0..).step_by(CHANNELS)) {
-            let of_tiles = inputs.chunks_mut(inputs.len() / (PRODUCTS * tiles));
-            let mut panels: Vec<Vec<_>> = Vec::new();
-            panels.resize_with(tiles.div_ceil(LANES / ROWS), Vec::new);
-            for (index, inputs) in of_tiles.enumerate() {
-                panels[index % tiles / (LANES / ROWS)].push(inputs);
-            }
-            let panels = panels.into_iter().zip(places.chunks(LANES));
-            tasks.extend(panels.map(|(to, places)| (places, first, to)));
+    let panels = parts.iter().map(|places| places.len().div_ceil(LANES));
+    let blocks = panels.sum::<usize>() * x.channels.div_ceil(CHANNELS);
+    let at_once = channels_a_task(blocks, CHANNELS);
+    let of_parts = inputs.par_chunks_mut(tiles * PRODUCTS * x.channels);
+    let blocks = of_parts.zip(parts).flat_map(|(inputs, places)| {
+        let blocks = inputs.par_chunks_mut(tiles * PRODUCTS * CHANNELS);
+        blocks
+            .enumerate()
+            .map(move |(block, inputs)| (places, block * CHANNELS, inputs))
+    });
+    let tasks = blocks.flat_map(|(places, first, inputs)| {
+        let of_tiles = inputs.chunks_mut(inputs.len() / (PRODUCTS * tiles));
+        let mut panels: Vec<Vec<_>> = Vec::new();
+        panels.resize_with(tiles.div_ceil(LANES / ROWS), Vec::new);
+        for (index, inputs) in of_tiles.enumerate() {
+            panels[index % tiles / (LANES / ROWS)].push(inputs);
         }
-    }
-    tasks.into_par_iter().for_each(|(places, first, mut to)| {
+        let panels = panels.into_par_iter().zip(places.par_chunks(LANES));
+        panels.flat_map(move |(to, places)| {
+            let parts = in_parts(to.into_iter(), at_once).into_par_iter();
+            parts
+                .enumerate()
+                .map(move |(part, to)| (places, first + part * at_once, to))
+        })
+    });
+    tasks.for_each(|(places, first, mut to)| {
         let tiles = to.len() / PRODUCTS;
         transform_inputs(
             x,

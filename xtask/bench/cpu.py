@@ -1,12 +1,14 @@
 """The same operations as `examples/cpu-speed.rs`, in PyTorch: a line of the input is a name and sizes, the answer the seconds.
 
-    cpu.py THREADS [torch|openvino]
+    cpu.py THREADS [torch|compile|openvino|onnxruntime]
 
-Convolutions, norms and networks run in channels_last, PyTorch's faster layout on CPUs. OpenVINO has networks only, in f32.
-Needs torch and diffusers, and openvino for it.
+Convolutions, norms and networks run in channels_last, PyTorch's faster layout on CPUs. The others have networks only, in f32:
+PyTorch compiled (`torch.compile`, with its weights as constants, which needs a C++ compiler), OpenVINO and ONNX Runtime.
+Needs torch and diffusers; openvino; onnxruntime, onnx and onnxscript.
 """
 
 import sys
+import tempfile
 import time
 
 import torch
@@ -19,7 +21,7 @@ def image(*shape):
     return torch.randn(*shape).to(memory_format=torch.channels_last)
 
 
-def network(name, folder, sizes, run_openvino):
+def network(name, folder, sizes, runtime):
     from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 
     classes = {"unet": UNet2DConditionModel, "ddpm": UNet2DModel, "vae": AutoencoderKL}
@@ -33,10 +35,18 @@ def network(name, folder, sizes, run_openvino):
         batch, height, width, tokens = sizes
         x = image(batch, model.config.in_channels, height, width)
         inputs = [x, torch.tensor(500), torch.randn(batch, tokens, model.config.cross_attention_dim)]
-    return compiled(model, inputs) if run_openvino else lambda: model(*inputs)
+    return RUNTIMES[runtime](model, inputs)
 
 
-def compiled(model, inputs):
+def torch_compiled(model, inputs):
+    from torch._inductor import config
+
+    config.freezing = True
+    network = torch.compile(Sample(model))
+    return lambda: network(*inputs)
+
+
+def openvino_compiled(model, inputs):
     import openvino
 
     shapes = [tuple(each.shape) for each in inputs]
@@ -51,20 +61,42 @@ def compiled(model, inputs):
     return lambda: network(arrays)
 
 
+def onnxruntime_session(model, inputs):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/network.onnx"
+        torch.onnx.export(Sample(model), tuple(inputs), path, dynamo=True, external_data=True, verbose=False)
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    arrays = {to.name: each.contiguous().numpy() for to, each in zip(session.get_inputs(), inputs)}
+    return lambda: session.run(None, arrays)
+
+
+RUNTIMES = {
+    "torch": lambda model, inputs: lambda: model(*inputs),
+    "compile": torch_compiled,
+    "openvino": openvino_compiled,
+    "onnxruntime": onnxruntime_session,
+}
+
+
 class Sample(torch.nn.Module):
-    """A network without the class that its result is in."""
+    """A network without the class that its result is in, for those who compile it."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
+        self.eval()
 
     def forward(self, *inputs):
         return self.model(*inputs).sample
 
 
-def operation(name, words, run_openvino):
+def operation(name, words, runtime):
     if name in ("unet", "ddpm", "vae"):
-        return network(name, words[0], [int(word) for word in words[1:]], run_openvino)
+        return network(name, words[0], [int(word) for word in words[1:]], runtime)
     sizes = [int(word) for word in words]
     if name in ("conv", "conv_stride_2"):
         batch, channels, outputs, height, width, kernel = sizes
@@ -105,11 +137,11 @@ def operation(name, words, run_openvino):
 
 def main():
     torch.set_num_threads(int(sys.argv[1]))
-    run_openvino = sys.argv[2:] == ["openvino"]
+    runtime = sys.argv[2] if len(sys.argv) > 2 else "torch"
     for line in sys.stdin:
         name, *words = line.split()
         with torch.no_grad():
-            run = operation(name, words, run_openvino)
+            run = operation(name, words, runtime)
             run()
             start, calls = time.perf_counter(), 0
             while calls == 0 or time.perf_counter() - start < AT_LEAST:

@@ -1,5 +1,5 @@
-//! `cargo xtask bench cpu`: operations and networks of `diffuse` on the CPU and, if a Python is named, of PyTorch or OpenVINO,
-//! or of candle, in turns on the same cores. Both are programs that time one line of input after the other, so that neither pays for starting.
+//! `cargo xtask bench cpu`: operations and networks of `diffuse` on the CPU and, if a Python is named, of PyTorch, OpenVINO or
+//! ONNX Runtime, or of candle, in turns on the same cores. Both are programs that time one line of input after the other, so that neither pays for starting.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail};
 use crate::arguments::Arguments;
 use crate::{cargo, root, run, target};
 
-const USAGE: &str = "usage: cargo xtask bench cpu [--reference PYTHON] [--runtime torch|openvino|candle] \
+const USAGE: &str = "usage: cargo xtask bench cpu [--reference PYTHON] \
+                     [--runtime torch|compile|openvino|onnxruntime|candle] \
                      [--models FOLDER] [--threads N] [--rounds N]";
 
 /// What Stable Diffusion v1 does for a picture of 512 x 512 with guidance: names and sizes.
@@ -66,13 +67,18 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     // What the other is called; PyTorch has operations, all have networks.
     let (other, mut lines): (_, Vec<String>) = match runtime {
         "torch" => ("PyTorch", OPERATIONS.map(String::from).into()),
+        "compile" => ("PyTorch compiled", Vec::new()),
         "openvino" => ("OpenVINO", Vec::new()),
+        "onnxruntime" => ("ONNX Runtime", Vec::new()),
         "candle" => ("candle", Vec::new()),
         _ => bail!("{USAGE}"),
     };
     let python = arguments.get("reference");
-    if python.is_none() && runtime == "openvino" || python.is_some() && runtime == "candle" {
-        bail!("`--reference` names the Python of PyTorch and of OpenVINO; candle needs none");
+    if runtime == "candle" && python.is_some() {
+        bail!("candle needs no Python, which `--reference` names");
+    }
+    if !["torch", "candle"].contains(&runtime) && python.is_none() {
+        bail!("{other} needs a Python, which `--reference` names");
     }
     if let Some(folder) = arguments.get("models") {
         if folder.contains(char::is_whitespace) {

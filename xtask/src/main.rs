@@ -20,8 +20,8 @@ usage: cargo xtask COMMAND
   convert SRC DST [--dtype f16|f32|bf16] [--variant NAME]
                            rewrite a checkpoint as clean safetensors
   bench MODEL [OPTIONS]    time the program and, with --reference PYTHON, the reference on the same weights
-  bench cpu [OPTIONS]      time single operations and networks on the CPU and, with --reference PYTHON, PyTorch's or
-                           OpenVINO's, or candle's: --runtime torch|openvino|candle
+  bench cpu [OPTIONS]      time single operations and networks on the CPU and, with --reference PYTHON, PyTorch's, or
+                           networks of others: --runtime torch|compile|openvino|onnxruntime|candle
   bench quality [OPTIONS]  count what the built-in model draws right of prompts that it was not trained on
   fetch MODEL [--revision R] [--variant V] [--into FOLDER]
                            fetch a checkpoint from the hub: sd-v1-4, sd-v1-5, ddpm-cat-256 or OWNER/NAME

@@ -26,7 +26,9 @@ fn main() -> Result<()> {
         let seconds = if *name == "peak" {
             peak()
         } else {
-            time(&mut *operation(name, rest)?)
+            let mut operation = operation(name, rest)?;
+            // As in a network.
+            ops::on_worker::<Flex, _>(|| time(&mut *operation))
         };
         println!("{seconds}");
         io::stdout().flush()?;
@@ -35,7 +37,7 @@ fn main() -> Result<()> {
 }
 
 /// Seconds of one call, after one that is not counted.
-fn time(operation: &mut dyn FnMut()) -> f64 {
+fn time(operation: &mut (dyn FnMut() + Send)) -> f64 {
     operation();
     let start = Instant::now();
     let mut calls = 0;
@@ -50,7 +52,7 @@ fn random<const D: usize>(shape: [usize; D]) -> Tensor<Flex, D> {
     Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Default::default())
 }
 
-fn operation(name: &str, rest: &[&str]) -> Result<Box<dyn FnMut()>> {
+fn operation(name: &str, rest: &[&str]) -> Result<Box<dyn FnMut() + Send>> {
     if let "unet" | "ddpm" | "vae" = name {
         let [folder, sizes @ ..] = rest else {
             bail!("`{name}` needs a folder");
@@ -136,7 +138,7 @@ fn operation(name: &str, rest: &[&str]) -> Result<Box<dyn FnMut()>> {
     })
 }
 
-fn network(name: &str, folder: &str, sizes: &[usize]) -> Result<Box<dyn FnMut()>> {
+fn network(name: &str, folder: &str, sizes: &[usize]) -> Result<Box<dyn FnMut() + Send>> {
     let device = Default::default();
     Ok(match (name, sizes) {
         ("unet", &[batch, height, width, tokens]) => {

@@ -4,6 +4,10 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use super::ConvGeometry;
 
+#[expect(
+    clippy::extra_unused_type_parameters,
+    reason = "where it runs depends on the backend there"
+)]
 pub fn on_worker<B: Backend, R>(network: impl FnOnce() -> R) -> R {
     network()
 }

@@ -317,16 +317,7 @@ fn transform_all_filters(weight: Rows<'_>, channels: usize, filters: &mut [Colum
             some,
             #[inline(always)]
             |channel, product, lane, values| {
-                each_column(
-                    lane,
-                    values,
-                    #[inline(always)]
-                    |tile, row, values| {
-                        if let Some(to) = to.get_mut(tile * PRODUCTS + product) {
-                            to[channel][row..row + values.len()].copy_from_slice(values);
-                        }
-                    },
-                );
+                copy_columns(&mut to[product..], PRODUCTS, channel, lane, values);
             },
         );
     });
@@ -498,17 +489,8 @@ fn transform_parts(x: &Pictures<'_>, parts: &[Vec<Place>], tiles: usize, inputs:
             first..first + to[0].len(),
             #[inline(always)]
             |channel, product, lane, values| {
-                each_column(
-                    lane,
-                    values,
-                    #[inline(always)]
-                    |tile, row, values| {
-                        if tile < tiles {
-                            let to = &mut to[product * tiles + tile][channel - first];
-                            to[row..row + values.len()].copy_from_slice(values);
-                        }
-                    },
-                );
+                let to = &mut to[product * tiles..][..tiles];
+                copy_columns(to, 1, channel - first, lane, values);
             },
         );
     });
@@ -655,13 +637,20 @@ fn copy_lanes(line: &mut Line, lane: usize, values: &[f32]) {
     line[lane..lane + values.len()].copy_from_slice(values);
 }
 
-/// Gives some lanes to the columns of tiles: `store` gets a tile, its row, and values from there on.
+/// Copies some lanes, from a lane on, into the columns of tiles, as far as there are any: `to` has them in steps of `stride`, each
+/// with its column of a channel.
 #[inline(always)]
-fn each_column(lane: usize, values: &[f32], mut store: impl FnMut(usize, usize, &[f32])) {
-    if values.len() < ROWS {
-        store(lane / ROWS, lane % ROWS, values);
-    }
-    for (index, values) in values.chunks_exact(ROWS).enumerate() {
-        store(lane / ROWS + index, 0, values);
+fn copy_columns(
+    to: &mut [&mut [Column]],
+    stride: usize,
+    channel: usize,
+    lane: usize,
+    values: &[f32],
+) {
+    for (index, values) in values.chunks(ROWS).enumerate() {
+        if let Some(to) = to.get_mut((lane / ROWS + index) * stride) {
+            let row = lane % ROWS;
+            to[channel][row..row + values.len()].copy_from_slice(values);
+        }
     }
 }

@@ -1,0 +1,535 @@
+//! Attention without a matrix of scores in memory (Dao et al. 2022, <https://arxiv.org/abs/2205.14135>, algorithm 1):
+//! keys and values pass by in tiles, and sums already made are rescaled when a larger score is met
+//! (Milakov & Gimelshein 2018, <https://arxiv.org/abs/1805.02867>).
+
+use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
+use cubecl::cmma::MmaDefinition;
+use cubecl::ir::MatrixIdent;
+use cubecl::prelude::*;
+
+use super::launch::{array, empty, widest};
+use super::layout::{Rows, with_layout};
+use super::matrix::{Added, linear, products};
+use super::norm::softmax;
+use super::product::PLANE;
+use super::tiles::has_tensor_cores;
+
+/// Larger heads have their scores in memory.
+pub const LARGEST_HEAD: usize = 160;
+/// Keys of a tile with tensor cores.
+const KEYS: usize = 64;
+/// Keys of a tile without.
+const PLAIN_KEYS: usize = 16;
+/// Queries of a cube without tensor cores: one a unit.
+const PLAIN_QUERIES: usize = 64;
+/// Below every score, and finite: shaders may assume that no value is infinite.
+const LOWEST: f32 = -1e30;
+
+/// The sizes of an attention.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+struct Sizes {
+    heads: u32,
+    queries: u32,
+    keys: u32,
+    /// Distances of two tokens, in elements.
+    query_pitch: u32,
+    key_pitch: u32,
+    value_pitch: u32,
+}
+
+/// Sizes that the kernel is compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Plan {
+    /// Elements of a head.
+    head: usize,
+    /// Planes of 16 queries a cube.
+    planes: usize,
+    /// Whether a query sees no later key.
+    causal: bool,
+}
+
+/// Where a vector of a row is in shared memory. Rows are an odd number of vectors apart, so that eight rows of one
+/// column lie in different banks.
+#[cube]
+fn at(row: u32, vector: u32, #[comptime] pitch: usize) -> usize {
+    (row * comptime!(pitch as u32) + vector) as usize
+}
+
+/// Vectors of 8 of a head, up to a multiple of 16 elements, and the distance of two rows in shared memory.
+const fn padded(head: usize) -> (usize, usize) {
+    let vectors = head.div_ceil(16) * 2;
+    (vectors, vectors + 1)
+}
+
+/// Copies `rows` rows of a head to shared memory, zeros behind the last token and behind the head's elements.
+#[cube]
+fn load_rows<E: Float, N: Size>(
+    source: &Array<Vector<E, N>>,
+    target: &mut SharedMemory<Vector<E, N>>,
+    first: u32,
+    tokens: u32,
+    pitch: u32,
+    offset: u32,
+    #[comptime] rows: usize,
+    #[comptime] units: usize,
+    #[comptime] head: usize,
+) {
+    let (vectors, shared_pitch) = comptime!(padded(head));
+    let count = comptime!(rows * vectors);
+    #[unroll]
+    for i in 0..comptime!(count.div_ceil(units)) {
+        let index = UNIT_POS + comptime!((i * units) as u32);
+        if comptime!((i + 1) * units <= count) || index < comptime!(count as u32) {
+            let row = index / comptime!(vectors as u32);
+            let vector = index % comptime!(vectors as u32);
+            let mut value = Vector::<E, N>::new(E::from_int(0));
+            if first + row < tokens && vector < comptime!((head / 8) as u32) {
+                value = source[((offset + (first + row) * pitch) / 8 + vector) as usize];
+            }
+            target[at(row, vector, shared_pitch)] = value;
+        }
+    }
+}
+
+/// With tensor cores: a plane has 16 queries.
+#[cube(launch_unchecked, fast_math = FastMath::all())]
+#[allow(clippy::too_many_arguments)]
+fn attention_mma<E: Float, N: Size>(
+    query: &Array<Vector<E, N>>,
+    key: &Array<Vector<E, N>>,
+    value: &Array<Vector<E, N>>,
+    out: &mut Array<Vector<E, Const<2>>>,
+    sizes: &Sizes,
+    scale: f32,
+    #[comptime] plan: Plan,
+    #[define(E)] _dtype: StorageType,
+) {
+    let head = comptime!(plan.head);
+    let units = comptime!(plan.planes * PLANE);
+    let (vectors, pitch) = comptime!(padded(plan.head));
+    let def = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
+    let size!(NA) = def.vector_size(MatrixIdent::A);
+    let size!(NB) = def.vector_size(MatrixIdent::B);
+    let size!(NC) = def.vector_size(MatrixIdent::Accumulator);
+
+    let mut tile_q = SharedMemory::<Vector<E, N>>::new_aligned(comptime!(plan.planes * 16 * pitch), 16usize);
+    let mut tile_k = SharedMemory::<Vector<E, N>>::new_aligned(comptime!(KEYS * pitch), 16usize);
+    let mut tile_v = SharedMemory::<Vector<E, N>>::new_aligned(comptime!(KEYS * pitch), 16usize);
+
+    let batch = CUBE_POS_Y / sizes.heads;
+    let offset = (CUBE_POS_Y % sizes.heads) * comptime!(head as u32);
+    let first_query = CUBE_POS_X * comptime!((plan.planes * 16) as u32);
+    let lane = UNIT_POS % comptime!(PLANE as u32);
+    let plane = UNIT_POS / comptime!(PLANE as u32);
+
+    load_rows::<E, N>(
+        query,
+        &mut tile_q,
+        first_query,
+        sizes.queries,
+        sizes.query_pitch,
+        batch * sizes.queries * sizes.query_pitch + offset,
+        comptime!(plan.planes * 16),
+        units,
+        head,
+    );
+    sync_cube();
+    let mut queries = Sequence::<Array<Vector<E, NA>>>::new();
+    #[unroll]
+    for i in 0..comptime!(vectors / 2) {
+        let start = at(plane * 16 + lane % 16, lane / 16 + comptime!(2 * i as u32), pitch);
+        let slice = tile_q.slice(start, start + 1);
+        queries.push(def.load_matrix::<Vector<E, N>, NA>(&slice, MatrixIdent::A, 4usize, false));
+    }
+
+    let mut sums = Sequence::<Array<Vector<f32, NC>>>::new();
+    #[unroll]
+    for _ in 0..vectors {
+        let mut pair = Array::<Vector<f32, NC>>::new(2usize);
+        pair[0] = Vector::new(0.0f32);
+        pair[1] = Vector::new(0.0f32);
+        sums.push(pair);
+    }
+    // Of the two rows that a unit has values of.
+    let mut most = Array::<f32>::new(2usize);
+    let mut total = Array::<f32>::new(2usize);
+    #[unroll]
+    for part in 0..2usize {
+        most[part] = LOWEST.runtime();
+        total[part] = 0.0f32;
+    }
+    let own_query = first_query + plane * 16 + lane / 4;
+
+    let mut end = sizes.keys;
+    if comptime!(plan.causal) {
+        end = u32::min(end, first_query + comptime!((plan.planes * 16) as u32));
+    }
+    let mut first_key = 0u32;
+    while first_key < end {
+        sync_cube();
+        load_rows::<E, N>(
+            key,
+            &mut tile_k,
+            first_key,
+            sizes.keys,
+            sizes.key_pitch,
+            batch * sizes.keys * sizes.key_pitch + offset,
+            KEYS,
+            units,
+            head,
+        );
+        load_rows::<E, N>(
+            value,
+            &mut tile_v,
+            first_key,
+            sizes.keys,
+            sizes.value_pitch,
+            batch * sizes.keys * sizes.value_pitch + offset,
+            KEYS,
+            units,
+            head,
+        );
+        sync_cube();
+
+        // Scores of 16 queries and all keys of the tile.
+        let mut scores = Sequence::<Array<Vector<f32, NC>>>::new();
+        #[unroll]
+        for j in 0..comptime!(KEYS / 16) {
+            let mut left = Array::<Vector<f32, NC>>::new(2usize);
+            left[0] = Vector::new(0.0f32);
+            left[1] = Vector::new(0.0f32);
+            let mut right = Array::<Vector<f32, NC>>::new(2usize);
+            right[0] = Vector::new(0.0f32);
+            right[1] = Vector::new(0.0f32);
+            #[unroll]
+            for i in 0..comptime!(vectors / 2) {
+                let row = comptime!(16 * j as u32) + (lane / 16) * 8 + lane % 8;
+                let start = at(row, (lane / 8) % 2 + comptime!(2 * i as u32), pitch);
+                let slice = tile_k.slice(start, start + 1);
+                let both = def.load_matrix::<Vector<E, N>, NB>(&slice, MatrixIdent::B, 4usize, false);
+                let mut first = Array::<Vector<E, NB>>::new(2usize);
+                first[0] = both[0];
+                first[1] = both[1];
+                let mut second = Array::<Vector<E, NB>>::new(2usize);
+                second[0] = both[2];
+                second[1] = both[3];
+                def.execute_inplace(&queries[i], &first, &mut left);
+                def.execute_inplace(&queries[i], &second, &mut right);
+            }
+            scores.push(left);
+            scores.push(right);
+        }
+
+        // Keys that are none, or later.
+        let last = first_key + comptime!(KEYS as u32);
+        let mut hide = last > sizes.keys;
+        if comptime!(plan.causal) {
+            hide = hide || last > first_query;
+        }
+        if hide {
+            #[unroll]
+            for j in 0..comptime!(KEYS / 8) {
+                let pair = scores.index_mut(j);
+                #[unroll]
+                for part in 0..2usize {
+                    let mut values = pair[part];
+                    #[unroll]
+                    for i in 0..2usize {
+                        let column = first_key + comptime!((8 * j + i) as u32) + (lane % 4) * 2;
+                        let mut hidden = column >= sizes.keys;
+                        if comptime!(plan.causal) {
+                            hidden = hidden || column > own_query + comptime!(8 * part as u32);
+                        }
+                        if hidden {
+                            values[i] = LOWEST.runtime();
+                        }
+                    }
+                    pair[part] = values;
+                }
+            }
+        }
+
+        #[unroll]
+        for part in 0..2usize {
+            let mut new_most = most[part];
+            #[unroll]
+            for j in 0..comptime!(KEYS / 8) {
+                let values = scores[j][part];
+                new_most = f32::max(new_most, f32::max(values[0], values[1]));
+            }
+            new_most = f32::max(new_most, plane_shuffle_xor(new_most, 1u32));
+            new_most = f32::max(new_most, plane_shuffle_xor(new_most, 2u32));
+            let factor = f32::exp((most[part] - new_most) * scale);
+            most[part] = new_most;
+            let shift = new_most * scale;
+            let mut sum = 0.0f32;
+            #[unroll]
+            for j in 0..comptime!(KEYS / 8) {
+                let pair = scores.index_mut(j);
+                let mut values = pair[part];
+                values[0] = f32::exp(values[0] * scale - shift);
+                values[1] = f32::exp(values[1] * scale - shift);
+                sum += values[0] + values[1];
+                pair[part] = values;
+            }
+            total[part] = total[part] * factor + sum;
+            #[unroll]
+            for i in 0..vectors {
+                let pair = sums.index_mut(i);
+                pair[part] = pair[part] * Vector::new(factor);
+            }
+        }
+
+        #[unroll]
+        for j in 0..comptime!(KEYS / 16) {
+            // Two 16x8 results of scores are a 16x16 operand.
+            let mut weights = Array::<Vector<E, NA>>::new(4usize);
+            weights[0] = Vector::cast_from(scores[comptime!(2 * j)][0]);
+            weights[1] = Vector::cast_from(scores[comptime!(2 * j)][1]);
+            weights[2] = Vector::cast_from(scores[comptime!(2 * j + 1)][0]);
+            weights[3] = Vector::cast_from(scores[comptime!(2 * j + 1)][1]);
+            #[unroll]
+            for i in 0..comptime!(vectors / 2) {
+                let start = at(comptime!(16 * j as u32) + lane % 16, lane / 16 + comptime!(2 * i as u32), pitch);
+                let slice = tile_v.slice(start, start + 1);
+                let both = def.load_matrix::<Vector<E, N>, NB>(&slice, MatrixIdent::B, 4usize, true);
+                let mut first = Array::<Vector<E, NB>>::new(2usize);
+                first[0] = both[0];
+                first[1] = both[1];
+                let mut second = Array::<Vector<E, NB>>::new(2usize);
+                second[0] = both[2];
+                second[1] = both[3];
+                def.execute_inplace(&weights, &first, sums.index_mut(comptime!(2 * i)));
+                def.execute_inplace(&weights, &second, sums.index_mut(comptime!(2 * i + 1)));
+            }
+        }
+        first_key += comptime!(KEYS as u32);
+    }
+
+    #[unroll]
+    for part in 0..2usize {
+        let mut sum = total[part];
+        sum += plane_shuffle_xor(sum, 1u32);
+        sum += plane_shuffle_xor(sum, 2u32);
+        let row = own_query + comptime!(8 * part as u32);
+        if row < sizes.queries {
+            let width = sizes.heads * comptime!(head as u32);
+            let start = (batch * sizes.queries + row) * width + offset + (lane % 4) * 2;
+            #[unroll]
+            for i in 0..comptime!(head / 8) {
+                let values = sums[i][part] / Vector::new(sum);
+                let mut pair = Vector::<E, Const<2>>::new(E::cast_from(values[0]));
+                pair[1] = E::cast_from(values[1]);
+                out[((start + comptime!(8 * i as u32)) / 2) as usize] = pair;
+            }
+        }
+    }
+}
+
+/// Without tensor cores: a unit has a query.
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn attention_plain<E: Float, N: Size>(
+    query: &Array<Vector<E, N>>,
+    key: &Array<Vector<E, N>>,
+    value: &Array<Vector<E, N>>,
+    out: &mut Array<Vector<E, N>>,
+    sizes: &Sizes,
+    scale: f32,
+    #[comptime] plan: Plan,
+    #[define(E)] _dtype: StorageType,
+) {
+    let n = N::value().comptime();
+    let lanes = comptime!(n as u32);
+    let vectors = comptime!(plan.head / n);
+    let mut keys = SharedMemory::<Vector<f32, N>>::new(comptime!(PLAIN_KEYS * plan.head / n));
+    let mut values = SharedMemory::<Vector<f32, N>>::new(comptime!(PLAIN_KEYS * plan.head / n));
+
+    let batch = CUBE_POS_Y / sizes.heads;
+    let offset = (CUBE_POS_Y % sizes.heads) * comptime!(plan.head as u32);
+    let first_query = CUBE_POS_X * comptime!(PLAIN_QUERIES as u32);
+    let row = first_query + UNIT_POS;
+    let inside = row < sizes.queries;
+
+    let mut own = Array::<Vector<f32, N>>::new(vectors);
+    let mut sums = Array::<Vector<f32, N>>::new(vectors);
+    let start = (batch * sizes.queries + select(inside, row, 0u32)) * sizes.query_pitch + offset;
+    for i in 0..vectors {
+        own[i] = Vector::cast_from(query[(start / lanes) as usize + i]) * Vector::new(scale);
+        sums[i] = Vector::new(0.0f32);
+    }
+    let mut most = LOWEST.runtime();
+    let mut total = 0.0f32;
+
+    let mut end = sizes.keys;
+    if comptime!(plan.causal) {
+        end = u32::min(end, first_query + comptime!(PLAIN_QUERIES as u32));
+    }
+    let mut first_key = 0u32;
+    while first_key < end {
+        sync_cube();
+        let mut index = UNIT_POS;
+        while index < comptime!((PLAIN_KEYS * plan.head / n) as u32) {
+            let row = first_key + index / comptime!(vectors as u32);
+            let vector = index % comptime!(vectors as u32);
+            let row = u32::min(row, sizes.keys - 1);
+            let at = batch * sizes.keys + row;
+            let k = key[((at * sizes.key_pitch + offset) / lanes + vector) as usize];
+            let v = value[((at * sizes.value_pitch + offset) / lanes + vector) as usize];
+            keys[index as usize] = Vector::cast_from(k);
+            values[index as usize] = Vector::cast_from(v);
+            index += comptime!(PLAIN_QUERIES as u32);
+        }
+        sync_cube();
+        let mut count = u32::min(end - first_key, comptime!(PLAIN_KEYS as u32));
+        if comptime!(plan.causal) {
+            if row < first_key {
+                count = 0u32;
+            } else {
+                count = u32::min(count, row - first_key + 1);
+            }
+        }
+        for j in 0..count {
+            let mut products = Vector::<f32, N>::new(0.0f32);
+            for i in 0..vectors {
+                products += own[i] * keys[(j as usize) * vectors + i];
+            }
+            let mut score = 0.0f32;
+            #[unroll]
+            for lane in 0..n {
+                score += products[lane];
+            }
+            let new_most = f32::max(most, score);
+            let factor = f32::exp(most - new_most);
+            let weight = f32::exp(score - new_most);
+            most = new_most;
+            total = total * factor + weight;
+            for i in 0..vectors {
+                sums[i] = sums[i] * Vector::new(factor) + values[(j as usize) * vectors + i] * Vector::new(weight);
+            }
+        }
+        first_key += comptime!(PLAIN_KEYS as u32);
+    }
+    if inside {
+        let width = sizes.heads * comptime!(plan.head as u32);
+        let start = (batch * sizes.queries + row) * width + offset;
+        for i in 0..vectors {
+            out[(start / lanes) as usize + i] = Vector::cast_from(sums[i] / Vector::new(total));
+        }
+    }
+}
+
+/// Multi-head attention of `[batch, tokens, heads · head]`; `None` for heads of an unusual size.
+pub fn attention<R: CubeRuntime>(
+    query: CubeTensor<R>,
+    key: CubeTensor<R>,
+    value: CubeTensor<R>,
+    heads: usize,
+    causal: bool,
+) -> Option<CubeTensor<R>> {
+    let shape = query.meta.shape().clone();
+    let [batch, queries, width] = [shape[0], shape[1], shape[2]];
+    let keys = key.meta.shape()[1];
+    let head = width / heads;
+    if batch * queries * keys * width == 0 {
+        return None;
+    }
+    if head > LARGEST_HEAD {
+        return (heads == 1 && batch == 1 && !causal).then(|| with_scores(query, key, value))?;
+    }
+    let (query, key, value) = (Rows::new(query), Rows::new(key), Rows::new(value));
+    let out = empty(&query.tensor, shape);
+    let client = &query.tensor.client;
+    let dtype = query.tensor.dtype;
+    let n = widest(client, dtype.size());
+    let whole = |n: usize| {
+        [head, query.pitch, key.pitch, value.pitch]
+            .iter()
+            .all(|size| size.is_multiple_of(n))
+    };
+    let tensor_cores = n == 8 && whole(8) && has_tensor_cores(client, dtype);
+    let n = if tensor_cores { 8 } else { n.min(4) };
+    if !whole(n) {
+        return None;
+    }
+    let sizes = SizesLaunch::new(
+        heads as u32,
+        queries as u32,
+        keys as u32,
+        query.pitch as u32,
+        key.pitch as u32,
+        value.pitch as u32,
+    );
+    let scale = (head as f64).sqrt().recip() as f32;
+    let planes = if queries >= 1024 && head <= 80 { 8 } else { 4 };
+    let plan = Plan {
+        head,
+        planes,
+        causal,
+    };
+    let cubes = |queries_per_cube: usize| {
+        CubeCount::Static(
+            queries.div_ceil(queries_per_cube) as u32,
+            (batch * heads) as u32,
+            1,
+        )
+    };
+    // SAFETY: the kernels compare every index with the sizes, which are those of the tensors.
+    unsafe {
+        if tensor_cores {
+            attention_mma::launch_unchecked::<R>(
+                client,
+                cubes(planes * 16),
+                CubeDim::new_1d((planes * PLANE) as u32),
+                n,
+                array(&query.tensor),
+                array(&key.tensor),
+                array(&value.tensor),
+                array(&out),
+                sizes,
+                scale,
+                plan,
+                dtype.into(),
+            );
+        } else {
+            attention_plain::launch_unchecked::<R>(
+                client,
+                cubes(PLAIN_QUERIES),
+                CubeDim::new_1d(PLAIN_QUERIES as u32),
+                n,
+                array(&query.tensor),
+                array(&key.tensor),
+                array(&value.tensor),
+                array(&out),
+                sizes,
+                scale,
+                plan,
+                dtype.into(),
+            );
+        }
+    }
+    Some(out)
+}
+
+/// Attention of one large head of one image, with its scores in memory.
+fn with_scores<R: CubeRuntime>(
+    query: CubeTensor<R>,
+    key: CubeTensor<R>,
+    value: CubeTensor<R>,
+) -> Option<CubeTensor<R>> {
+    let [queries, head] = [1, 2].map(|dim| query.meta.shape()[dim]);
+    let keys = key.meta.shape()[1];
+    let (query, key) = (into_contiguous(query), into_contiguous(key));
+    let strides: Vec<usize> = value.meta.strides().iter().copied().collect();
+    let columns = with_layout(value, &[1, head, keys], &[strides[0], strides[2], strides[1]]);
+    let columns = into_contiguous(columns);
+    let scale = (head as f64).sqrt().recip() as f32;
+    let matrix = |x, rows, columns| with_layout(x, &[rows, columns], &[columns, 1]);
+    let weights = softmax(
+        &products(&matrix(query, queries, head), &matrix(key, keys, head))?,
+        scale,
+        columns.dtype,
+    );
+    let out = linear(weights, matrix(columns, head, keys), Added::default(), false)?;
+    Some(with_layout(out, &[1, queries, head], &[queries * head, head, 1]))
+}

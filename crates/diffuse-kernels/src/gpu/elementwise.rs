@@ -1,0 +1,140 @@
+//! Activations and layout changes, one kernel each.
+
+use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
+use cubecl::prelude::*;
+
+use super::launch::{array, empty, grid, lanes};
+use super::layout::Image;
+
+/// Elements that a unit computes are `N` neighbours; a launch has this many units a cube.
+const UNITS: u32 = 256;
+
+/// An element-wise function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// `x · σ(x)`
+    Silu,
+    /// `x · Φ(x)`
+    Gelu,
+    /// `x · σ(1.702 x)`
+    QuickGelu,
+}
+
+/// The function in `f32`.
+#[cube]
+pub fn activate<N: Size>(x: Vector<f32, N>, #[comptime] activation: Activation) -> Vector<f32, N> {
+    let one = Vector::<f32, N>::new(1.0f32);
+    match activation {
+        Activation::Silu => x / (one + Vector::<f32, N>::exp(-x)),
+        Activation::QuickGelu => {
+            x / (one + Vector::<f32, N>::exp(-x * Vector::<f32, N>::new(1.702f32)))
+        }
+        Activation::Gelu => {
+            let root_half = Vector::<f32, N>::new(comptime!(std::f32::consts::FRAC_1_SQRT_2));
+            let half = Vector::<f32, N>::new(0.5f32);
+            x * half * (one + Vector::<f32, N>::erf(x * root_half))
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+fn activation_kernel<E: Float, N: Size>(
+    x: &Array<Vector<E, N>>,
+    y: &mut Array<Vector<E, N>>,
+    vectors: u32,
+    #[comptime] activation: Activation,
+    #[define(E)] _dtype: StorageType,
+) {
+    let i = ABSOLUTE_POS as u32;
+    if i < vectors {
+        let value = Vector::<f32, N>::cast_from(x[i as usize]);
+        y[i as usize] = Vector::cast_from(activate(value, activation));
+    }
+}
+
+/// `activation(x)` for a tensor whose values lie next to each other in any order of dimensions.
+pub fn activation<R: CubeRuntime>(x: CubeTensor<R>, activation: Activation) -> CubeTensor<R> {
+    let x = if x.meta.num_elements() as u64 * x.dtype.size() as u64 <= x.handle.size_in_used()
+        && super::launch::is_dense(&x)
+    {
+        x
+    } else {
+        into_contiguous(x)
+    };
+    let len = x.meta.num_elements();
+    let mut y = empty(&x, x.meta.shape().clone());
+    // The result keeps the input's order of dimensions.
+    y.meta = x.meta.clone();
+    if len == 0 {
+        return y;
+    }
+    let n = lanes(&x, len);
+    // SAFETY: both arrays have `len` elements, and the kernel compares with it.
+    unsafe {
+        activation_kernel::launch_unchecked::<R>(
+            &x.client,
+            grid((len / n) as u32, UNITS),
+            CubeDim::new_1d(UNITS),
+            n,
+            array(&x),
+            array(&y),
+            (len / n) as u32,
+            activation,
+            x.dtype.into(),
+        );
+    }
+    y
+}
+
+/// The channels of two images, one after the other.
+#[cube(launch_unchecked)]
+fn concat_kernel<E: Float, N: Size>(
+    a: &Array<Vector<E, N>>,
+    b: &Array<Vector<E, N>>,
+    y: &mut Array<Vector<E, N>>,
+    vectors: u32,
+    a_width: u32,
+    width: u32,
+    #[define(E)] _dtype: StorageType,
+) {
+    let i = ABSOLUTE_POS as u32;
+    if i < vectors {
+        let pixel = i / width;
+        let vector = i % width;
+        if vector < a_width {
+            y[i as usize] = a[(pixel * a_width + vector) as usize];
+        } else {
+            y[i as usize] = b[(pixel * (width - a_width) + vector - a_width) as usize];
+        }
+    }
+}
+
+/// The channels of `a`, then those of `b`.
+pub fn concat_channels<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>) -> CubeTensor<R> {
+    let (a, b) = (Image::new(a), Image::new(b));
+    let channels = a.channels + b.channels;
+    let y = Image::empty(&a.tensor, [a.batch, channels, a.height, a.width]);
+    let pixels = a.batch * a.height * a.width;
+    if pixels * channels == 0 {
+        return y.tensor;
+    }
+    let n = lanes(&a.tensor, a.channels).min(lanes(&a.tensor, b.channels));
+    let vectors = (pixels * channels / n) as u32;
+    // SAFETY: an index below the number of vectors is one of one of the inputs.
+    unsafe {
+        concat_kernel::launch_unchecked::<R>(
+            &a.tensor.client,
+            grid(vectors, UNITS),
+            CubeDim::new_1d(UNITS),
+            n,
+            array(&a.tensor),
+            array(&b.tensor),
+            array(&y.tensor),
+            vectors,
+            (a.channels / n) as u32,
+            (channels / n) as u32,
+            a.tensor.dtype.into(),
+        );
+    }
+    y.tensor
+}

@@ -1,0 +1,321 @@
+//! Linear layers and convolutions.
+
+use burn::tensor::{DType, Shape};
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use cubecl::prelude::*;
+
+use super::launch::{array, empty, empty_of, grid, widest};
+use super::layout::{Image, Rows, kernel_channels_last, with_layout};
+use super::product::{
+    BIAS, CHANNEL_BIAS, Output, Plan, RESIDUAL, SizesLaunch, Source, VECTORS, finish, product,
+};
+use super::tiles::{Cut, has_tensor_cores};
+
+/// What is added to a product.
+pub struct Added<R: CubeRuntime> {
+    /// `[columns]`
+    pub bias: Option<CubeTensor<R>>,
+    /// `[batch, columns]`, contiguous.
+    pub channel_bias: Option<CubeTensor<R>>,
+    /// As the output, contiguous in its order.
+    pub residual: Option<CubeTensor<R>>,
+}
+
+impl<R: CubeRuntime> Default for Added<R> {
+    fn default() -> Self {
+        Self {
+            bias: None,
+            channel_bias: None,
+            residual: None,
+        }
+    }
+}
+
+impl<R: CubeRuntime> Added<R> {
+    fn bits(&self) -> u32 {
+        let bit = |there: bool, bit| if there { bit } else { 0 };
+        bit(self.bias.is_some(), BIAS)
+            | bit(self.channel_bias.is_some(), CHANNEL_BIAS)
+            | bit(self.residual.is_some(), RESIDUAL)
+    }
+}
+
+/// The inputs of a product.
+struct Operands<'a, R: CubeRuntime> {
+    a: &'a CubeTensor<R>,
+    weight: &'a CubeTensor<R>,
+    added: &'a Added<R>,
+}
+
+/// The numbers of a product; see [`Sizes`](super::product::Sizes).
+#[derive(Clone, Copy)]
+struct Numbers {
+    source: Source,
+    rows: usize,
+    columns: usize,
+    channels: usize,
+    pitch: usize,
+    weight_pitch: usize,
+    positions: usize,
+    input: [usize; 2],
+    out_width: usize,
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+    enlarged: usize,
+    gated: bool,
+    /// The sums themselves are wanted, in `f32`.
+    sums: bool,
+}
+
+/// Launches a product into a new tensor of `shape`, or `None` if the kernel does not fit the sizes.
+fn launch<R: CubeRuntime>(
+    operands: Operands<R>,
+    numbers: Numbers,
+    shape: Shape,
+) -> Option<CubeTensor<R>> {
+    let Operands {
+        a,
+        weight,
+        added,
+    } = operands;
+    let out = if numbers.sums {
+        empty_of(a, shape, DType::F32)
+    } else {
+        empty(a, shape)
+    };
+    if out.meta.num_elements() == 0 {
+        return Some(out);
+    }
+    let client = &a.client;
+    let n = widest(client, a.dtype.size());
+    let tensor_cores = n == 8 && has_tensor_cores(client, a.dtype);
+    let n = if tensor_cores { n } else { n.min(4) };
+    let whole = |values: &[usize]| values.iter().all(|value| value.is_multiple_of(n));
+    let halves = if numbers.gated { 2 } else { 1 };
+    if !whole(&[numbers.channels, numbers.pitch, numbers.weight_pitch])
+        || !numbers.columns.is_multiple_of(2 * halves)
+        || out.meta.num_elements() > u32::MAX as usize / 2
+    {
+        return None;
+    }
+    let depth = VECTORS * n;
+    let taps = numbers.kernel * numbers.kernel;
+    let steps = taps * numbers.channels.div_ceil(depth);
+    let processors = client
+        .properties()
+        .hardware
+        .num_streaming_multiprocessors
+        .unwrap_or(64) as usize;
+    let cut = Cut::choose(
+        [numbers.rows, numbers.columns],
+        steps,
+        processors,
+        !numbers.gated && !numbers.sums,
+        tensor_cores,
+    );
+    let steps_per_cube = steps.div_ceil(cut.parts);
+    let parts = steps.div_ceil(steps_per_cube);
+    let count = CubeCount::Static(
+        numbers.columns.div_ceil(cut.tile.columns) as u32,
+        numbers.rows.div_ceil(cut.tile.rows) as u32,
+        parts as u32,
+    );
+    let sizes = SizesLaunch::new(
+        numbers.rows as u32,
+        numbers.columns as u32,
+        numbers.channels as u32,
+        numbers.pitch as u32,
+        numbers.weight_pitch as u32,
+        steps as u32,
+        steps_per_cube as u32,
+        numbers.positions as u32,
+        numbers.input[0] as u32,
+        numbers.input[1] as u32,
+        numbers.out_width as u32,
+        numbers.kernel as u32,
+        numbers.stride as u32,
+        numbers.padding as u32,
+        numbers.enlarged as u32,
+        added.bits(),
+    );
+    let or_a = |x: &Option<CubeTensor<R>>| array(x.as_ref().unwrap_or(a));
+    let (sums, output) = match (parts, numbers.gated) {
+        (1, _) if numbers.sums => (out.clone(), Output::Partial),
+        (1, false) => (out.clone(), Output::Finished),
+        (1, true) => (out.clone(), Output::Geglu),
+        _ => {
+            let shape = Shape::from(vec![parts, numbers.rows, numbers.columns]);
+            (empty_of(a, shape, DType::F32), Output::Partial)
+        }
+    };
+    let plan = Plan {
+        tile: cut.tile,
+        source: numbers.source,
+        output,
+    };
+    // SAFETY: the kernel compares every index with the sizes, which are those of the tensors.
+    unsafe {
+        product::launch_unchecked::<R>(
+            client,
+            count,
+            CubeDim::new_1d(cut.tile.units() as u32),
+            n,
+            array(a),
+            array(weight),
+            or_a(&added.bias),
+            or_a(&added.channel_bias),
+            or_a(&added.residual),
+            array(&sums),
+            sizes,
+            plan,
+            [a.dtype.into(), sums.dtype.into()],
+        );
+        if parts > 1 {
+            finish::launch_unchecked::<R>(
+                client,
+                grid((numbers.rows * numbers.columns / 2) as u32, 256),
+                CubeDim::new_1d(256),
+                array(&sums),
+                or_a(&added.bias),
+                or_a(&added.channel_bias),
+                or_a(&added.residual),
+                array(&out),
+                numbers.rows as u32,
+                numbers.columns as u32,
+                numbers.positions as u32,
+                parts as u32,
+                added.bits(),
+                a.dtype.into(),
+            );
+        }
+    }
+    Some(out)
+}
+
+/// `x Wᵀ` over the last dimension of `x`, and what is added; with `gated`, the first half of the columns times the GELU
+/// of the second.
+pub fn linear<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    weight: CubeTensor<R>,
+    added: Added<R>,
+    gated: bool,
+) -> Option<CubeTensor<R>> {
+    let mut shape: Vec<usize> = x.meta.shape().iter().copied().collect();
+    let x = Rows::new(x);
+    let weight = Rows::new(weight);
+    let columns = weight.rows;
+    *shape.last_mut()? = if gated { columns / 2 } else { columns };
+    let numbers = Numbers {
+        source: Source::Rows,
+        rows: x.rows,
+        columns,
+        channels: x.columns,
+        pitch: x.pitch,
+        weight_pitch: weight.pitch,
+        positions: x.rows.max(1),
+        input: [1, 1],
+        out_width: 1,
+        kernel: 1,
+        stride: 1,
+        padding: 0,
+        enlarged: 0,
+        gated,
+        sums: false,
+    };
+    let operands = Operands {
+        a: &x.tensor,
+        weight: &weight.tensor,
+        added: &added,
+    };
+    launch(operands, numbers, Shape::from(shape))
+}
+
+/// `a bᵀ` of two contiguous matrices, in `f32`.
+pub fn products<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>) -> Option<CubeTensor<R>> {
+    let [rows, columns, depth] = [a.meta.shape()[0], b.meta.shape()[0], a.meta.shape()[1]];
+    let numbers = Numbers {
+        source: Source::Rows,
+        rows,
+        columns,
+        channels: depth,
+        pitch: depth,
+        weight_pitch: depth,
+        positions: rows.max(1),
+        input: [1, 1],
+        out_width: 1,
+        kernel: 1,
+        stride: 1,
+        padding: 0,
+        enlarged: 0,
+        gated: false,
+        sums: true,
+    };
+    let operands = Operands {
+        a,
+        weight: b,
+        added: &Added::default(),
+    };
+    launch(operands, numbers, Shape::from(vec![rows, columns]))
+}
+
+/// Where a convolution reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Geometry {
+    /// Distance of two receptive fields.
+    pub stride: usize,
+    /// Zeros above and to the left.
+    pub padding: usize,
+    /// Height and width of the output.
+    pub output: [usize; 2],
+    /// The input is enlarged to twice its height and width first, each pixel repeated.
+    pub enlarged: bool,
+}
+
+/// A convolution of an image, and what is added.
+pub fn conv2d<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    weight: CubeTensor<R>,
+    added: Added<R>,
+    geometry: Geometry,
+) -> Option<CubeTensor<R>> {
+    let kernel = weight.meta.shape()[2];
+    let columns = weight.meta.shape()[0];
+    let x = Image::new(x);
+    let weight = kernel_channels_last(weight);
+    let [height, width] = geometry.output;
+    let positions = height * width;
+    let numbers = Numbers {
+        source: Source::Image,
+        rows: x.batch * positions,
+        columns,
+        channels: x.channels,
+        pitch: x.channels,
+        weight_pitch: kernel * kernel * x.channels,
+        positions,
+        input: [x.height, x.width],
+        out_width: width,
+        kernel,
+        stride: geometry.stride,
+        padding: geometry.padding,
+        enlarged: usize::from(geometry.enlarged),
+        gated: false,
+        sums: false,
+    };
+    let added = Added {
+        residual: added.residual.map(|residual| Image::new(residual).tensor),
+        ..added
+    };
+    let shape = [x.batch, columns, height, width];
+    let operands = Operands {
+        a: &x.tensor,
+        weight: &weight,
+        added: &added,
+    };
+    let out = launch(operands, numbers, Shape::from(shape.to_vec()))?;
+    Some(with_layout(
+        out,
+        &shape,
+        &[positions * columns, 1, width * columns, columns],
+    ))
+}

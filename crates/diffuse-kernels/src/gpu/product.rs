@@ -1,0 +1,766 @@
+//! Matrix products and convolutions as one kernel: `out = epilogue(A Wᵀ)`.
+//!
+//! `A` has a row for each output position. For a linear layer that is a row of the input; for a convolution it is the
+//! receptive field, read in place from an image with channels last (implicit GEMM: Chetlur et al. 2014,
+//! <https://arxiv.org/abs/1410.0759>). `W` has a row for each output channel, its columns in the order kernel row,
+//! kernel column, input channel.
+//!
+//! A cube computes a tile of `rows x columns` outputs and walks over the `K` columns of `A` and `W` in steps of
+//! [`VECTORS`] vectors, which it copies to shared memory while it multiplies those before. Products are summed in
+//! `f32`: by tensor cores (`mma.sync`, 16x8x16) in half precision where the device has them, else by each unit.
+
+use cubecl::cmma::MmaDefinition;
+use cubecl::ir::MatrixIdent;
+use cubecl::prelude::*;
+
+use super::elementwise::{Activation, activate};
+
+/// Vectors of a row of a tile in shared memory.
+pub const VECTORS: usize = 8;
+/// Units a cube without tensor cores.
+pub const PLAIN_UNITS: usize = 256;
+/// Rows and columns that a unit computes without tensor cores.
+const PLAIN: usize = 4;
+/// Units a plane that tensor cores need.
+pub const PLANE: usize = 32;
+
+/// How a cube's work is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tile {
+    /// Output positions of a cube.
+    pub rows: usize,
+    /// Output channels of a cube.
+    pub columns: usize,
+    /// Planes along the rows and along the columns; `None` without tensor cores.
+    pub planes: Option<[usize; 2]>,
+    /// Tiles in shared memory: one that is computed, the others on their way.
+    pub stages: usize,
+}
+
+impl Tile {
+    /// Units of a cube.
+    pub const fn units(&self) -> usize {
+        match self.planes {
+            Some([rows, columns]) => PLANE * rows * columns,
+            None => PLAIN_UNITS,
+        }
+    }
+}
+
+/// Without tensor cores.
+pub const PLAIN_TILE: Tile = Tile {
+    rows: 64,
+    columns: 64,
+    planes: None,
+    stages: 1,
+};
+
+/// What the kernel is compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Plan {
+    /// The cut.
+    pub tile: Tile,
+    /// Where the rows of `A` come from.
+    pub source: Source,
+    /// What is done with the sums.
+    pub output: Output,
+}
+
+/// Where the rows of `A` come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// Rows of a matrix.
+    Rows,
+    /// Receptive fields in an image.
+    Image,
+}
+
+/// What is done with the sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Output {
+    /// Bias, channel bias and residual are added.
+    Finished,
+    /// The first half of the columns times the GELU of the second.
+    Geglu,
+    /// The sums of a part of `K`, for [`finish`].
+    Partial,
+}
+
+/// Sizes, in elements where nothing else is said.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub struct Sizes {
+    /// Rows of `A`: output positions of the whole batch.
+    pub rows: u32,
+    /// Rows of `W`: output channels.
+    pub columns: u32,
+    /// Channels of the input.
+    pub channels: u32,
+    /// Distance of two rows (for images: pixels) of the input.
+    pub pitch: u32,
+    /// Distance of two rows of `W`.
+    pub weight_pitch: u32,
+    /// Steps over the columns of `A`, in all.
+    pub steps: u32,
+    /// Steps of a cube.
+    pub steps_per_cube: u32,
+    /// Positions of one image of the batch.
+    pub positions: u32,
+    /// Height of the input image.
+    pub height: u32,
+    /// Width of the input image.
+    pub width: u32,
+    /// Width of the output image.
+    pub out_width: u32,
+    /// Rows of the kernel, which are its columns as well.
+    pub kernel: u32,
+    /// Distance of two receptive fields.
+    pub stride: u32,
+    /// Zeros above and to the left.
+    pub padding: u32,
+    /// The input image is enlarged by two to this power, each pixel repeated.
+    pub enlarged: u32,
+    /// Bit 0: `bias`; bit 1: `channel_bias`; bit 2: `residual`.
+    pub added: u32,
+}
+
+/// Bit of [`Sizes::added`].
+pub const BIAS: u32 = 1;
+/// Bit of [`Sizes::added`].
+pub const CHANNEL_BIAS: u32 = 2;
+/// Bit of [`Sizes::added`].
+pub const RESIDUAL: u32 = 4;
+
+/// A row of `A`, decoded once.
+#[derive(CubeType, Clone, Copy)]
+struct Field {
+    /// The row, or the image's first pixel.
+    base: u32,
+    /// Top and left of the receptive field.
+    y: i32,
+    x: i32,
+}
+
+#[cube]
+fn field(row: u32, sizes: &Sizes, #[comptime] source: Source) -> Field {
+    match source {
+        Source::Rows => {
+            let mut y = 0i32;
+            if row >= sizes.rows {
+                y = -1i32;
+            }
+            Field { base: row, y, x: 0i32 }
+        }
+        _ => {
+            let image = row / sizes.positions;
+            let position = row % sizes.positions;
+            let mut y = ((position / sizes.out_width) * sizes.stride) as i32 - sizes.padding as i32;
+            let x = ((position % sizes.out_width) * sizes.stride) as i32 - sizes.padding as i32;
+            if row >= sizes.rows {
+                // Outside, whatever is added to it.
+                y = -65536i32;
+            }
+            Field {
+                base: image * sizes.height * sizes.width,
+                y,
+                x,
+            }
+        }
+    }
+}
+
+/// Where in `K` a step is.
+#[derive(CubeType, Clone, Copy)]
+struct Place {
+    /// Row and column in the kernel.
+    y: i32,
+    x: i32,
+    /// The channel of the input at which the unit reads.
+    channel: u32,
+    /// The column of `W`.
+    column: u32,
+}
+
+#[cube]
+fn place<N: Size>(step: u32, vector: u32, sizes: &Sizes, #[comptime] source: Source) -> Place {
+    let n = N::value().comptime();
+    let lanes = comptime!(n as u32);
+    let depth = comptime!((VECTORS * n) as u32);
+    match source {
+        Source::Rows => {
+            let channel = step * depth + vector * lanes;
+            Place {
+                y: 0i32,
+                x: 0i32,
+                channel,
+                column: channel,
+            }
+        }
+        _ => {
+            let tap_steps = (sizes.channels + comptime!(depth - 1)) / depth;
+            let tap = step / tap_steps;
+            let channel = (step % tap_steps) * depth + vector * lanes;
+            Place {
+                y: (tap / sizes.kernel) as i32,
+                x: (tap % sizes.kernel) as i32,
+                channel,
+                column: tap * sizes.channels + channel,
+            }
+        }
+    }
+}
+
+#[cube]
+fn read_a<E: Float, N: Size>(
+    a: &Array<Vector<E, N>>,
+    field: &Field,
+    place: &Place,
+    sizes: &Sizes,
+    #[comptime] source: Source,
+) -> Vector<E, N> {
+    let n = N::value().comptime();
+    let lanes = comptime!(n as u32);
+    let mut value = Vector::<E, N>::new(E::from_int(0));
+    match source {
+        Source::Rows => {
+            if field.y >= 0i32 && place.channel < sizes.channels {
+                value = a[((field.base * sizes.pitch + place.channel) / lanes) as usize];
+            }
+        }
+        _ => {
+            let y = field.y + place.y;
+            let x = field.x + place.x;
+            let height = (sizes.height << sizes.enlarged) as i32;
+            let width = (sizes.width << sizes.enlarged) as i32;
+            let inside = y >= 0i32 && y < height && x >= 0i32 && x < width;
+            let y = (y as u32) >> sizes.enlarged;
+            let x = (x as u32) >> sizes.enlarged;
+            let pixel = field.base + y * sizes.width + x;
+            if inside && place.channel < sizes.channels {
+                value = a[((pixel * sizes.pitch + place.channel) / lanes) as usize];
+            }
+        }
+    }
+    value
+}
+
+/// The row of `W` of a tile's column. For GEGLU, each plane has columns of the first half, then those of the second
+/// that they are multiplied with.
+#[cube]
+fn weight_row(column: u32, sizes: &Sizes, #[comptime] plan: Plan) -> u32 {
+    let columns = comptime!(plan.tile.columns as u32);
+    match plan.output {
+        Output::Geglu => {
+            let width = comptime!(plane_columns(plan.tile) as u32);
+            let half = comptime!(width / 2);
+            let plane = column / width;
+            let within = column % width;
+            let mut row = (CUBE_POS_X * columns) / 2 + plane * half + within % half;
+            // Columns beyond the first half are none.
+            let inside = row < sizes.columns / 2;
+            if within >= half {
+                row += sizes.columns / 2;
+            }
+            select(inside, row, sizes.columns)
+        }
+        _ => CUBE_POS_X * columns + column,
+    }
+}
+
+/// Columns of a plane, or of a unit without planes.
+const fn plane_columns(tile: Tile) -> usize {
+    match tile.planes {
+        Some([_, columns]) => tile.columns / columns,
+        None => PLAIN,
+    }
+}
+
+#[cube]
+fn read_w<E: Float, N: Size>(
+    weight: &Array<Vector<E, N>>,
+    row: u32,
+    place: &Place,
+    sizes: &Sizes,
+) -> Vector<E, N> {
+    let n = N::value().comptime();
+    let lanes = comptime!(n as u32);
+    let mut value = Vector::<E, N>::new(E::from_int(0));
+    if row < sizes.columns && place.channel < sizes.channels {
+        value = weight[((row * sizes.weight_pitch + place.column) / lanes) as usize];
+    }
+    value
+}
+
+/// Where in shared memory a vector of a row is: eight rows of one column lie in different banks.
+#[cube]
+fn swizzled(row: u32, vector: u32) -> usize {
+    (row * comptime!(VECTORS as u32) + (vector ^ (row & 7u32))) as usize
+}
+
+/// The sums of a unit, two neighbouring columns each.
+#[derive(CubeType)]
+struct Sums<NC: Size> {
+    /// Without tensor cores `[PLAIN rows, PLAIN / 2]`; with them, for each 16x8 product, two rows.
+    pairs: Sequence<Array<Vector<f32, NC>>>,
+}
+
+#[cube]
+fn zeros<NC: Size>(#[comptime] count: usize) -> Sums<NC> {
+    let mut pairs = Sequence::<Array<Vector<f32, NC>>>::new();
+    #[unroll]
+    for _ in 0..count {
+        let mut pair = Array::<Vector<f32, NC>>::new(2usize);
+        pair[0] = Vector::new(0.0f32);
+        pair[1] = Vector::new(0.0f32);
+        pairs.push(pair);
+    }
+    Sums::<NC> { pairs }
+}
+
+/// Adds the products of a tile in shared memory, with tensor cores.
+#[cube]
+fn multiply_mma<E: Float, N: Size, NC: Size>(
+    sums: &mut Sums<NC>,
+    tile_a: &SharedMemory<Vector<E, N>>,
+    tile_w: &SharedMemory<Vector<E, N>>,
+    start_a: u32,
+    start_w: u32,
+    #[comptime] tile: Tile,
+) {
+    let planes = comptime!(tile.planes.unwrap_or([1, 1]));
+    let rows = comptime!(tile.rows / planes[0]);
+    let columns = comptime!(tile.columns / planes[1]);
+    let def = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
+    let size!(NA) = def.vector_size(MatrixIdent::A);
+    let size!(NB) = def.vector_size(MatrixIdent::B);
+
+    let lane = UNIT_POS % comptime!(PLANE as u32);
+    let plane = UNIT_POS / comptime!(PLANE as u32);
+    let row = start_a + (plane / comptime!(planes[1] as u32)) * comptime!(rows as u32);
+    let column = start_w + (plane % comptime!(planes[1] as u32)) * comptime!(columns as u32);
+    let row_a = row + lane % 16;
+    let vector_a = lane / 16;
+    let row_w = column + (lane / 16) * 8 + lane % 8;
+    let vector_w = (lane / 8) % 2;
+
+    #[unroll]
+    for k in 0..comptime!(VECTORS / 2) {
+        let mut lhs = Sequence::<Array<Vector<E, NA>>>::new();
+        #[unroll]
+        for i in 0..comptime!(rows / 16) {
+            let at = swizzled(row_a + comptime!(16 * i as u32), vector_a + comptime!(2 * k as u32));
+            let slice = tile_a.slice(at, at + 1);
+            lhs.push(def.load_matrix::<Vector<E, N>, NA>(&slice, MatrixIdent::A, 4usize, false));
+        }
+        #[unroll]
+        for j in 0..comptime!(columns / 16) {
+            let at = swizzled(row_w + comptime!(16 * j as u32), vector_w + comptime!(2 * k as u32));
+            let slice = tile_w.slice(at, at + 1);
+            let both = def.load_matrix::<Vector<E, N>, NB>(&slice, MatrixIdent::B, 4usize, false);
+            let mut first = Array::<Vector<E, NB>>::new(2usize);
+            first[0] = both[0];
+            first[1] = both[1];
+            let mut second = Array::<Vector<E, NB>>::new(2usize);
+            second[0] = both[2];
+            second[1] = both[3];
+            #[unroll]
+            for i in 0..comptime!(rows / 16) {
+                let at = comptime!(i * (columns / 8) + 2 * j);
+                def.execute_inplace(&lhs[i], &first, sums.pairs.index_mut(at));
+                def.execute_inplace(&lhs[i], &second, sums.pairs.index_mut(comptime!(at + 1)));
+            }
+        }
+    }
+}
+
+/// Adds the products of a tile in shared memory, each unit its own `PLAIN x PLAIN`.
+#[cube]
+fn multiply_plain<E: Float, N: Size, NC: Size>(
+    sums: &mut Sums<NC>,
+    tile_a: &SharedMemory<Vector<E, N>>,
+    tile_w: &SharedMemory<Vector<E, N>>,
+) {
+    let n = N::value().comptime();
+    let row = (UNIT_POS / 16) * comptime!(PLAIN as u32);
+    let column = (UNIT_POS % 16) * comptime!(PLAIN as u32);
+    for k in 0..comptime!(VECTORS as u32) {
+        let mut lhs = Array::<Vector<f32, N>>::new(PLAIN);
+        let mut rhs = Array::<Vector<f32, N>>::new(PLAIN);
+        #[unroll]
+        for i in 0..PLAIN {
+            lhs[i] = Vector::cast_from(tile_a[swizzled(row + comptime!(i as u32), k)]);
+            rhs[i] = Vector::cast_from(tile_w[swizzled(column + comptime!(i as u32), k)]);
+        }
+        #[unroll]
+        for i in 0..PLAIN {
+            #[unroll]
+            for j in 0..comptime!(PLAIN / 2) {
+                let pair = sums.pairs.index_mut(comptime!(i * (PLAIN / 4) + j / 2));
+                let mut sum = pair[comptime!(j % 2)];
+                let first = lhs[i] * rhs[comptime!(2 * j)];
+                let second = lhs[i] * rhs[comptime!(2 * j + 1)];
+                #[unroll]
+                for lane in 0..n {
+                    sum[0] += first[lane];
+                    sum[1] += second[lane];
+                }
+                pair[comptime!(j % 2)] = sum;
+            }
+        }
+    }
+}
+
+/// Adds what is added to the sums of two neighbouring columns of a row, and writes them.
+#[cube]
+fn write<E: Float, O: Float>(
+    row: u32,
+    column: u32,
+    first: f32,
+    second: f32,
+    bias: &Array<E>,
+    channel_bias: &Array<E>,
+    residual: &Array<Vector<E, Const<2>>>,
+    out: &mut Array<Vector<O, Const<2>>>,
+    sizes: &Sizes,
+    #[comptime] output: Output,
+) {
+    if row < sizes.rows && column < sizes.columns {
+        let mut pair = Vector::<f32, Const<2>>::new(0.0f32);
+        pair[0] = first;
+        pair[1] = second;
+        let at = (row * sizes.columns + column) / 2;
+        match output {
+            Output::Partial => {
+                let part = CUBE_POS_Z * ((sizes.rows * sizes.columns) / 2);
+                out[(part + at) as usize] = Vector::cast_from(pair);
+            }
+            _ => {
+                out[at as usize] = Vector::cast_from(added(
+                    pair,
+                    row,
+                    column,
+                    bias,
+                    channel_bias,
+                    residual,
+                    sizes.columns,
+                    sizes.positions,
+                    sizes.added,
+                ));
+            }
+        }
+    }
+}
+
+#[cube]
+fn added<E: Float>(
+    sums: Vector<f32, Const<2>>,
+    row: u32,
+    column: u32,
+    bias: &Array<E>,
+    channel_bias: &Array<E>,
+    residual: &Array<Vector<E, Const<2>>>,
+    columns: u32,
+    positions: u32,
+    added: u32,
+) -> Vector<f32, Const<2>> {
+    let mut pair = sums;
+    if added & BIAS != 0 {
+        pair[0] += f32::cast_from(bias[column as usize]);
+        pair[1] += f32::cast_from(bias[(column + 1) as usize]);
+    }
+    if added & CHANNEL_BIAS != 0 {
+        let at = (row / positions) * columns + column;
+        pair[0] += f32::cast_from(channel_bias[at as usize]);
+        pair[1] += f32::cast_from(channel_bias[(at + 1) as usize]);
+    }
+    if added & RESIDUAL != 0 {
+        pair += Vector::cast_from(residual[((row * columns + column) / 2) as usize]);
+    }
+    pair
+}
+
+/// See the [module](self). `bias`, `channel_bias` and `residual` are any array where they are not used.
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+pub fn product<E: Float, N: Size, O: Float>(
+    a: &Array<Vector<E, N>>,
+    weight: &Array<Vector<E, N>>,
+    bias: &Array<E>,
+    channel_bias: &Array<E>,
+    residual: &Array<Vector<E, Const<2>>>,
+    out: &mut Array<Vector<O, Const<2>>>,
+    sizes: &Sizes,
+    #[comptime] plan: Plan,
+    #[define(E, O)] _dtypes: [StorageType; 2],
+) {
+    let tile = comptime!(plan.tile);
+    let source = comptime!(plan.source);
+    let units = comptime!(tile.units());
+    let passes_a = comptime!(tile.rows * VECTORS / units);
+    let passes_w = comptime!(tile.columns * VECTORS / units);
+    let pass = comptime!((units / VECTORS) as u32);
+
+    let mut tile_a = SharedMemory::<Vector<E, N>>::new_aligned(
+        comptime!(tile.stages * tile.rows * VECTORS),
+        16usize,
+    );
+    let mut tile_w = SharedMemory::<Vector<E, N>>::new_aligned(
+        comptime!(tile.stages * tile.columns * VECTORS),
+        16usize,
+    );
+
+    let vector = UNIT_POS % comptime!(VECTORS as u32);
+    let unit_row = UNIT_POS / comptime!(VECTORS as u32);
+    let first_row = CUBE_POS_Y * comptime!(tile.rows as u32);
+    let mut fields = Sequence::<Field>::new();
+    #[unroll]
+    for i in 0..passes_a {
+        fields.push(field(first_row + unit_row + comptime!(i as u32) * pass, sizes, source));
+    }
+    let mut weight_rows = Sequence::<u32>::new();
+    #[unroll]
+    for i in 0..passes_w {
+        weight_rows.push(weight_row(unit_row + comptime!(i as u32) * pass, sizes, plan));
+    }
+
+    // Two columns a vector: what a product of tensor cores leaves a unit with.
+    let size!(NC) = 2usize;
+    let count = match comptime!(tile.planes) {
+        Some(planes) => comptime!((tile.rows / planes[0] / 16) * (tile.columns / planes[1] / 8)),
+        None => comptime!(PLAIN * PLAIN / 4),
+    };
+    let mut sums = zeros::<NC>(count);
+
+    let begin = CUBE_POS_Z * sizes.steps_per_cube;
+    let end = u32::min(begin + sizes.steps_per_cube, sizes.steps);
+
+    let mut next_a = Array::<Vector<E, N>>::new(passes_a);
+    let mut next_w = Array::<Vector<E, N>>::new(passes_w);
+    let stages = comptime!(tile.stages as u32);
+
+    // The first tile.
+    let at = place::<N>(begin, vector, sizes, source);
+    #[unroll]
+    for i in 0..passes_a {
+        next_a[i] = read_a(a, &fields[i], &at, sizes, source);
+    }
+    #[unroll]
+    for i in 0..passes_w {
+        next_w[i] = read_w(weight, weight_rows[i], &at, sizes);
+    }
+
+    for step in begin..end {
+        let stage = (step - begin) % stages;
+        let start_a = stage * comptime!(tile.rows as u32);
+        let start_w = stage * comptime!(tile.columns as u32);
+        if comptime!(tile.stages == 1) {
+            sync_cube();
+        }
+        #[unroll]
+        for i in 0..passes_a {
+            let row = start_a + unit_row + comptime!(i as u32) * pass;
+            tile_a[swizzled(row, vector)] = next_a[i];
+        }
+        #[unroll]
+        for i in 0..passes_w {
+            let row = start_w + unit_row + comptime!(i as u32) * pass;
+            tile_w[swizzled(row, vector)] = next_w[i];
+        }
+        sync_cube();
+        if step + 1 < end {
+            let at = place::<N>(step + 1, vector, sizes, source);
+            #[unroll]
+            for i in 0..passes_a {
+                next_a[i] = read_a(a, &fields[i], &at, sizes, source);
+            }
+            #[unroll]
+            for i in 0..passes_w {
+                next_w[i] = read_w(weight, weight_rows[i], &at, sizes);
+            }
+        }
+        if comptime!(tile.planes.is_some()) {
+            multiply_mma::<E, N, NC>(&mut sums, &tile_a, &tile_w, start_a, start_w, tile);
+        } else {
+            multiply_plain::<E, N, NC>(&mut sums, &tile_a, &tile_w);
+        }
+    }
+
+    write_all::<E, O, NC>(&sums, bias, channel_bias, residual, out, sizes, plan);
+}
+
+/// Writes a unit's sums.
+#[cube]
+fn write_all<E: Float, O: Float, NC: Size>(
+    sums: &Sums<NC>,
+    bias: &Array<E>,
+    channel_bias: &Array<E>,
+    residual: &Array<Vector<E, Const<2>>>,
+    out: &mut Array<Vector<O, Const<2>>>,
+    sizes: &Sizes,
+    #[comptime] plan: Plan,
+) {
+    let tile = comptime!(plan.tile);
+    let first_row = CUBE_POS_Y * comptime!(tile.rows as u32);
+    let first_column = CUBE_POS_X * comptime!(tile.columns as u32);
+    match comptime!(tile.planes) {
+        Some(planes) => {
+            let rows = comptime!(tile.rows / planes[0]);
+            let columns = comptime!(tile.columns / planes[1]);
+            let lane = UNIT_POS % comptime!(PLANE as u32);
+            let plane = UNIT_POS / comptime!(PLANE as u32);
+            let row = first_row + (plane / comptime!(planes[1] as u32)) * comptime!(rows as u32) + lane / 4;
+            let plane_column = plane % comptime!(planes[1] as u32);
+            #[unroll]
+            for i in 0..comptime!(rows / 16) {
+                if comptime!(plan.output == Output::Geglu) {
+                    let half = comptime!(columns / 2);
+                    let column = first_column / 2 + plane_column * comptime!(half as u32) + (lane % 4) * 2;
+                    #[unroll]
+                    for j in 0..comptime!(half / 8) {
+                        let value = &sums.pairs[comptime!(i * (columns / 8) + j)];
+                        let gate = &sums.pairs[comptime!(i * (columns / 8) + half / 8 + j)];
+                        #[unroll]
+                        for part in 0..2usize {
+                            write_gated::<E, O>(
+                                row + comptime!((16 * i + 8 * part) as u32),
+                                column + comptime!(8 * j as u32),
+                                value[part][0],
+                                value[part][1],
+                                gate[part][0],
+                                gate[part][1],
+                                bias,
+                                out,
+                                sizes,
+                            );
+                        }
+                    }
+                } else {
+                    let column = first_column + plane_column * comptime!(columns as u32) + (lane % 4) * 2;
+                    #[unroll]
+                    for j in 0..comptime!(columns / 8) {
+                        let pair = &sums.pairs[comptime!(i * (columns / 8) + j)];
+                        #[unroll]
+                        for part in 0..2usize {
+                            write::<E, O>(
+                                row + comptime!((16 * i + 8 * part) as u32),
+                                column + comptime!(8 * j as u32),
+                                pair[part][0],
+                                pair[part][1],
+                                bias,
+                                channel_bias,
+                                residual,
+                                out,
+                                sizes,
+                                plan.output,
+                            );
+                        }
+                    }
+                }
+            }
+        }
+        None => {
+            let row = first_row + (UNIT_POS / 16) * comptime!(PLAIN as u32);
+            let unit_column = (UNIT_POS % 16) * comptime!(PLAIN as u32);
+            #[unroll]
+            for i in 0..PLAIN {
+                let pair = &sums.pairs[i];
+                if comptime!(plan.output == Output::Geglu) {
+                    write_gated::<E, O>(
+                        row + comptime!(i as u32),
+                        (first_column + unit_column) / 2,
+                        pair[0][0],
+                        pair[0][1],
+                        pair[1][0],
+                        pair[1][1],
+                        bias,
+                        out,
+                        sizes,
+                    );
+                } else {
+                    #[unroll]
+                    for j in 0..2usize {
+                        write::<E, O>(
+                            row + comptime!(i as u32),
+                            first_column + unit_column + comptime!(2 * j as u32),
+                            pair[j][0],
+                            pair[j][1],
+                            bias,
+                            channel_bias,
+                            residual,
+                            out,
+                            sizes,
+                            plan.output,
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cube]
+fn write_gated<E: Float, O: Float>(
+    row: u32,
+    column: u32,
+    value_0: f32,
+    value_1: f32,
+    gate_0: f32,
+    gate_1: f32,
+    bias: &Array<E>,
+    out: &mut Array<Vector<O, Const<2>>>,
+    sizes: &Sizes,
+) {
+    let half = sizes.columns / 2;
+    if row < sizes.rows && column < half {
+        let mut value = Vector::<f32, Const<2>>::new(value_0);
+        value[1] = value_1;
+        let mut gate = Vector::<f32, Const<2>>::new(gate_0);
+        gate[1] = gate_1;
+        if sizes.added & BIAS != 0 {
+            value[0] += f32::cast_from(bias[column as usize]);
+            value[1] += f32::cast_from(bias[(column + 1) as usize]);
+            gate[0] += f32::cast_from(bias[(half + column) as usize]);
+            gate[1] += f32::cast_from(bias[(half + column + 1) as usize]);
+        }
+        let gate = activate(gate, Activation::Gelu);
+        out[((row * half + column) / 2) as usize] = Vector::cast_from(value * gate);
+    }
+}
+
+/// Adds the sums of all parts of `K`, and what is added to them.
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+pub fn finish<E: Float>(
+    parts: &Array<Vector<f32, Const<2>>>,
+    bias: &Array<E>,
+    channel_bias: &Array<E>,
+    residual: &Array<Vector<E, Const<2>>>,
+    out: &mut Array<Vector<E, Const<2>>>,
+    rows: u32,
+    columns: u32,
+    positions: u32,
+    count: u32,
+    added_bits: u32,
+    #[define(E)] _dtype: StorageType,
+) {
+    let at = ABSOLUTE_POS as u32;
+    let pairs = (rows * columns) / 2;
+    if at < pairs {
+        let mut sum = Vector::<f32, Const<2>>::new(0.0f32);
+        for part in 0..count {
+            sum += parts[(part * pairs + at) as usize];
+        }
+        let row = (2 * at) / columns;
+        let column = (2 * at) % columns;
+        out[at as usize] = Vector::cast_from(added(
+            sum,
+            row,
+            column,
+            bias,
+            channel_bias,
+            residual,
+            columns,
+            positions,
+            added_bits,
+        ));
+    }
+}

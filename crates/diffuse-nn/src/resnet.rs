@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Activation, Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, Linear, LinearConfig, ops,
+    Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, Linear, LinearConfig, ops,
 };
 
 /// How the time embedding enters a block (`resnet_time_scale_shift`).
@@ -91,24 +91,25 @@ impl<B: Backend> ResnetBlock2D<B> {
     ///
     /// # Shapes
     /// - `x`: `[batch, in_channels, height, width]`
-    /// - `temb`: `[batch, temb_channels]`, before its activation; required by blocks that have `temb_channels`
+    /// - `temb`: `[batch, temb_channels]`, after its activation; required by blocks that have `temb_channels`
     /// - output: `[batch, out_channels, height, width]`
     ///
     /// # Panics
     /// If a block with `temb_channels` gets no `temb`.
     pub fn forward(&self, x: Tensor<B, 4>, temb: Option<&Tensor<B, 2>>) -> Tensor<B, 4> {
-        let hidden = self.conv1.forward(self.norm1.forward_silu(x.clone()));
+        let hidden = self.norm1.forward_silu(x.clone());
         let time = self.time_emb_proj.as_ref().map(|projection| {
-            let temb = temb.expect("this block needs a time embedding").clone();
-            projection.forward(Activation::Silu.forward(temb))
+            projection.forward(temb.expect("this block needs a time embedding").clone())
         });
 
         let hidden = match (time, self.time_scale_shift) {
-            (None, _) => self.norm2.forward_silu(hidden),
+            (None, _) => self.norm2.forward_silu(self.conv1.forward(hidden)),
             (Some(time), TimeScaleShift::Default) => {
-                self.norm2.forward_silu(ops::add_channel_bias(hidden, time))
+                let hidden = self.conv1.forward_channel_bias(hidden, time);
+                self.norm2.forward_silu(hidden)
             }
             (Some(time), TimeScaleShift::ScaleShift) => {
+                let hidden = self.conv1.forward(hidden);
                 let mut halves = time.chunk(2, 1).into_iter();
                 let (Some(scale), Some(shift)) = (halves.next(), halves.next()) else {
                     unreachable!("chunk(2, 1) of an even number of columns gives two halves")

@@ -4,7 +4,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use diffuse_nn::config::{ConfigError, MAX_CHANNELS, MAX_LAYERS, MAX_LEVELS, check_size};
 use diffuse_nn::{
-    Conv2d, DownBlock2D, DownBlock2DConfig, GroupNorm, MidBlock2D, ResnetBlock2DConfig,
+    Activation, Conv2d, DownBlock2D, DownBlock2DConfig, GroupNorm, MidBlock2D, ResnetBlock2DConfig,
     SpatialAttentionConfig, TimeScaleShift, UpBlock2D, UpBlock2DConfig, ops,
 };
 
@@ -143,6 +143,8 @@ impl<B: Backend> Network<'_, B> {
         context: Option<&Tensor<B, 3>>,
     ) -> Tensor<B, 4> {
         ops::on_worker::<B, _>(move || {
+            // Each residual block would else compute it.
+            let temb = &Activation::Silu.forward(temb.clone());
             let mut x = self.conv_in.forward(sample);
             let mut skips = vec![x.clone()];
             for block in self.down_blocks {

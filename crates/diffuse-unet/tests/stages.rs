@@ -42,6 +42,8 @@ fn check_unet_2d<B: Backend>(folder: &str, stage: &str) {
     };
     let temb = unet.embed_time(&sample, &timestep);
     check_block(&values, "time_embedding", &temb);
+    // Blocks take it after its activation.
+    let temb = ops::silu(temb);
     let mut x = unet.conv_in.forward(centered);
     let mut skips = vec![x.clone()];
     for (index, block) in unet.down_blocks.iter().enumerate() {
@@ -84,6 +86,8 @@ fn check_unet_2d_condition<B: Backend>(folder: &str, stage: &str) {
 
     let temb = unet.embed_time(&sample, &timestep, guidance);
     check_block(&values, "time_embedding", &temb);
+    // Blocks take it after its activation.
+    let temb = ops::silu(temb);
     let mut x = unet.conv_in.forward(sample.clone());
     check_block(&values, "conv_in", &x);
     let mut skips = vec![x.clone()];

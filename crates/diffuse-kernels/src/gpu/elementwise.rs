@@ -24,10 +24,12 @@ pub enum Activation {
 #[cube]
 pub fn activate<N: Size>(x: Vector<f32, N>, #[comptime] activation: Activation) -> Vector<f32, N> {
     let one = Vector::<f32, N>::new(1.0f32);
+    // CubeCL's CUDA has no negative of a vector.
+    let zero = Vector::<f32, N>::new(0.0f32);
     match activation {
-        Activation::Silu => x / (one + Vector::<f32, N>::exp(-x)),
+        Activation::Silu => x / (one + Vector::<f32, N>::exp(zero - x)),
         Activation::QuickGelu => {
-            x / (one + Vector::<f32, N>::exp(-x * Vector::<f32, N>::new(1.702f32)))
+            x / (one + Vector::<f32, N>::exp((zero - x) * Vector::<f32, N>::new(1.702f32)))
         }
         Activation::Gelu => {
             let root_half = Vector::<f32, N>::new(comptime!(std::f32::consts::FRAC_1_SQRT_2));

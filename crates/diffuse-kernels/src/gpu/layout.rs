@@ -18,6 +18,10 @@ pub fn with_layout<R: CubeRuntime>(
 
 /// The strides of `[batch, channels, height, width]` with channels last.
 fn channels_last_strides([_, channels, height, width]: [usize; 4]) -> [usize; 4] {
+    if height * width == 1 {
+        // The same memory, in the order that burn takes for contiguous.
+        return [channels, 1, 1, 1];
+    }
     [height * width * channels, 1, width * channels, channels]
 }
 

@@ -88,14 +88,20 @@ fn launch<R: CubeRuntime>(
         return Some(out);
     }
     let client = &a.client;
-    let n = widest(client, a.dtype.size());
-    let tensor_cores = n == 8 && has_tensor_cores(client, a.dtype);
-    let n = if tensor_cores { n } else { n.min(4) };
-    let whole = |values: &[usize]| values.iter().all(|value| value.is_multiple_of(n));
-    let halves = if numbers.gated { 2 } else { 1 };
-    if !whole(&[numbers.channels, numbers.pitch, numbers.weight_pitch])
-        || !numbers.columns.is_multiple_of(2 * halves)
-        || out.meta.num_elements() > u32::MAX as usize / 2
+    let whole = |n: usize| {
+        [numbers.channels, numbers.pitch, numbers.weight_pitch]
+            .iter()
+            .all(|size| size.is_multiple_of(n))
+    };
+    let widest = widest(client, a.dtype.size());
+    let tensor_cores = widest == 8 && whole(8) && has_tensor_cores(client, a.dtype);
+    let n = match tensor_cores {
+        true => 8,
+        false => [4, 2, 1].into_iter().find(|n| *n <= widest && whole(*n))?,
+    };
+    let pair = if numbers.columns.is_multiple_of(2) { 2 } else { 1 };
+    if out.meta.num_elements() > u32::MAX as usize / 2
+        || (numbers.gated && !numbers.columns.is_multiple_of(4))
     {
         return None;
     }
@@ -149,6 +155,10 @@ fn launch<R: CubeRuntime>(
             (empty_of(a, shape, DType::F32), Output::Partial)
         }
     };
+    // The sums of parts are read and written in wider vectors.
+    let finish_pair = [4, 2, 1]
+        .into_iter()
+        .find(|n| numbers.columns.is_multiple_of(*n))?;
     let plan = Plan {
         tile: cut.tile,
         source: numbers.source,
@@ -161,6 +171,7 @@ fn launch<R: CubeRuntime>(
             count,
             CubeDim::new_1d(cut.tile.units() as u32),
             n,
+            pair,
             array(a),
             array(weight),
             or_a(&added.bias),
@@ -174,8 +185,9 @@ fn launch<R: CubeRuntime>(
         if parts > 1 {
             finish::launch_unchecked::<R>(
                 client,
-                grid((numbers.rows * numbers.columns / 2) as u32, 256),
+                grid((numbers.rows * numbers.columns / finish_pair) as u32, 256),
                 CubeDim::new_1d(256),
+                finish_pair,
                 array(&sums),
                 or_a(&added.bias),
                 or_a(&added.channel_bias),

@@ -21,6 +21,12 @@ mod product;
 #[cfg(feature = "gpu")]
 mod tiles;
 
+/// Products with a given cut, for measuring.
+#[cfg(feature = "tuning")]
+pub mod tuning {
+    pub use super::tiles::{Cut, FORCED, tile};
+}
+
 mod dispatch;
 
 pub use dispatch::*;

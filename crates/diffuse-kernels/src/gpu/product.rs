@@ -11,6 +11,7 @@
 
 use cubecl::cmma::MmaDefinition;
 use cubecl::ir::MatrixIdent;
+use cubecl::prelude::barrier::{Barrier, copy_async_checked};
 use cubecl::prelude::*;
 
 use super::elementwise::{Activation, activate};
@@ -33,7 +34,8 @@ pub struct Tile {
     pub columns: usize,
     /// Planes along the rows and along the columns; `None` without tensor cores.
     pub planes: Option<[usize; 2]>,
-    /// Tiles in shared memory: one that is computed, the others on their way.
+    /// Tiles in shared memory: one that is computed, the others on their way. With more than two, the hardware copies
+    /// them there (`cp.async`).
     pub stages: usize,
 }
 
@@ -209,23 +211,30 @@ fn place<N: Size>(step: u32, vector: u32, sizes: &Sizes, #[comptime] source: Sou
     }
 }
 
+/// A vector in memory, or zeros.
+#[derive(CubeType, Clone, Copy)]
+struct Found {
+    /// Index of the vector.
+    at: u32,
+    /// Whether there is one.
+    inside: bool,
+}
+
+/// The vector of `A` at a place.
 #[cube]
-fn read_a<E: Float, N: Size>(
-    a: &Array<Vector<E, N>>,
+fn find_a<N: Size>(
     field: &Field,
     place: &Place,
     sizes: &Sizes,
     #[comptime] source: Source,
-) -> Vector<E, N> {
+) -> Found {
     let n = N::value().comptime();
     let lanes = comptime!(n as u32);
-    let mut value = Vector::<E, N>::new(E::from_int(0));
     match source {
-        Source::Rows => {
-            if field.y >= 0i32 && place.channel < sizes.channels {
-                value = a[((field.base * sizes.pitch + place.channel) / lanes) as usize];
-            }
-        }
+        Source::Rows => Found {
+            at: (field.base * sizes.pitch + place.channel) / lanes,
+            inside: field.y >= 0i32 && place.channel < sizes.channels,
+        },
         _ => {
             let y = field.y + place.y;
             let x = field.x + place.x;
@@ -235,12 +244,51 @@ fn read_a<E: Float, N: Size>(
             let y = (y as u32) >> sizes.enlarged;
             let x = (x as u32) >> sizes.enlarged;
             let pixel = field.base + y * sizes.width + x;
-            if inside && place.channel < sizes.channels {
-                value = a[((pixel * sizes.pitch + place.channel) / lanes) as usize];
+            Found {
+                at: (pixel * sizes.pitch + place.channel) / lanes,
+                inside: inside && place.channel < sizes.channels,
             }
         }
     }
+}
+
+/// The vector of a row of `W` at a place.
+#[cube]
+fn find_w<N: Size>(row: u32, place: &Place, sizes: &Sizes) -> Found {
+    let n = N::value().comptime();
+    let lanes = comptime!(n as u32);
+    Found {
+        at: (row * sizes.weight_pitch + place.column) / lanes,
+        inside: row < sizes.columns && place.channel < sizes.channels,
+    }
+}
+
+/// Reads a vector.
+#[cube]
+fn read<E: Float, N: Size>(source: &Array<Vector<E, N>>, found: &Found) -> Vector<E, N> {
+    let mut value = Vector::<E, N>::new(E::from_int(0));
+    if found.inside {
+        value = source[found.at as usize];
+    }
     value
+}
+
+/// Starts to copy a vector to shared memory; it is there when the barrier that the copy is committed to says so.
+#[cube]
+fn copy<E: Float, N: Size>(
+    source: &Array<Vector<E, N>>,
+    found: &Found,
+    target: &mut SharedMemory<Vector<E, N>>,
+    at: usize,
+) {
+    let n = N::value().comptime();
+    let start = select(found.inside, found.at, 0u32) as usize;
+    let end = select(found.inside, found.at + 1, 0u32) as usize;
+    copy_async_checked(
+        &source.slice(start, end),
+        &mut target.slice_mut(at, at + 1),
+        comptime!(n as u32),
+    );
 }
 
 /// The row of `W` of a tile's column. For GEGLU, each plane has columns of the first half, then those of the second
@@ -272,22 +320,6 @@ const fn plane_columns(tile: Tile) -> usize {
         Some([_, columns]) => tile.columns / columns,
         None => PLAIN,
     }
-}
-
-#[cube]
-fn read_w<E: Float, N: Size>(
-    weight: &Array<Vector<E, N>>,
-    row: u32,
-    place: &Place,
-    sizes: &Sizes,
-) -> Vector<E, N> {
-    let n = N::value().comptime();
-    let lanes = comptime!(n as u32);
-    let mut value = Vector::<E, N>::new(E::from_int(0));
-    if row < sizes.columns && place.channel < sizes.channels {
-        value = weight[((row * sizes.weight_pitch + place.column) / lanes) as usize];
-    }
-    value
 }
 
 /// Where in shared memory a vector of a row is: eight rows of one column lie in different banks.
@@ -411,83 +443,100 @@ fn multiply_plain<E: Float, N: Size, NC: Size>(
 
 /// Adds what is added to the sums of two neighbouring columns of a row, and writes them.
 #[cube]
-fn write<E: Float, O: Float>(
+fn write<E: Float, O: Float, P: Size>(
     row: u32,
     column: u32,
     first: f32,
     second: f32,
     bias: &Array<E>,
     channel_bias: &Array<E>,
-    residual: &Array<Vector<E, Const<2>>>,
-    out: &mut Array<Vector<O, Const<2>>>,
+    residual: &Array<Vector<E, P>>,
+    out: &mut Array<Vector<O, P>>,
     sizes: &Sizes,
     #[comptime] output: Output,
 ) {
-    if row < sizes.rows && column < sizes.columns {
-        let mut pair = Vector::<f32, Const<2>>::new(0.0f32);
-        pair[0] = first;
-        pair[1] = second;
-        let at = (row * sizes.columns + column) / 2;
-        match output {
-            Output::Partial => {
-                let part = CUBE_POS_Z * ((sizes.rows * sizes.columns) / 2);
-                out[(part + at) as usize] = Vector::cast_from(pair);
+    let p = P::value().comptime();
+    #[unroll]
+    for i in 0..comptime!(2 / p) {
+        let column = column + comptime!((i * p) as u32);
+        if row < sizes.rows && column < sizes.columns {
+            let mut sums = Vector::<f32, P>::new(first);
+            if comptime!(i == 1) {
+                sums = Vector::<f32, P>::new(second);
             }
-            _ => {
-                out[at as usize] = Vector::cast_from(added(
-                    pair,
-                    row,
-                    column,
-                    bias,
-                    channel_bias,
-                    residual,
-                    sizes.columns,
-                    sizes.positions,
-                    sizes.added,
-                ));
+            if comptime!(p == 2) {
+                sums[1] = second;
+            }
+            let at = (row * sizes.columns + column) / comptime!(p as u32);
+            match output {
+                Output::Partial => {
+                    let part = CUBE_POS_Z * ((sizes.rows * sizes.columns) / comptime!(p as u32));
+                    out[(part + at) as usize] = Vector::cast_from(sums);
+                }
+                _ => {
+                    let sums = added::<E, P>(
+                        sums,
+                        row,
+                        column,
+                        bias,
+                        channel_bias,
+                        residual,
+                        sizes.columns,
+                        sizes.positions,
+                        sizes.added,
+                    );
+                    out[at as usize] = Vector::cast_from(sums);
+                }
             }
         }
     }
 }
 
+/// The sums of neighbouring columns of a row, and what is added to them.
 #[cube]
-fn added<E: Float>(
-    sums: Vector<f32, Const<2>>,
+fn added<E: Float, P: Size>(
+    sums: Vector<f32, P>,
     row: u32,
     column: u32,
     bias: &Array<E>,
     channel_bias: &Array<E>,
-    residual: &Array<Vector<E, Const<2>>>,
+    residual: &Array<Vector<E, P>>,
     columns: u32,
     positions: u32,
     added: u32,
-) -> Vector<f32, Const<2>> {
-    let mut pair = sums;
+) -> Vector<f32, P> {
+    let p = P::value().comptime();
+    let mut sums = sums;
     if added & BIAS != 0 {
-        pair[0] += f32::cast_from(bias[column as usize]);
-        pair[1] += f32::cast_from(bias[(column + 1) as usize]);
+        #[unroll]
+        for i in 0..p {
+            sums[i] += f32::cast_from(bias[(column as usize) + i]);
+        }
     }
     if added & CHANNEL_BIAS != 0 {
-        let at = (row / positions) * columns + column;
-        pair[0] += f32::cast_from(channel_bias[at as usize]);
-        pair[1] += f32::cast_from(channel_bias[(at + 1) as usize]);
+        let at = ((row / positions) * columns + column) as usize;
+        #[unroll]
+        for i in 0..p {
+            sums[i] += f32::cast_from(channel_bias[at + i]);
+        }
     }
     if added & RESIDUAL != 0 {
-        pair += Vector::cast_from(residual[((row * columns + column) / 2) as usize]);
+        let at = (row * columns + column) / comptime!(p as u32);
+        sums += Vector::cast_from(residual[at as usize]);
     }
-    pair
+    sums
 }
 
 /// See the [module](self). `bias`, `channel_bias` and `residual` are any array where they are not used.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-pub fn product<E: Float, N: Size, O: Float>(
+pub fn product<E: Float, N: Size, P: Size, O: Float>(
     a: &Array<Vector<E, N>>,
     weight: &Array<Vector<E, N>>,
     bias: &Array<E>,
     channel_bias: &Array<E>,
-    residual: &Array<Vector<E, Const<2>>>,
-    out: &mut Array<Vector<O, Const<2>>>,
+    residual: &Array<Vector<E, P>>,
+    out: &mut Array<Vector<O, P>>,
     sizes: &Sizes,
     #[comptime] plan: Plan,
     #[define(E, O)] _dtypes: [StorageType; 2],
@@ -533,68 +582,116 @@ pub fn product<E: Float, N: Size, O: Float>(
     let begin = CUBE_POS_Z * sizes.steps_per_cube;
     let end = u32::min(begin + sizes.steps_per_cube, sizes.steps);
 
-    let mut next_a = Array::<Vector<E, N>>::new(passes_a);
-    let mut next_w = Array::<Vector<E, N>>::new(passes_w);
-    let stages = comptime!(tile.stages as u32);
-
-    // The first tile.
-    let at = place::<N>(begin, vector, sizes, source);
-    #[unroll]
-    for i in 0..passes_a {
-        next_a[i] = read_a(a, &fields[i], &at, sizes, source);
-    }
-    #[unroll]
-    for i in 0..passes_w {
-        next_w[i] = read_w(weight, weight_rows[i], &at, sizes);
-    }
-
-    for step in begin..end {
-        let stage = (step - begin) % stages;
-        let start_a = stage * comptime!(tile.rows as u32);
-        let start_w = stage * comptime!(tile.columns as u32);
-        if comptime!(tile.stages == 1) {
-            sync_cube();
-        }
+    if comptime!(tile.stages > 2) {
+        let mut barriers = Sequence::<Shared<Barrier>>::new();
         #[unroll]
-        for i in 0..passes_a {
-            let row = start_a + unit_row + comptime!(i as u32) * pass;
-            tile_a[swizzled(row, vector)] = next_a[i];
+        for _ in 0..tile.stages {
+            barriers.push(Barrier::shared(comptime!(units as u32), UNIT_POS == 0));
         }
-        #[unroll]
-        for i in 0..passes_w {
-            let row = start_w + unit_row + comptime!(i as u32) * pass;
-            tile_w[swizzled(row, vector)] = next_w[i];
-        }
-        sync_cube();
-        if step + 1 < end {
-            let at = place::<N>(step + 1, vector, sizes, source);
-            #[unroll]
-            for i in 0..passes_a {
-                next_a[i] = read_a(a, &fields[i], &at, sizes, source);
+        let stages = comptime!(tile.stages as u32);
+        let ahead = comptime!(stages - 1);
+        for step in begin..end + ahead {
+            if step >= begin + ahead {
+                // All units have read the tile that is overwritten next.
+                let ready = step - ahead - begin;
+                #[unroll]
+                for i in 0..tile.stages {
+                    if ready % stages == comptime!(i as u32) {
+                        barriers[i].wait_parity((ready / stages) % 2);
+                    }
+                }
+                sync_cube();
             }
-            #[unroll]
-            for i in 0..passes_w {
-                next_w[i] = read_w(weight, weight_rows[i], &at, sizes);
+            if step < end {
+                let stage = (step - begin) % stages;
+                let start_a = stage * comptime!(tile.rows as u32) + unit_row;
+                let start_w = stage * comptime!(tile.columns as u32) + unit_row;
+                let at = place::<N>(step, vector, sizes, source);
+                #[unroll]
+                for i in 0..passes_a {
+                    let found = find_a::<N>(&fields[i], &at, sizes, source);
+                    let row = start_a + comptime!(i as u32) * pass;
+                    copy(a, &found, &mut tile_a, swizzled(row, vector));
+                }
+                #[unroll]
+                for i in 0..passes_w {
+                    let found = find_w::<N>(weight_rows[i], &at, sizes);
+                    let row = start_w + comptime!(i as u32) * pass;
+                    copy(weight, &found, &mut tile_w, swizzled(row, vector));
+                }
+                #[unroll]
+                for i in 0..tile.stages {
+                    if stage == comptime!(i as u32) {
+                        barriers[i].commit_copy_async();
+                        barriers[i].arrive();
+                    }
+                }
+            }
+            if step >= begin + ahead {
+                let stage = (step - ahead - begin) % stages;
+                let start_a = stage * comptime!(tile.rows as u32);
+                let start_w = stage * comptime!(tile.columns as u32);
+                multiply_mma::<E, N, NC>(&mut sums, &tile_a, &tile_w, start_a, start_w, tile);
             }
         }
-        if comptime!(tile.planes.is_some()) {
-            multiply_mma::<E, N, NC>(&mut sums, &tile_a, &tile_w, start_a, start_w, tile);
-        } else {
-            multiply_plain::<E, N, NC>(&mut sums, &tile_a, &tile_w);
+    } else {
+        let mut next_a = Array::<Vector<E, N>>::new(passes_a);
+        let mut next_w = Array::<Vector<E, N>>::new(passes_w);
+        let stages = comptime!(tile.stages as u32);
+        // Vectors wait in registers while the tile before them is multiplied.
+        for step in begin..end + 1 {
+            if step > begin {
+                let stage = (step - 1 - begin) % stages;
+                let start_a = stage * comptime!(tile.rows as u32) + unit_row;
+                let start_w = stage * comptime!(tile.columns as u32) + unit_row;
+                if comptime!(tile.stages == 1) {
+                    sync_cube();
+                }
+                #[unroll]
+                for i in 0..passes_a {
+                    tile_a[swizzled(start_a + comptime!(i as u32) * pass, vector)] = next_a[i];
+                }
+                #[unroll]
+                for i in 0..passes_w {
+                    tile_w[swizzled(start_w + comptime!(i as u32) * pass, vector)] = next_w[i];
+                }
+                sync_cube();
+            }
+            if step < end {
+                let at = place::<N>(step, vector, sizes, source);
+                #[unroll]
+                for i in 0..passes_a {
+                    next_a[i] = read(a, &find_a::<N>(&fields[i], &at, sizes, source));
+                }
+                #[unroll]
+                for i in 0..passes_w {
+                    next_w[i] = read(weight, &find_w::<N>(weight_rows[i], &at, sizes));
+                }
+            }
+            if step > begin {
+                let stage = (step - 1 - begin) % stages;
+                let start_a = stage * comptime!(tile.rows as u32);
+                let start_w = stage * comptime!(tile.columns as u32);
+                if comptime!(tile.planes.is_some()) {
+                    multiply_mma::<E, N, NC>(&mut sums, &tile_a, &tile_w, start_a, start_w, tile);
+                } else {
+                    multiply_plain::<E, N, NC>(&mut sums, &tile_a, &tile_w);
+                }
+            }
         }
     }
 
-    write_all::<E, O, NC>(&sums, bias, channel_bias, residual, out, sizes, plan);
+    write_all::<E, O, NC, P>(&sums, bias, channel_bias, residual, out, sizes, plan);
 }
 
 /// Writes a unit's sums.
 #[cube]
-fn write_all<E: Float, O: Float, NC: Size>(
+fn write_all<E: Float, O: Float, NC: Size, P: Size>(
     sums: &Sums<NC>,
     bias: &Array<E>,
     channel_bias: &Array<E>,
-    residual: &Array<Vector<E, Const<2>>>,
-    out: &mut Array<Vector<O, Const<2>>>,
+    residual: &Array<Vector<E, P>>,
+    out: &mut Array<Vector<O, P>>,
     sizes: &Sizes,
     #[comptime] plan: Plan,
 ) {
@@ -620,7 +717,7 @@ fn write_all<E: Float, O: Float, NC: Size>(
                         let gate = &sums.pairs[comptime!(i * (columns / 8) + half / 8 + j)];
                         #[unroll]
                         for part in 0..2usize {
-                            write_gated::<E, O>(
+                            write_gated::<E, O, P>(
                                 row + comptime!((16 * i + 8 * part) as u32),
                                 column + comptime!(8 * j as u32),
                                 value[part][0],
@@ -640,7 +737,7 @@ fn write_all<E: Float, O: Float, NC: Size>(
                         let pair = &sums.pairs[comptime!(i * (columns / 8) + j)];
                         #[unroll]
                         for part in 0..2usize {
-                            write::<E, O>(
+                            write::<E, O, P>(
                                 row + comptime!((16 * i + 8 * part) as u32),
                                 column + comptime!(8 * j as u32),
                                 pair[part][0],
@@ -664,7 +761,7 @@ fn write_all<E: Float, O: Float, NC: Size>(
             for i in 0..PLAIN {
                 let pair = &sums.pairs[i];
                 if comptime!(plan.output == Output::Geglu) {
-                    write_gated::<E, O>(
+                    write_gated::<E, O, P>(
                         row + comptime!(i as u32),
                         (first_column + unit_column) / 2,
                         pair[0][0],
@@ -678,7 +775,7 @@ fn write_all<E: Float, O: Float, NC: Size>(
                 } else {
                     #[unroll]
                     for j in 0..2usize {
-                        write::<E, O>(
+                        write::<E, O, P>(
                             row + comptime!(i as u32),
                             first_column + unit_column + comptime!(2 * j as u32),
                             pair[j][0],
@@ -698,7 +795,7 @@ fn write_all<E: Float, O: Float, NC: Size>(
 }
 
 #[cube]
-fn write_gated<E: Float, O: Float>(
+fn write_gated<E: Float, O: Float, P: Size>(
     row: u32,
     column: u32,
     value_0: f32,
@@ -706,14 +803,15 @@ fn write_gated<E: Float, O: Float>(
     gate_0: f32,
     gate_1: f32,
     bias: &Array<E>,
-    out: &mut Array<Vector<O, Const<2>>>,
+    out: &mut Array<Vector<O, P>>,
     sizes: &Sizes,
 ) {
     let half = sizes.columns / 2;
     if row < sizes.rows && column < half {
-        let mut value = Vector::<f32, Const<2>>::new(value_0);
+        // Two columns a vector: the launch sees to it.
+        let mut value = Vector::<f32, P>::new(value_0);
         value[1] = value_1;
-        let mut gate = Vector::<f32, Const<2>>::new(gate_0);
+        let mut gate = Vector::<f32, P>::new(gate_0);
         gate[1] = gate_1;
         if sizes.added & BIAS != 0 {
             value[0] += f32::cast_from(bias[column as usize]);
@@ -729,12 +827,12 @@ fn write_gated<E: Float, O: Float>(
 /// Adds the sums of all parts of `K`, and what is added to them.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
-pub fn finish<E: Float>(
-    parts: &Array<Vector<f32, Const<2>>>,
+pub fn finish<E: Float, P: Size>(
+    parts: &Array<Vector<f32, P>>,
     bias: &Array<E>,
     channel_bias: &Array<E>,
-    residual: &Array<Vector<E, Const<2>>>,
-    out: &mut Array<Vector<E, Const<2>>>,
+    residual: &Array<Vector<E, P>>,
+    out: &mut Array<Vector<E, P>>,
     rows: u32,
     columns: u32,
     positions: u32,
@@ -742,17 +840,19 @@ pub fn finish<E: Float>(
     added_bits: u32,
     #[define(E)] _dtype: StorageType,
 ) {
+    let p = P::value().comptime();
+    let width = comptime!(p as u32);
     let at = ABSOLUTE_POS as u32;
-    let pairs = (rows * columns) / 2;
-    if at < pairs {
-        let mut sum = Vector::<f32, Const<2>>::new(0.0f32);
+    let vectors = (rows * columns) / width;
+    if at < vectors {
+        let mut sums = Vector::<f32, P>::new(0.0f32);
         for part in 0..count {
-            sum += parts[(part * pairs + at) as usize];
+            sums += parts[(part * vectors + at) as usize];
         }
-        let row = (2 * at) / columns;
-        let column = (2 * at) % columns;
-        out[at as usize] = Vector::cast_from(added(
-            sum,
+        let row = (width * at) / columns;
+        let column = (width * at) % columns;
+        out[at as usize] = Vector::cast_from(added::<E, P>(
+            sums,
             row,
             column,
             bias,

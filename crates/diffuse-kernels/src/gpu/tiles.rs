@@ -22,22 +22,58 @@ pub fn has_tensor_cores<R: CubeRuntime>(client: &ComputeClient<R>, dtype: DType)
     }
 }
 
-/// Tiles for tensor cores.
-const TILES: [Tile; 4] = [
-    tile(128, 160, [4, 2]),
-    tile(128, 128, [2, 4]),
-    tile(64, 160, [2, 2]),
-    tile(64, 64, [2, 2]),
+/// A tile for tensor cores, and what was measured of it.
+struct Measured {
+    tile: Tile,
+    /// Cubes that a processor holds at once.
+    resident: usize,
+    /// Microseconds a step of a cube takes while the processor is busy with others as well, on an H200.
+    busy: f64,
+    /// Microseconds a step takes alone.
+    alone: f64,
+}
+
+/// The tiles that were best for some size of Stable Diffusion v1 (`examples/gpu-tiles.rs`).
+const TILES: [Measured; 4] = [
+    Measured {
+        tile: tile(128, 160, [2, 2], 3),
+        resident: 2,
+        busy: 1.15,
+        alone: 1.7,
+    },
+    Measured {
+        tile: tile(128, 128, [2, 2], 3),
+        resident: 2,
+        busy: 1.0,
+        alone: 1.5,
+    },
+    Measured {
+        tile: tile(64, 160, [2, 2], 3),
+        resident: 2,
+        busy: 0.62,
+        alone: 1.0,
+    },
+    Measured {
+        tile: tile(64, 64, [2, 2], 3),
+        resident: 4,
+        busy: 0.3,
+        alone: 0.7,
+    },
 ];
 
-const fn tile(rows: usize, columns: usize, planes: [usize; 2]) -> Tile {
+/// A tile for tensor cores.
+pub const fn tile(rows: usize, columns: usize, planes: [usize; 2], stages: usize) -> Tile {
     Tile {
         rows,
         columns,
         planes: Some(planes),
-        stages: 2,
+        stages,
     }
 }
+
+/// A cut for all products, for measuring.
+#[cfg(feature = "tuning")]
+pub static FORCED: std::sync::Mutex<Option<Cut>> = std::sync::Mutex::new(None);
 
 /// How a product of `[rows, depth]` and `[depth, columns]` is cut: the tile, and into how many parts of `depth`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,8 +85,8 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// The cut with the shortest time by a simple model: cubes are computed in waves of as many as the device has
-    /// processors, each for as long as it has products, small tiles less efficiently.
+    /// The cut with the shortest time by a simple model: processors compute as many cubes at once as they hold, and
+    /// parts of the sums are written and read again.
     pub fn choose(
         [rows, columns]: [usize; 2],
         steps: usize,
@@ -58,36 +94,44 @@ impl Cut {
         splits: bool,
         tensor_cores: bool,
     ) -> Self {
-        if !tensor_cores {
-            return Self {
-                tile: PLAIN_TILE,
-                parts: 1,
-            };
+        #[cfg(feature = "tuning")]
+        if let Some(cut) = *FORCED.lock().expect("nobody panics with it") {
+            return cut;
         }
-        let mut best = (f64::INFINITY, TILES[0], 1);
-        for tile in TILES {
-            let cubes = rows.div_ceil(tile.rows) * columns.div_ceil(tile.columns);
+        let mut best = Self {
+            tile: PLAIN_TILE,
+            parts: 1,
+        };
+        if !tensor_cores {
+            return best;
+        }
+        let mut shortest = f64::INFINITY;
+        for measured in &TILES {
+            let tile = measured.tile;
+            let tiles = rows.div_ceil(tile.rows) * columns.div_ceil(tile.columns);
             for parts in [1, 2, 3, 4, 6, 8] {
                 if parts > 1 && (!splits || steps / parts < 4) {
                     continue;
                 }
-                let (a, b) = (tile.rows as f64, tile.columns as f64);
-                // Products a step, and the reading of both sides, which small tiles do more of.
-                let step = a * b / 8192.0 + (a + b) / 128.0 * 0.35;
-                let per_processor = (cubes * parts).div_ceil(processors) as f64;
-                let mut time = per_processor * (steps.div_ceil(parts) as f64 * step + 4.0);
+                let cubes = tiles * parts;
+                let at_once = processors * measured.resident;
+                let (full, rest) = (cubes / at_once, cubes % at_once);
+                let step = |cubes: usize| match cubes {
+                    0 => 0.0,
+                    cubes => measured.alone.max(cubes as f64 * measured.busy),
+                };
+                let step = full as f64 * step(measured.resident) + step(rest.div_ceil(processors));
+                let waves = cubes.div_ceil(at_once) as f64;
+                let mut time = steps.div_ceil(parts) as f64 * step + 3.0 * waves;
                 if parts > 1 {
-                    // Writing and reading the parts.
-                    time += 6.0 + (rows * columns * parts) as f64 / 400_000.0;
+                    time += 6.0 + (rows * columns * parts) as f64 * 8.0 / 4e6;
                 }
-                if time < best.0 {
-                    best = (time, tile, parts);
+                if time < shortest {
+                    shortest = time;
+                    best = Self { tile, parts };
                 }
             }
         }
-        Self {
-            tile: best.1,
-            parts: best.2,
-        }
+        best
     }
 }

@@ -3,10 +3,12 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, Element, Shape, Tensor, TensorData, backend::Backend};
 use burn_store::{Applier, TensorSnapshot};
 use half::{bf16, f16};
+
+use crate::ops;
 
 use super::{Checkpoint, CheckpointError, TensorInfo};
 
@@ -84,6 +86,21 @@ pub fn float_dtype<B: Backend, M: Module<B>>(module: &M) -> DType {
     dtype.unwrap_or_else(B::FloatElem::dtype)
 }
 
+/// Lays out the weights of convolutions as the backend's kernels read them.
+struct ArrangeWeights;
+
+impl<B: Backend> ModuleMapper<B> for ArrangeWeights {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        if D != 4 {
+            return param;
+        }
+        param.map(|weight| {
+            let weight = Tensor::<B, 4>::from_primitive(weight.into_primitive());
+            Tensor::from_primitive(ops::convolution_weight(weight).into_primitive())
+        })
+    }
+}
+
 /// Variants of an enum are not part of a parameter's key.
 fn is_enum(container: &str) -> bool {
     container.starts_with("Enum:")
@@ -123,7 +140,7 @@ impl Checkpoint {
             result.is_success() && result.missing.is_empty(),
             "keys and shapes were checked: {result}"
         );
-        Ok(module)
+        Ok(module.map(&mut ArrangeWeights))
     }
 
     /// Compares names, shapes and types with a module's parameters; no tensor is read.

@@ -1,5 +1,7 @@
 use burn::tensor::{Bool, Tensor, activation::softmax, backend::Backend};
 
+use diffuse_kernels::gpu;
+
 use super::{flex, in_f32};
 
 /// Scores held at once, so that long token sequences do not need `tokens²` of memory.
@@ -21,6 +23,7 @@ pub fn attention<B: Backend>(
     let [_, context, _] = key.dims();
     if inner.is_multiple_of(heads)
         && let Some(y) = flex::attention(&query, &key, &value, heads, false)
+            .or_else(|| gpu::attention(&query, &key, &value, heads, false))
     {
         return y;
     }
@@ -52,6 +55,7 @@ pub fn causal_attention<B: Backend>(
     let [_, tokens, inner] = query.dims();
     if inner.is_multiple_of(heads)
         && let Some(y) = flex::attention(&query, &key, &value, heads, true)
+            .or_else(|| gpu::attention(&query, &key, &value, heads, true))
     {
         return y;
     }

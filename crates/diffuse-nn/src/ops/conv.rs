@@ -1,7 +1,9 @@
 use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend, module};
 
-use super::flex;
+use diffuse_kernels::gpu;
+
+use super::{add_channel_bias, flex};
 
 /// Stride and zero padding of a convolution, the same for height and width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +69,70 @@ pub fn conv2d_add<B: Backend>(
     any_conv2d(x, weight, bias, geometry, Some(residual))
 }
 
+/// [`conv2d`], and a value for each channel of each image that its result is added to.
+///
+/// # Shapes
+/// - `channel_bias`: `[batch, out]`, of the type of `x`
+///
+/// # Panics
+/// As [`conv2d`], or if the channel bias has another shape.
+pub fn conv2d_channel_bias<B: Backend>(
+    x: Tensor<B, 4>,
+    weight: Tensor<B, 4>,
+    bias: Option<Tensor<B, 1>>,
+    geometry: ConvGeometry,
+    channel_bias: Tensor<B, 2>,
+) -> Tensor<B, 4> {
+    let ([batch, _, height, width], [outputs, _, kernel, _]) = (x.dims(), weight.dims());
+    assert_eq!(channel_bias.dims(), [batch, outputs], "a bias of another size");
+    let size = [height, width].map(|size| geometry.output(size, kernel));
+    if let [Some(height), Some(width)] = size {
+        let conv = gpu::Conv2d {
+            stride: geometry.stride,
+            padding: geometry.padding_start,
+            output: [height, width],
+            enlarged: false,
+            bias: bias.clone(),
+            channel_bias: Some(channel_bias.clone()),
+            residual: None,
+        };
+        if let Some(y) = gpu::conv2d(&x, &weight, conv) {
+            return y;
+        }
+    }
+    add_channel_bias(conv2d(x, weight, bias, geometry), channel_bias)
+}
+
+/// [`upsample_nearest`] to twice the size, then a [`conv2d`] that keeps the size.
+///
+/// # Shapes
+/// - `x`: `[batch, in, height, width]`
+/// - output: `[batch, out, 2 height, 2 width]`
+///
+/// # Panics
+/// As [`conv2d`].
+pub fn upsample_conv2d<B: Backend>(
+    x: Tensor<B, 4>,
+    weight: Tensor<B, 4>,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, 4> {
+    let ([_, _, height, width], [_, _, kernel, _]) = (x.dims(), weight.dims());
+    let geometry = ConvGeometry::same(kernel);
+    let conv = gpu::Conv2d {
+        stride: 1,
+        padding: geometry.padding_start,
+        output: [2 * height, 2 * width],
+        enlarged: true,
+        bias: bias.clone(),
+        channel_bias: None,
+        residual: None,
+    };
+    if let Some(y) = gpu::conv2d(&x, &weight, conv) {
+        return y;
+    }
+    conv2d(upsample_nearest(x, [2 * height, 2 * width]), weight, bias, geometry)
+}
+
 fn any_conv2d<B: Backend>(
     x: Tensor<B, 4>,
     weight: Tensor<B, 4>,
@@ -100,6 +166,20 @@ fn any_conv2d<B: Backend>(
         Err(residual) => residual,
     };
     let weight = weight.cast(x.dtype());
+    if let [Some(height), Some(width)] = [height, width].map(|size| geometry.output(size, kernel)) {
+        let conv = gpu::Conv2d {
+            stride: geometry.stride,
+            padding: geometry.padding_start,
+            output: [height, width],
+            enlarged: false,
+            bias: bias.clone(),
+            channel_bias: None,
+            residual: residual.clone(),
+        };
+        if let Some(y) = gpu::conv2d(&x, &weight, conv) {
+            return y;
+        }
+    }
     let extra = geometry.padding_end - geometry.padding_start;
     let x = zeros_after(zeros_after(x, 2, extra), 3, extra);
     let options = ConvOptions::new([geometry.stride; 2], [geometry.padding_start; 2], [1; 2], 1);
@@ -145,4 +225,10 @@ pub fn upsample_nearest<B: Backend>(x: Tensor<B, 4>, size: [usize; 2]) -> Tensor
     let rows = lookup(height, size[0]);
     let columns = lookup(width, size[1]);
     x.select(2, rows).select(3, columns)
+}
+
+/// A convolution's weight `[out, in, kernel, kernel]` in the order in memory in which the backend's kernels read it;
+/// loading calls it, so that they need not do it at each use.
+pub fn convolution_weight<B: Backend>(weight: Tensor<B, 4>) -> Tensor<B, 4> {
+    gpu::convolution_weight(&weight).unwrap_or(weight)
 }

@@ -1,5 +1,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 
+use diffuse_kernels::gpu;
+
 use super::{flex, gelu, tokens_to_image};
 
 /// `x Wᵀ + b` over the last dimension.
@@ -54,6 +56,9 @@ fn any_linear<B: Backend, const D: usize>(
         Err(residual) => residual,
     };
     let weight = weight.cast(x.dtype());
+    if let Some(y) = gpu::linear(&x, &weight, bias.as_ref(), residual.as_ref()) {
+        return y;
+    }
     // One matrix product over all rows, not one a batch row.
     let (mut shape, d_input) = (x.dims(), weight.dims()[1]);
     let rows = shape[..D - 1].iter().product::<usize>();
@@ -96,6 +101,10 @@ pub fn linear_to_image<B: Backend>(
         Ok(y) => return y,
         Err(residual) => residual,
     };
+    let weight = weight.cast(x.dtype());
+    if let Some(y) = gpu::linear_to_image(&x, &weight, bias.as_ref(), &residual) {
+        return y;
+    }
     tokens_to_image(linear(x, weight, bias), [height, width]) + residual
 }
 
@@ -136,6 +145,10 @@ pub fn linear_geglu<B: Backend>(
     let width = check_linear(&x, &weight, bias.as_ref());
     assert!(width.is_multiple_of(2), "{width} columns have no halves");
     if let Some(y) = flex::linear_geglu(&x, &weight, bias.as_ref()) {
+        return y;
+    }
+    let weight = weight.cast(x.dtype());
+    if let Some(y) = gpu::linear_geglu(&x, &weight, bias.as_ref()) {
         return y;
     }
     let y = linear(x, weight, bias);

@@ -1,7 +1,8 @@
 //! One function an operation, in burn's tensor operations.
 //!
 //! Blocks call these and name no backend. Where a backend's own operation is slow or loses precision, this is the one
-//! place to route around it: with the feature `flex`, the module `flex` has fast bodies for the CPU. Statistics, softmax
+//! place to route around it: with the feature `flex`, the module `flex` has fast bodies for the CPU, and
+//! `diffuse-kernels` has them for GPUs. Statistics, softmax
 //! and squares are computed in `f32` whatever the type of the tensors, so that half precision neither overflows nor
 //! underflows.
 
@@ -19,7 +20,9 @@ mod reshape;
 
 pub use activation::{gelu, quick_gelu, silu};
 pub use attention::{attention, causal_attention};
-pub use conv::{ConvGeometry, conv2d, conv2d_add, upsample_nearest};
+pub use conv::{
+    ConvGeometry, conv2d, conv2d_add, conv2d_channel_bias, convolution_weight, upsample_conv2d, upsample_nearest,
+};
 pub use linear::{linear, linear_add, linear_geglu, linear_to_image};
 pub use norm::{group_norm, group_norm_silu, layer_norm};
 pub use reshape::{

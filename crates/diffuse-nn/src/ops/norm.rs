@@ -1,5 +1,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 
+use diffuse_kernels::gpu;
+
 use super::{flex, in_f32, reshape::channel_rows, silu};
 
 /// Group normalisation: `(x - mean) / sqrt(var + eps) · weight + bias`, with the statistics of each of `groups`
@@ -23,6 +25,9 @@ pub fn group_norm<B: Backend>(
         Ok(y) => return y,
         Err(x) => x,
     };
+    if let Some(y) = gpu::group_norm(&x, &weight, &bias, groups, eps, false) {
+        return y;
+    }
     in_f32(x, |x| {
         let [batch, channels, height, width] = x.dims();
         let dtype = x.dtype();
@@ -72,6 +77,9 @@ pub fn group_norm_silu<B: Backend>(
         Ok(y) => return y,
         Err(x) => x,
     };
+    if let Some(y) = gpu::group_norm(&x, &weight, &bias, groups, eps, true) {
+        return y;
+    }
     in_f32(x, |x| silu(group_norm(x, weight, bias, groups, eps)))
 }
 
@@ -95,7 +103,9 @@ pub fn layer_norm<B: Backend, const D: usize>(
         [[width]; 2],
         "a norm of another size"
     );
-    if let Some(y) = flex::layer_norm(&x, &weight, &bias, eps) {
+    if let Some(y) = flex::layer_norm(&x, &weight, &bias, eps)
+        .or_else(|| gpu::layer_norm(&x, &weight, &bias, eps))
+    {
         return y;
     }
     in_f32(x, |x| {

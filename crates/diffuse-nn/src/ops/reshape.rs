@@ -1,5 +1,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 
+use diffuse_kernels::gpu;
+
 use super::flex;
 
 /// `[batch, channels, height, width]` as one row a channel, with the shape to go back to. Broadcasting over rows is
@@ -45,7 +47,9 @@ pub fn concat_channels<B: Backend>(a: Tensor<B, 4>, b: Tensor<B, 4>) -> Tensor<B
         [other, rows, columns],
         "pictures of two sizes"
     );
-    flex::concat_channels(&a, &b).unwrap_or_else(|| Tensor::cat(vec![a, b], 1))
+    flex::concat_channels(&a, &b)
+        .or_else(|| gpu::concat_channels(&a, &b))
+        .unwrap_or_else(|| Tensor::cat(vec![a, b], 1))
 }
 
 /// `x · scale + shift`, a scale and a shift a channel.
@@ -66,6 +70,9 @@ pub fn scale_shift_channels<B: Backend>(
 /// `[batch, channels, height, width]` to `[batch, height · width, channels]`.
 pub fn image_to_tokens<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
     let [batch, channels, height, width] = x.dims();
+    if let Some(tokens) = gpu::image_to_tokens(&x) {
+        return tokens;
+    }
     if height * width == 1 {
         return x.reshape([batch, 1, channels]);
     }
@@ -75,6 +82,9 @@ pub fn image_to_tokens<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
 /// `[batch, height · width, channels]` to `[batch, channels, height, width]`; `size` is `[height, width]`.
 pub fn tokens_to_image<B: Backend>(x: Tensor<B, 3>, size: [usize; 2]) -> Tensor<B, 4> {
     let [batch, _, channels] = x.dims();
+    if let Some(image) = gpu::tokens_to_image(&x, size) {
+        return image;
+    }
     // Nothing to swap; and on GPUs, burn reshapes a swapped dimension of 1 wrongly where there is a batch.
     if size == [1, 1] {
         return x.reshape([batch, channels, 1, 1]);

@@ -1,0 +1,217 @@
+//! Times every way of cutting a product for the sizes of Stable Diffusion v1 on a CUDA device, and attention and norms
+//! beside it: from this `gpu/tiles.rs` was written.
+//!
+//! `cargo run --release -p diffuse-kernels --example gpu-tiles --features cuda,tuning [FILTER]`
+
+use std::time::{Duration, Instant};
+
+use burn::backend::Cuda;
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Distribution, Tensor};
+use diffuse_kernels::gpu::tuning::{Cut, FORCED, tile};
+use diffuse_kernels::gpu::{self, Conv2d};
+
+type B = Cuda;
+
+fn random<const D: usize>(shape: [usize; D]) -> Tensor<B, D> {
+    Tensor::random(shape, Distribution::Uniform(-1.0, 1.0), (&Default::default(), DType::F16))
+}
+
+fn sync() {
+    B::sync(&Default::default()).expect("a device that works");
+}
+
+/// Seconds a launch: the shortest of three rounds of some milliseconds.
+fn time(mut launch: impl FnMut()) -> f64 {
+    launch();
+    sync();
+    let begin = Instant::now();
+    launch();
+    sync();
+    let count = (2e-3 / begin.elapsed().as_secs_f64()).clamp(4.0, 100.0) as u32;
+    (0..3)
+        .map(|_| {
+            let begin = Instant::now();
+            for _ in 0..count {
+                launch();
+            }
+            sync();
+            begin.elapsed().as_secs_f64() / f64::from(count)
+        })
+        .fold(f64::INFINITY, f64::min)
+}
+
+fn cuts() -> Vec<Cut> {
+    let tiles = [
+        tile(256, 160, [4, 2], 3),
+        tile(128, 320, [2, 4], 3),
+        tile(128, 160, [4, 2], 3),
+        tile(128, 160, [2, 2], 3),
+        tile(128, 128, [2, 4], 3),
+        tile(128, 128, [2, 2], 3),
+        tile(128, 128, [2, 2], 4),
+        tile(64, 160, [2, 2], 3),
+        tile(64, 160, [2, 2], 4),
+        tile(64, 128, [2, 2], 4),
+        tile(128, 64, [4, 1], 4),
+        tile(64, 64, [2, 2], 3),
+        tile(64, 64, [2, 2], 5),
+    ];
+    let parts = [1, 2, 3, 4, 6, 8];
+    tiles.into_iter().flat_map(|tile| parts.map(|parts| Cut { tile, parts })).collect()
+}
+
+fn sweep(name: &str, [rows, columns, depth]: [usize; 3], splits: bool, launch: impl Fn()) {
+    let steps = depth.div_ceil(64);
+    let mut results: Vec<(f64, Cut)> = Vec::new();
+    let begin = Instant::now();
+    for cut in cuts() {
+        let cubes = rows.div_ceil(cut.tile.rows) * columns.div_ceil(cut.tile.columns);
+        let useful = cut.parts == 1 || (splits && steps / cut.parts >= 4 && cubes * cut.parts <= 600);
+        // What is far too small or too large for the size is not tried.
+        if !useful || (cubes < 16 && cut.tile.rows > 64 && rows > 64) || cubes > 6000 {
+            continue;
+        }
+        *FORCED.lock().unwrap() = Some(cut);
+        results.push((time(&launch), cut));
+    }
+    *FORCED.lock().unwrap() = None;
+    let chosen = time(&launch);
+    results.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let work = 2.0 * rows as f64 * columns as f64 * depth as f64;
+    println!(
+        "{name} [{rows}, {columns}, {depth}]: chosen {:.4} ms, best {:.4} ms = {:.0} TFLOP/s ({:.1} s)",
+        chosen * 1e3,
+        results[0].0 * 1e3,
+        work / results[0].0 / 1e12,
+        begin.elapsed().as_secs_f64()
+    );
+    for (seconds, Cut { tile, parts }) in results.iter().take(6) {
+        println!(
+            "    {:.4} ms  {}x{} {:?} stages {} parts {parts}",
+            seconds * 1e3,
+            tile.rows,
+            tile.columns,
+            tile.planes.unwrap_or_default(),
+            tile.stages
+        );
+    }
+}
+
+fn main() {
+    let filter = std::env::args().nth(1).unwrap_or_default();
+    let limit: u64 = std::env::args().nth(2).and_then(|s| s.parse().ok()).unwrap_or(600);
+    let start = Instant::now();
+    let wanted = |name: &str| name.contains(&filter) && start.elapsed() < Duration::from_secs(limit);
+
+    for (batch, queries, keys, heads, size) in [
+        (2, 4096, 4096, 8, 40),
+        (2, 4096, 77, 8, 40),
+        (2, 1024, 1024, 8, 80),
+        (2, 256, 256, 8, 160),
+        (2, 64, 64, 8, 160),
+        (1, 4096, 4096, 1, 512),
+    ] {
+        if !wanted("attention") {
+            break;
+        }
+        let q = random([batch, queries, heads * size]);
+        let k = random([batch, keys, heads * size]);
+        let v = random([batch, keys, heads * size]);
+        let seconds = time(|| {
+            gpu::attention(&q, &k, &v, heads, false).expect("a kernel");
+        });
+        let work = 4.0 * (batch * heads * queries * keys * size) as f64;
+        println!("attention {batch} {queries} {keys} {heads} {size}: {:.4} ms = {:.0} TFLOP/s", seconds * 1e3, work / seconds / 1e12);
+    }
+    for (batch, channels, side) in [(2, 320, 64), (2, 960, 64), (2, 640, 32), (2, 1280, 16), (2, 2560, 16), (2, 1280, 8), (1, 512, 64), (1, 256, 256), (1, 128, 512)] {
+        if !wanted("norm") {
+            break;
+        }
+        let x = random([batch, channels, side, side]);
+        // As the networks have it: channels last.
+        let x = gpu::concat_channels(&x.clone().narrow(1, 0, channels / 2), &x.narrow(1, channels / 2, channels / 2)).unwrap();
+        let (w, b) = (random([channels]), random([channels]));
+        let seconds = time(|| {
+            gpu::group_norm(&x, &w, &b, 32, 1e-5, true).expect("a kernel");
+        });
+        let bytes = (batch * channels * side * side * 6) as f64;
+        println!("group norm {batch} {channels} {side}: {:.4} ms = {:.0} GB/s", seconds * 1e3, bytes / seconds / 1e9);
+    }
+    for (rows, columns) in [(8192, 320), (2048, 640), (512, 1280)] {
+        if !wanted("norm") {
+            break;
+        }
+        let (x, w, b) = (random([rows, columns]), random([columns]), random([columns]));
+        let seconds = time(|| {
+            gpu::layer_norm(&x, &w, &b, 1e-5).expect("a kernel");
+        });
+        println!("layer norm {rows} {columns}: {:.4} ms = {:.0} GB/s", seconds * 1e3, (rows * columns * 4) as f64 / seconds / 1e9);
+    }
+    for (batch, from, to, side, kernel) in [
+        (2, 320, 320, 64, 3),
+        (2, 960, 320, 64, 3),
+        (2, 640, 640, 32, 3),
+        (2, 1280, 640, 32, 3),
+        (2, 1280, 1280, 16, 3),
+        (2, 2560, 1280, 16, 3),
+        (2, 1280, 1280, 8, 3),
+        (2, 2560, 1280, 8, 3),
+        (2, 960, 320, 64, 1),
+        (2, 2560, 1280, 16, 1),
+        (1, 512, 512, 64, 3),
+        (1, 512, 512, 128, 3),
+        (1, 256, 256, 256, 3),
+        (1, 128, 128, 512, 3),
+    ] {
+        if !wanted("conv") {
+            break;
+        }
+        let x = random([batch, from, side, side]);
+        let x = gpu::concat_channels(&x.clone().narrow(1, 0, from / 2), &x.narrow(1, from / 2, from / 2)).unwrap();
+        let w = gpu::convolution_weight(&random([to, from, kernel, kernel])).unwrap();
+        let b = random([to]);
+        sweep(&format!("conv {kernel}"), [batch * side * side, to, from * kernel * kernel], true, || {
+            let conv = Conv2d {
+                stride: 1,
+                padding: kernel / 2,
+                output: [side; 2],
+                enlarged: false,
+                bias: Some(b.clone()),
+                channel_bias: None,
+                residual: None,
+            };
+            gpu::conv2d(&x, &w, conv).expect("a kernel");
+        });
+    }
+    for (rows, from, to) in [
+        (8192, 320, 320),
+        (8192, 1280, 320),
+        (2048, 640, 640),
+        (2048, 2560, 640),
+        (512, 1280, 1280),
+        (512, 5120, 1280),
+        (128, 1280, 1280),
+        (128, 5120, 1280),
+        (154, 768, 640),
+        (2, 1280, 1280),
+        (4096, 4096, 4096),
+    ] {
+        if !wanted("linear") {
+            break;
+        }
+        let (x, w, b) = (random([rows, from]), random([to, from]), random([to]));
+        sweep("linear", [rows, to, from], true, || {
+            gpu::linear(&x, &w, Some(&b), None).expect("a kernel");
+        });
+    }
+    for (rows, from, to) in [(8192, 320, 2560), (2048, 640, 5120), (512, 1280, 10240), (128, 1280, 10240)] {
+        if !wanted("geglu") {
+            break;
+        }
+        let (x, w, b) = (random([1, rows, from]), random([to, from]), random([to]));
+        sweep("geglu", [rows, to, from], false, || {
+            gpu::linear_geglu(&x, &w, Some(&b)).expect("a kernel");
+        });
+    }
+}

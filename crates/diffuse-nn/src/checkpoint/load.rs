@@ -86,7 +86,12 @@ pub fn float_dtype<B: Backend, M: Module<B>>(module: &M) -> DType {
     dtype.unwrap_or_else(B::FloatElem::dtype)
 }
 
-/// Lays out the weights of convolutions as the backend's kernels read them.
+/// Lays out the weights of convolutions as the backend's kernels read them, which loading does: for a module that was
+/// made otherwise. Shapes and values stay.
+pub fn arrange_weights<B: Backend, M: Module<B>>(module: M) -> M {
+    module.map(&mut ArrangeWeights)
+}
+
 struct ArrangeWeights;
 
 impl<B: Backend> ModuleMapper<B> for ArrangeWeights {
@@ -140,7 +145,7 @@ impl Checkpoint {
             result.is_success() && result.missing.is_empty(),
             "keys and shapes were checked: {result}"
         );
-        Ok(module.map(&mut ArrangeWeights))
+        Ok(arrange_weights(module))
     }
 
     /// Compares names, shapes and types with a module's parameters; no tensor is read.

@@ -5,7 +5,11 @@ mod bench;
 mod check;
 mod cpu;
 mod golden;
+mod gpu;
+mod operations;
+mod profile;
 mod test;
+mod timer;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -22,6 +26,10 @@ usage: cargo xtask COMMAND
   bench MODEL [OPTIONS]    time the program and, with --reference PYTHON, the reference on the same weights
   bench cpu [OPTIONS]      time single operations and networks on the CPU and, with --reference PYTHON, PyTorch's, or
                            networks of others: --runtime torch|compile|openvino|onnxruntime|candle
+  bench gpu [OPTIONS]      time single operations and networks on a GPU, with --reference PYTHON
+                           PyTorch's, and list a step's kernels if NVIDIA's `ncu` is installed;
+                           --seconds N limits all of it, and with --program FILE, a built
+                           `gpu-speed`, neither cargo nor the sources are needed
   bench quality [OPTIONS]  count what the built-in model draws right of prompts that it was not trained on
   fetch MODEL [--revision R] [--variant V] [--into FOLDER]
                            fetch a checkpoint from the hub: sd-v1-4, sd-v1-5, ddpm-cat-256 or OWNER/NAME
@@ -50,6 +58,7 @@ fn main() -> ExitCode {
                 start(&["diffuse-examples", "--example", "scene-quality"], rest)
             }
             Some((what, rest)) if what == "cpu" => cpu::bench(rest),
+            Some((what, rest)) if what == "gpu" => gpu::bench(rest),
             _ => bench::bench(rest),
         },
         "help" | "--help" | "-h" => {

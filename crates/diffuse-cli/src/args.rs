@@ -229,9 +229,9 @@ pub struct Model {
     /// Variant of the weights files: `fp16` takes `*.fp16.safetensors`
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
-    /// What computes
-    #[arg(long, value_enum, default_value_t = BackendName::Flex)]
-    pub backend: BackendName,
+    /// What computes [default: `cuda` or else `wgpu` if it is built in and finds a GPU, else `flex`]
+    #[arg(long, value_enum)]
+    pub backend: Option<BackendName>,
     /// Which of the backend's devices, as `diffuse devices` counts them [default: the fastest kind]
     #[arg(long, value_name = "INDEX")]
     pub device: Option<usize>,

@@ -5,7 +5,6 @@ use burn::tensor::{DType, backend::Backend};
 use diffuse_pipelines::LoadOptions;
 
 use crate::args::{BackendName, FloatType, Model};
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
 use crate::devices;
 use crate::output::complain;
 
@@ -19,22 +18,50 @@ pub type AnyBackend = burn::backend::Cuda;
 
 /// Something to do on a backend that is chosen while the program runs.
 pub trait Job {
-    /// Does it.
-    fn run<B: Backend>(self, device: B::Device) -> Result<()>;
+    /// Does it on a device of the backend of that name.
+    fn run<B: Backend>(self, backend: BackendName, device: B::Device) -> Result<()>;
 }
 
-/// Does a job on the backend that was asked for, on one of its devices by index.
+/// The backend that was asked for, or else a GPU's that is built in and finds one, or else the CPU's.
+pub fn choose(asked: Option<BackendName>, quiet: bool) -> BackendName {
+    if let Some(name) = asked {
+        return name;
+    }
+    match devices::gpu_backend() {
+        Some(name) => {
+            if !quiet {
+                complain(format_args!(
+                    "computing on the GPU (`--backend {name}`); `--backend flex` takes the CPU"
+                ));
+            }
+            name
+        }
+        None if cfg!(feature = "flex") => BackendName::Flex,
+        // Without the CPU's, one that can say what it lacks.
+        None if cfg!(feature = "wgpu") => BackendName::Wgpu,
+        None => BackendName::Cuda,
+    }
+}
+
+/// Does a job on a backend, on one of its devices by index.
 pub fn with_backend(name: BackendName, device: Option<usize>, job: impl Job) -> Result<()> {
     match name {
         #[cfg(feature = "flex")]
         BackendName::Flex => match device {
-            None | Some(0) => job.run::<burn_flex::Flex>(Default::default()),
+            None | Some(0) => job.run::<burn_flex::Flex>(name, Default::default()),
             Some(index) => bail!("there is no device {index}: `flex` has one, the CPU"),
         },
         #[cfg(feature = "wgpu")]
-        BackendName::Wgpu => job.run::<burn::backend::Wgpu>(devices::wgpu::choose(device)?),
+        BackendName::Wgpu => job.run::<burn::backend::Wgpu>(name, devices::wgpu::choose(device)?),
         #[cfg(feature = "cuda")]
-        BackendName::Cuda => job.run::<burn::backend::Cuda>(devices::cuda::choose(device)?),
+        BackendName::Cuda => {
+            let (device, kernels) = devices::cuda::choose(device)?;
+            let result = job.run::<burn::backend::Cuda>(name, device);
+            if let Some(kernels) = kernels {
+                kernels.seal();
+            }
+            result
+        }
         #[allow(unreachable_patterns)]
         name => not_built_in(name),
     }
@@ -59,9 +86,13 @@ pub fn not_built_in<T>(name: BackendName) -> Result<T> {
 
 /// How to load a model's weights: in the type that was asked for, or else in `f32` on the CPU, and on a GPU in `f16`
 /// if it computes in that.
-pub fn load_options<B: Backend>(model: &Model, device: &B::Device) -> Result<LoadOptions> {
+pub fn load_options<B: Backend>(
+    model: &Model,
+    backend: BackendName,
+    device: &B::Device,
+) -> Result<LoadOptions> {
     let supported = |dtype| B::supports_dtype(device, dtype);
-    let dtype = match (model.dtype, model.backend) {
+    let dtype = match (model.dtype, backend) {
         (Some(dtype), _) => float_type(dtype),
         (None, BackendName::Flex) => DType::F32,
         (None, BackendName::Wgpu | BackendName::Cuda) if supported(DType::F16) => DType::F16,

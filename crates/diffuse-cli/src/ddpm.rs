@@ -8,7 +8,7 @@ use diffuse_pipelines::schedulers::{StepOptions, scheduler_from_config};
 use diffuse_pipelines::{DDPMOptions, DDPMPipeline, PipelineKind, generators, random_seed};
 use serde_json::{Map, Value, json};
 
-use crate::args::Ddpm;
+use crate::args::{BackendName, Ddpm};
 use crate::backend::{self, Job, load_options, with_backend};
 use crate::builtin::Builtin;
 use crate::model::find_model;
@@ -23,18 +23,19 @@ pub fn run(mut args: Box<Ddpm>) -> Result<()> {
     if args.run.seed.is_empty() {
         args.run.seed.push(random_seed());
     }
-    with_backend(args.model.backend, args.model.device, Unconditional(args))
+    let backend = backend::choose(args.model.backend, args.run.quiet);
+    with_backend(backend, args.model.device, Unconditional(args))
 }
 
 struct Unconditional(Box<Ddpm>);
 
 impl Job for Unconditional {
-    fn run<B: Backend>(self, device: B::Device) -> Result<()> {
+    fn run<B: Backend>(self, backend: BackendName, device: B::Device) -> Result<()> {
         let args = *self.0;
         let kind = PipelineKind::Unconditional;
         let source = find_model(&args.model, kind, args.run.quiet)?;
         let start = Instant::now();
-        let load = load_options::<B>(&args.model, &device)?;
+        let load = load_options::<B>(&args.model, backend, &device)?;
         let mut pipeline = DDPMPipeline::<B>::from_pretrained_with(&source.folder, &load, &device)?;
         pipeline.scheduler = scheduler_from_config(
             pipeline.scheduler.config(),
@@ -67,6 +68,7 @@ impl Job for Unconditional {
             pipeline.generate_with(&options, &mut noise, |event| progress.update(&event));
         progress.finish();
         let mut record = record(&args, &options);
+        record.insert("backend".into(), backend.to_string().into());
         record.insert("revision".into(), source.commit.into());
         record.insert("dtype".into(), load.dtype.map(backend::name).into());
         record.insert("weights".into(), load.weights.map(backend::name).into());
@@ -89,7 +91,6 @@ fn record(args: &Ddpm, options: &DDPMOptions) -> Map<String, Value> {
         "use_clipped_model_output": args.use_clipped_model_output,
         "seed": args.run.seed,
         "num_images": args.run.num_images,
-        "backend": args.model.backend.to_string(),
     });
     match record {
         Value::Object(record) => record,

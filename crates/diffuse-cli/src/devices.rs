@@ -3,6 +3,8 @@
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(feature = "cuda")]
+pub mod kernel_cache;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
@@ -25,6 +27,21 @@ pub fn run() {
             Err(reason) => say(format_args!("  {reason:#}")),
         }
     }
+    #[cfg(feature = "cuda")]
+    say(kernel_cache::describe());
+}
+
+/// The best GPU backend that is built in and has a GPU here.
+pub fn gpu_backend() -> Option<BackendName> {
+    #[cfg(feature = "cuda")]
+    if cuda::devices().is_ok() {
+        return Some(BackendName::Cuda);
+    }
+    #[cfg(feature = "wgpu")]
+    if wgpu::adapters().is_ok_and(|adapters| adapters.iter().any(wgpu::Adapter::is_gpu)) {
+        return Some(BackendName::Wgpu);
+    }
+    None
 }
 
 /// A line for each device, in the order of their indices.

@@ -57,8 +57,12 @@ fn message(payload: &(dyn Any + Send)) -> String {
 fn advise(message: &str) -> String {
     let lower = message.to_lowercase();
     let memory = ["out of memory", "outofmemory", "out_of_memory", "toobig"];
+    // How CubeCL fails to keep a kernel; the program's own files are no panic.
+    let disk = ["storagefull", "quotaexceeded"];
     if memory.iter().any(|words| lower.contains(words)) {
         format!("the device has not enough memory; {LESS_MEMORY} ({message})")
+    } else if disk.iter().any(|words| lower.contains(words)) {
+        format!("no space is left where `diffuse devices` says that kernels are kept ({message})")
     } else {
         format!("{message} (RUST_BACKTRACE=1 shows where)")
     }
@@ -127,6 +131,7 @@ mod tests {
         assert_eq!(message(&7), "the backend stopped without a word");
         assert!(advise("wgpu error: Out of Memory").starts_with("the device has not enough"));
         assert!(advise("BufferTooBig(9)").starts_with("the device has not enough memory"));
+        assert!(advise("Os { code: 28, kind: StorageFull }").starts_with("no space is left"));
         assert!(advise("no such kernel").starts_with("no such kernel ("));
     }
 }

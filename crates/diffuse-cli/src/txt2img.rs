@@ -10,7 +10,7 @@ use diffuse_pipelines::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::args::Txt2img;
+use crate::args::{BackendName, Txt2img};
 use crate::backend::{self, Job, load_options, with_backend};
 use crate::builtin::Builtin;
 use crate::model::find_model;
@@ -28,18 +28,19 @@ pub fn run(mut args: Box<Txt2img>) -> Result<()> {
     if args.run.seed.is_empty() {
         args.run.seed.push(random_seed());
     }
-    with_backend(args.model.backend, args.model.device, TextToImage(args))
+    let backend = backend::choose(args.model.backend, args.run.quiet);
+    with_backend(backend, args.model.device, TextToImage(args))
 }
 
 struct TextToImage(Box<Txt2img>);
 
 impl Job for TextToImage {
-    fn run<B: Backend>(self, device: B::Device) -> Result<()> {
+    fn run<B: Backend>(self, backend: BackendName, device: B::Device) -> Result<()> {
         let args = *self.0;
         let kind = PipelineKind::StableDiffusion;
         let source = find_model(&args.model, kind, args.run.quiet)?;
         let start = Instant::now();
-        let load = load_options::<B>(&args.model, &device)?;
+        let load = load_options::<B>(&args.model, backend, &device)?;
         let mut pipeline =
             StableDiffusionPipeline::<B>::from_pretrained_with(&source.folder, &load, &device)?;
         pipeline.scheduler = scheduler_from_config(
@@ -85,6 +86,7 @@ impl Job for TextToImage {
             pipeline.generate_with(&options, &mut noise, |event| progress.update(&event));
         progress.finish();
         let mut record = record(&args, &options);
+        record.insert("backend".into(), backend.to_string().into());
         record.insert("revision".into(), source.commit.into());
         record.insert("dtype".into(), load.dtype.map(backend::name).into());
         record.insert("weights".into(), load.weights.map(backend::name).into());
@@ -117,7 +119,6 @@ fn record<B: Backend>(args: &Txt2img, options: &StableDiffusionOptions<B>) -> Ma
         "seed": args.run.seed,
         "num_images": args.run.num_images,
         "init_latents": args.init_latents,
-        "backend": args.model.backend.to_string(),
     });
     match record {
         Value::Object(record) => record,

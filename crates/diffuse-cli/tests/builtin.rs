@@ -1,17 +1,18 @@
 //! The models that the program carries: a picture in an empty folder, and the same as the reference's.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use image::RgbImage;
 use serde_json::Value;
 
 /// Runs the program in a folder.
 fn diffuse(folder: &Path, arguments: &[&str]) -> Output {
-    let output = Command::new(env!("CARGO_BIN_EXE_diffuse"))
+    let output = common::diffuse(arguments)
         .current_dir(folder)
-        .args(arguments)
         .output()
         .unwrap();
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -61,10 +62,10 @@ fn the_built_in_model_needs_no_file_and_leaves_none() {
     let folder = tempfile::tempdir().unwrap();
     let temporary = folder.path().join("temporary");
     fs::create_dir(&temporary).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_diffuse"))
+    let arguments = ["two trees by day", "--steps", "2", "--output", "trees.png"];
+    let output = common::diffuse(&arguments)
         .current_dir(folder.path())
         .env("TMPDIR", &temporary)
-        .args(["two trees by day", "--steps", "2", "--output", "trees.png"])
         .output()
         .unwrap();
     assert!(output.status.success());

@@ -416,3 +416,49 @@ fn types_that_the_device_does_not_have_are_refused() {
         "--dtype f32",
     );
 }
+
+#[test]
+fn the_backend_is_by_default_a_gpu_that_is_there() {
+    let listed = String::from_utf8(diffuse(&["devices"], &[]).stdout).unwrap();
+    let expected = if listed.contains("compute capability") {
+        "cuda"
+    } else if ["discrete GPU", "integrated GPU", "virtual GPU"]
+        .iter()
+        .any(|kind| listed.contains(kind))
+    {
+        "wgpu"
+    } else {
+        "flex"
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out.png");
+    let model = reference().join("sd/base").display().to_string();
+    let run = ["txt2img", "a cat", "--model", &model, "--steps", "1"];
+    let output = ["--output", path.to_str().unwrap()];
+    let done = diffuse(&[&run[..], &output].concat(), &[]);
+    assert!(done.status.success(), "{done:?}");
+    let message = String::from_utf8(done.stderr).unwrap();
+    let announced = message.contains("computing on the GPU (`--backend ");
+    assert_eq!(announced, expected != "flex", "{message}");
+    let decoder = png::Decoder::new(std::io::BufReader::new(std::fs::File::open(path).unwrap()));
+    let reader = decoder.read_info().unwrap();
+    let record = reader.info().utf8_text[0].get_text().unwrap();
+    let backend = format!("\"backend\":\"{expected}\"");
+    assert!(record.contains(&backend), "{record}");
+}
+
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+#[test]
+fn devices_tell_where_kernels_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let caches = folder.path().display().to_string();
+    let listed = |caches: &str| {
+        let output = diffuse(&["devices"], &[("XDG_CACHE_HOME", caches)]);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let text = listed(&caches);
+    let expected = format!("\nkernels are kept in {caches}/diffuse/kernels (0 MiB)\n");
+    assert!(text.ends_with(&expected), "{text}");
+    let text = listed("/dev/null");
+    assert!(text.contains("\nkernels are not kept"), "{text}");
+}

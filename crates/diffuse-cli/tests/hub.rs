@@ -1,6 +1,8 @@
 //! The program with models from a hub on this machine.
 #![cfg(feature = "hub")]
 
+mod common;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -29,7 +31,7 @@ impl World {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_diffuse"));
+        let mut command = common::diffuse(arguments);
         for name in [
             "HF_HUB_CACHE",
             "HF_HUB_OFFLINE",
@@ -39,7 +41,6 @@ impl World {
             command.env_remove(name);
         }
         command
-            .args(arguments)
             .current_dir(self.folder.path())
             .env("HF_HOME", self.path("home"))
             .env("HF_ENDPOINT", self.hub.endpoint());

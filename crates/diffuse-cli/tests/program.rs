@@ -1,5 +1,7 @@
 //! The program as a person uses it: what it writes, what it says, and what wrong input gets.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -7,10 +9,7 @@ use std::process::{Command, Output};
 use diffuse_testing::reference;
 
 fn diffuse(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_diffuse"))
-        .args(arguments)
-        .output()
-        .unwrap()
+    common::diffuse(arguments).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -302,6 +301,7 @@ fn too_little_memory_is_an_error_and_not_an_abort() {
         .args([env!("CARGO_BIN_EXE_diffuse"), "txt2img", "a"])
         .args(["--width", "16384", "--height", "16384", "--steps", "1"])
         .args(["--model", &model("sd/base"), "--output", &path])
+        .args(["--backend", "flex"])
         // Each thread would take its share of the addresses.
         .env("RAYON_NUM_THREADS", "1")
         .output()

@@ -130,6 +130,32 @@ fn linear_layers() {
 }
 
 #[test]
+fn several_linear_layers() {
+    let mut cases = vec![(70, 64, 320, 3), (154, 96, 128, 2), (9, 32, 64, 3)];
+    if full() {
+        cases.extend([(8192, 320, 320, 3), (512, 1280, 1280, 3), (154, 768, 640, 2)]);
+    }
+    for (rows, from, to, count) in cases {
+        for dtype in dtypes() {
+            let x = numbers(rows * from, 1, dtype);
+            let w: Vec<Vec<f32>> = (0..count).map(|i| numbers(to * from, 2 + i, dtype)).collect();
+            let weights: Vec<Tensor<B, 2>> = w.iter().map(|w| tensor(w, [to, from], dtype)).collect();
+            let weights: Vec<&Tensor<B, 2>> = weights.iter().collect();
+            // Without tensor cores they are computed one by one.
+            let Some(results) = gpu::linears(&tensor(&x, [rows, from], dtype), &weights) else {
+                continue;
+            };
+            for (y, w) in results.into_iter().zip(&w) {
+                compare(&format!("linears {rows} {from} {to}"), dtype, &read(y), |at| {
+                    let terms = x[at / to * from..][..from].iter().zip(&w[at % to * from..][..from]);
+                    terms.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+                });
+            }
+        }
+    }
+}
+
+#[test]
 fn gated_linear_layers() {
     let mut cases = vec![(2, 5, 32, 8), (1, 70, 64, 72), (2, 100, 40, 160)];
     if full() {

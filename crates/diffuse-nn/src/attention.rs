@@ -69,6 +69,14 @@ impl AttentionConfig {
     }
 }
 
+/// The results of several layers for one input.
+fn project<B: Backend, const N: usize>(layers: [&Linear<B>; N], x: Tensor<B, 3>) -> [Tensor<B, 3>; N] {
+    if layers.iter().any(|layer| layer.bias.is_some()) {
+        return layers.map(|layer| layer.forward(x.clone()));
+    }
+    ops::linears(x, layers.map(|layer| layer.weight.val()))
+}
+
 impl<B: Backend> Attention<B> {
     /// Attention over tokens: self-attention without `context`, cross-attention with it.
     ///
@@ -92,10 +100,16 @@ impl<B: Backend> Attention<B> {
 
     /// All but the last projection.
     fn attend(&self, x: Tensor<B, 3>, context: Option<&Tensor<B, 3>>) -> Tensor<B, 3> {
-        let context = context.cloned().unwrap_or_else(|| x.clone());
-        let query = self.to_q.forward(x);
-        let key = self.to_k.forward(context.clone());
-        let value = self.to_v.forward(context);
+        let (query, key, value) = match context {
+            None => {
+                let [query, key, value] = project([&self.to_q, &self.to_k, &self.to_v], x);
+                (query, key, value)
+            }
+            Some(context) => {
+                let [key, value] = project([&self.to_k, &self.to_v], context.clone());
+                (self.to_q.forward(x), key, value)
+            }
+        };
         ops::attention(query, key, value, self.heads)
     }
 

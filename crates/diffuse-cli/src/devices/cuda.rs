@@ -7,6 +7,7 @@ use burn::backend::cuda::CudaDevice;
 use cudarc::driver::result::{self, device};
 use cudarc::driver::sys::CUdevice_attribute;
 
+use super::kernel_cache::KernelCache;
 use super::{gibibytes, no_such_device};
 
 /// A GPU.
@@ -29,6 +30,21 @@ impl fmt::Display for Device {
     }
 }
 
+impl Device {
+    /// What compiled kernels depend on, besides their source: the GPU and the compiler.
+    fn kernels_for(&self) -> Result<String> {
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: the pointers are to integers that outlive the call.
+        unsafe { cudarc::nvrtc::sys::nvrtcVersion(&mut major, &mut minor) }
+            .result()
+            .context("the CUDA toolkit's compiler does not start")?;
+        let (name, capability) = (&self.name, self.compute_capability);
+        Ok(format!(
+            "cuda, {name}, {capability:?}, NVRTC {major}.{minor}"
+        ))
+    }
+}
+
 /// All GPUs, in the driver's order.
 pub fn devices() -> Result<Vec<Device>> {
     // SAFETY: what is loaded is the library of that name in the system's search path, as burn loads it.
@@ -48,6 +64,12 @@ pub fn devices() -> Result<Vec<Device>> {
         bail!(
             "the CUDA toolkit's compiler is not found (`libnvrtc.so`, or `nvrtc64_*.dll` on Windows), with which \
              kernels are built while the program runs: install the toolkit, or take `--backend flex`"
+        );
+    }
+    if cubecl::cuda::install::cuda_path().is_none() {
+        bail!(
+            "the CUDA toolkit's headers are not found, which kernels include: set `CUDA_PATH` to the toolkit's folder, \
+             or take `--backend flex`"
         );
     }
     result::init().context("NVIDIA's driver does not start")?;
@@ -84,12 +106,13 @@ fn describe(index: i32) -> Result<Device, result::DriverError> {
     })
 }
 
-/// The GPU with an index, or else the first.
-pub fn choose(index: Option<usize>) -> Result<CudaDevice> {
-    let count = devices()?.len();
+/// The GPU with an index, or else the first, and its kernels of earlier runs.
+pub fn choose(index: Option<usize>) -> Result<(CudaDevice, Option<KernelCache>)> {
+    let devices = devices()?;
     let index = index.unwrap_or(0);
-    if index >= count {
-        return Err(no_such_device(index, count));
-    }
-    Ok(CudaDevice::new(index))
+    let Some(device) = devices.get(index) else {
+        return Err(no_such_device(index, devices.len()));
+    };
+    let kernels = KernelCache::enable(&device.kernels_for()?);
+    Ok((CudaDevice::new(index), kernels))
 }

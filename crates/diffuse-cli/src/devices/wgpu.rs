@@ -39,6 +39,16 @@ impl fmt::Display for Adapter {
     }
 }
 
+impl Adapter {
+    /// Whether it is known to be more than a driver that computes on the CPU.
+    pub fn is_gpu(&self) -> bool {
+        matches!(
+            self.info.device_type,
+            DeviceType::DiscreteGpu | DeviceType::IntegratedGpu | DeviceType::VirtualGpu
+        )
+    }
+}
+
 /// Everything that burn could compute on, in the driver's order.
 pub fn adapters() -> Result<Vec<Adapter>> {
     let backend = AutoGraphicsApi::backend();

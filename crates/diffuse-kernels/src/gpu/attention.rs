@@ -5,19 +5,18 @@
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
 use cubecl::cmma::MmaDefinition;
 use cubecl::ir::MatrixIdent;
+use cubecl::prelude::barrier::Barrier;
 use cubecl::prelude::*;
 
 use super::launch::{array, empty, widest};
 use super::layout::{Rows, with_layout};
 use super::matrix::{Added, linear, products};
 use super::norm::softmax;
-use super::product::PLANE;
+use super::product::{Found, PLANE, copy};
 use super::tiles::has_tensor_cores;
 
 /// Larger heads have their scores in memory.
 pub const LARGEST_HEAD: usize = 160;
-/// Keys of a tile with tensor cores.
-const KEYS: usize = 64;
 /// Keys of a tile without.
 const PLAIN_KEYS: usize = 16;
 /// Queries of a cube without tensor cores: one a unit.
@@ -42,8 +41,12 @@ struct Sizes {
 struct Plan {
     /// Elements of a head.
     head: usize,
-    /// Planes of 16 queries a cube.
+    /// Planes of a cube.
     planes: usize,
+    /// Times 16 queries of a plane, which share the keys that it reads.
+    strips: usize,
+    /// Keys of a tile.
+    keys: usize,
     /// Whether a query sees no later key.
     causal: bool,
 }
@@ -61,15 +64,25 @@ const fn padded(head: usize) -> (usize, usize) {
     (vectors, vectors + 1)
 }
 
-/// Copies `rows` rows of a head to shared memory, zeros behind the last token and behind the head's elements.
+/// Where the rows of a head lie.
+#[derive(CubeType, Clone, Copy)]
+struct Head {
+    /// The first element of the first token.
+    start: u32,
+    /// Tokens.
+    tokens: u32,
+    /// Distance of two tokens, in elements.
+    pitch: u32,
+}
+
+/// Starts to copy rows of a head to shared memory, zeros behind the last token and behind the head's elements.
 #[cube]
-fn load_rows<E: Float, N: Size>(
+fn copy_rows<E: Float, N: Size>(
     source: &Array<Vector<E, N>>,
     target: &mut SharedMemory<Vector<E, N>>,
+    target_row: u32,
     first: u32,
-    tokens: u32,
-    pitch: u32,
-    offset: u32,
+    place: &Head,
     #[comptime] rows: usize,
     #[comptime] units: usize,
     #[comptime] head: usize,
@@ -82,16 +95,29 @@ fn load_rows<E: Float, N: Size>(
         if comptime!((i + 1) * units <= count) || index < comptime!(count as u32) {
             let row = index / comptime!(vectors as u32);
             let vector = index % comptime!(vectors as u32);
-            let mut value = Vector::<E, N>::new(E::from_int(0));
-            if first + row < tokens && vector < comptime!((head / 8) as u32) {
-                value = source[((offset + (first + row) * pitch) / 8 + vector) as usize];
-            }
-            target[at(row, vector, shared_pitch)] = value;
+            let found = Found {
+                at: (place.start + (first + row) * place.pitch) / 8 + vector,
+                inside: first + row < place.tokens && vector < comptime!((head / 8) as u32),
+            };
+            copy(source, &found, target, at(target_row + row, vector, shared_pitch));
         }
     }
 }
 
-/// With tensor cores: a plane has 16 queries.
+/// A matrix operand of two neighbouring 8-column tiles, in two halves.
+#[cube]
+fn halves<E: Float, NB: Size>(
+    both: &Array<Vector<E, NB>>,
+    #[comptime] second: bool,
+) -> Array<Vector<E, NB>> {
+    let start = comptime!(if second { 2usize } else { 0usize });
+    let mut half = Array::<Vector<E, NB>>::new(2usize);
+    half[0] = both[start];
+    half[1] = both[comptime!(start + 1)];
+    half
+}
+
+/// With tensor cores.
 #[cube(launch_unchecked, fast_math = FastMath::all())]
 #[allow(clippy::too_many_arguments)]
 fn attention_mma<E: Float, N: Size>(
@@ -105,222 +131,264 @@ fn attention_mma<E: Float, N: Size>(
     #[define(E)] _dtype: StorageType,
 ) {
     let head = comptime!(plan.head);
+    let strips = comptime!(plan.strips);
+    let tile_keys = comptime!(plan.keys);
     let units = comptime!(plan.planes * PLANE);
+    let rows = comptime!(plan.planes * plan.strips * 16);
     let (vectors, pitch) = comptime!(padded(plan.head));
     let def = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
     let size!(NA) = def.vector_size(MatrixIdent::A);
     let size!(NB) = def.vector_size(MatrixIdent::B);
     let size!(NC) = def.vector_size(MatrixIdent::Accumulator);
 
-    let mut tile_q = SharedMemory::<Vector<E, N>>::new_aligned(comptime!(plan.planes * 16 * pitch), 16usize);
-    let mut tile_k = SharedMemory::<Vector<E, N>>::new_aligned(comptime!(KEYS * pitch), 16usize);
-    let mut tile_v = SharedMemory::<Vector<E, N>>::new_aligned(comptime!(KEYS * pitch), 16usize);
+    let mut tile_q = SharedMemory::<Vector<E, N>>::new_aligned(comptime!(rows * pitch), 16usize);
+    let mut tile_k = SharedMemory::<Vector<E, N>>::new_aligned(comptime!(2 * tile_keys * pitch), 16usize);
+    let mut tile_v = SharedMemory::<Vector<E, N>>::new_aligned(comptime!(2 * tile_keys * pitch), 16usize);
+    let mut barriers = Sequence::<Shared<Barrier>>::new();
+    #[unroll]
+    for _ in 0..2usize {
+        barriers.push(Barrier::shared(comptime!(units as u32), UNIT_POS == 0));
+    }
 
     let batch = CUBE_POS_Y / sizes.heads;
     let offset = (CUBE_POS_Y % sizes.heads) * comptime!(head as u32);
-    let first_query = CUBE_POS_X * comptime!((plan.planes * 16) as u32);
+    let first_query = CUBE_POS_X * comptime!(rows as u32);
     let lane = UNIT_POS % comptime!(PLANE as u32);
-    let plane = UNIT_POS / comptime!(PLANE as u32);
-
-    load_rows::<E, N>(
-        query,
-        &mut tile_q,
-        first_query,
-        sizes.queries,
-        sizes.query_pitch,
-        batch * sizes.queries * sizes.query_pitch + offset,
-        comptime!(plan.planes * 16),
-        units,
-        head,
-    );
-    sync_cube();
-    let mut queries = Sequence::<Array<Vector<E, NA>>>::new();
-    #[unroll]
-    for i in 0..comptime!(vectors / 2) {
-        let start = at(plane * 16 + lane % 16, lane / 16 + comptime!(2 * i as u32), pitch);
-        let slice = tile_q.slice(start, start + 1);
-        queries.push(def.load_matrix::<Vector<E, N>, NA>(&slice, MatrixIdent::A, 4usize, false));
+    let plane_row = (UNIT_POS / comptime!(PLANE as u32)) * comptime!((strips * 16) as u32);
+    let queries = Head {
+        start: batch * sizes.queries * sizes.query_pitch + offset,
+        tokens: sizes.queries,
+        pitch: sizes.query_pitch,
+    };
+    let keys = Head {
+        start: batch * sizes.keys * sizes.key_pitch + offset,
+        tokens: sizes.keys,
+        pitch: sizes.key_pitch,
+    };
+    let values = Head {
+        start: batch * sizes.keys * sizes.value_pitch + offset,
+        tokens: sizes.keys,
+        pitch: sizes.value_pitch,
+    };
+    let mut end = sizes.keys;
+    if comptime!(plan.causal) {
+        end = u32::min(end, first_query + comptime!(rows as u32));
     }
+    let tiles = (end + comptime!(tile_keys as u32 - 1)) / comptime!(tile_keys as u32);
 
+    copy_rows(query, &mut tile_q, 0u32, first_query, &queries, rows, units, head);
+    copy_rows(key, &mut tile_k, 0u32, 0u32, &keys, tile_keys, units, head);
+    copy_rows(value, &mut tile_v, 0u32, 0u32, &values, tile_keys, units, head);
+    barriers[0].commit_copy_async();
+    barriers[0].arrive();
+
+    // For each strip and pair of 8 columns: rows `lane / 4` and 8 below.
+    let mut operands = Sequence::<Array<Vector<E, NA>>>::new();
     let mut sums = Sequence::<Array<Vector<f32, NC>>>::new();
     #[unroll]
-    for _ in 0..vectors {
+    for _ in 0..comptime!(strips * vectors) {
         let mut pair = Array::<Vector<f32, NC>>::new(2usize);
         pair[0] = Vector::new(0.0f32);
         pair[1] = Vector::new(0.0f32);
         sums.push(pair);
     }
-    // Of the two rows that a unit has values of.
-    let mut most = Array::<f32>::new(2usize);
-    let mut total = Array::<f32>::new(2usize);
+    let mut most = Array::<f32>::new(comptime!(2 * strips));
+    let mut total = Array::<f32>::new(comptime!(2 * strips));
     #[unroll]
-    for part in 0..2usize {
+    for part in 0..comptime!(2 * strips) {
         most[part] = LOWEST.runtime();
         total[part] = 0.0f32;
     }
-    let own_query = first_query + plane * 16 + lane / 4;
+    let own_query = first_query + plane_row + lane / 4;
 
-    let mut end = sizes.keys;
-    if comptime!(plan.causal) {
-        end = u32::min(end, first_query + comptime!((plan.planes * 16) as u32));
+    // The queries stay in registers.
+    barriers[0].wait_parity(0u32);
+    #[unroll]
+    for strip in 0..strips {
+        #[unroll]
+        for i in 0..comptime!(vectors / 2) {
+            let row = plane_row + comptime!(16 * strip as u32) + lane % 16;
+            let start = at(row, lane / 16 + comptime!(2 * i as u32), pitch);
+            let slice = tile_q.slice(start, start + 1);
+            operands.push(def.load_matrix::<Vector<E, N>, NA>(&slice, MatrixIdent::A, 4usize, false));
+        }
     }
-    let mut first_key = 0u32;
-    while first_key < end {
-        sync_cube();
-        load_rows::<E, N>(
-            key,
-            &mut tile_k,
-            first_key,
-            sizes.keys,
-            sizes.key_pitch,
-            batch * sizes.keys * sizes.key_pitch + offset,
-            KEYS,
-            units,
-            head,
-        );
-        load_rows::<E, N>(
-            value,
-            &mut tile_v,
-            first_key,
-            sizes.keys,
-            sizes.value_pitch,
-            batch * sizes.keys * sizes.value_pitch + offset,
-            KEYS,
-            units,
-            head,
-        );
-        sync_cube();
 
-        // Scores of 16 queries and all keys of the tile.
+    for tile in 0..tiles {
+        let stage = tile % 2;
+        if tile + 1 < tiles {
+            let next = (tile + 1) % 2;
+            let first = (tile + 1) * comptime!(tile_keys as u32);
+            let row = next * comptime!(tile_keys as u32);
+            copy_rows(key, &mut tile_k, row, first, &keys, tile_keys, units, head);
+            copy_rows(value, &mut tile_v, row, first, &values, tile_keys, units, head);
+            #[unroll]
+            for i in 0..2usize {
+                if next == comptime!(i as u32) {
+                    barriers[i].commit_copy_async();
+                    barriers[i].arrive();
+                }
+            }
+        }
+        #[unroll]
+        for i in 0..2usize {
+            if stage == comptime!(i as u32) {
+                barriers[i].wait_parity((tile / 2) % 2);
+            }
+        }
+        let tile_row = stage * comptime!(tile_keys as u32);
+        let first_key = tile * comptime!(tile_keys as u32);
+
+        // Scores of all queries of the plane and all keys of the tile, `[strip][8 keys]`.
         let mut scores = Sequence::<Array<Vector<f32, NC>>>::new();
         #[unroll]
-        for j in 0..comptime!(KEYS / 16) {
-            let mut left = Array::<Vector<f32, NC>>::new(2usize);
-            left[0] = Vector::new(0.0f32);
-            left[1] = Vector::new(0.0f32);
-            let mut right = Array::<Vector<f32, NC>>::new(2usize);
-            right[0] = Vector::new(0.0f32);
-            right[1] = Vector::new(0.0f32);
+        for _ in 0..comptime!(strips * tile_keys / 8) {
+            let mut pair = Array::<Vector<f32, NC>>::new(2usize);
+            pair[0] = Vector::new(0.0f32);
+            pair[1] = Vector::new(0.0f32);
+            scores.push(pair);
+        }
+        #[unroll]
+        for j in 0..comptime!(tile_keys / 16) {
             #[unroll]
             for i in 0..comptime!(vectors / 2) {
-                let row = comptime!(16 * j as u32) + (lane / 16) * 8 + lane % 8;
+                let row = tile_row + comptime!(16 * j as u32) + (lane / 16) * 8 + lane % 8;
                 let start = at(row, (lane / 8) % 2 + comptime!(2 * i as u32), pitch);
                 let slice = tile_k.slice(start, start + 1);
                 let both = def.load_matrix::<Vector<E, N>, NB>(&slice, MatrixIdent::B, 4usize, false);
-                let mut first = Array::<Vector<E, NB>>::new(2usize);
-                first[0] = both[0];
-                first[1] = both[1];
-                let mut second = Array::<Vector<E, NB>>::new(2usize);
-                second[0] = both[2];
-                second[1] = both[3];
-                def.execute_inplace(&queries[i], &first, &mut left);
-                def.execute_inplace(&queries[i], &second, &mut right);
+                let first = halves(&both, false);
+                let second = halves(&both, true);
+                #[unroll]
+                for strip in 0..strips {
+                    let operand = &operands[comptime!(strip * (vectors / 2) + i)];
+                    let pair = comptime!(strip * (tile_keys / 8) + 2 * j);
+                    def.execute_inplace(operand, &first, scores.index_mut(pair));
+                    def.execute_inplace(operand, &second, scores.index_mut(comptime!(pair + 1)));
+                }
             }
-            scores.push(left);
-            scores.push(right);
         }
 
-        // Keys that are none, or later.
-        let last = first_key + comptime!(KEYS as u32);
+        // Keys that are none, or later than the query.
+        let last = first_key + comptime!(tile_keys as u32);
         let mut hide = last > sizes.keys;
         if comptime!(plan.causal) {
             hide = hide || last > first_query;
         }
         if hide {
             #[unroll]
-            for j in 0..comptime!(KEYS / 8) {
-                let pair = scores.index_mut(j);
+            for strip in 0..strips {
                 #[unroll]
-                for part in 0..2usize {
-                    let mut values = pair[part];
+                for j in 0..comptime!(tile_keys / 8) {
+                    let pair = scores.index_mut(comptime!(strip * (tile_keys / 8) + j));
                     #[unroll]
-                    for i in 0..2usize {
-                        let column = first_key + comptime!((8 * j + i) as u32) + (lane % 4) * 2;
-                        let mut hidden = column >= sizes.keys;
-                        if comptime!(plan.causal) {
-                            hidden = hidden || column > own_query + comptime!(8 * part as u32);
+                    for part in 0..2usize {
+                        let mut values = pair[part];
+                        #[unroll]
+                        for i in 0..2usize {
+                            let column = first_key + comptime!((8 * j + i) as u32) + (lane % 4) * 2;
+                            let mut hidden = column >= sizes.keys;
+                            if comptime!(plan.causal) {
+                                let row = own_query + comptime!((16 * strip + 8 * part) as u32);
+                                hidden = hidden || column > row;
+                            }
+                            if hidden {
+                                values[i] = LOWEST.runtime();
+                            }
                         }
-                        if hidden {
-                            values[i] = LOWEST.runtime();
-                        }
+                        pair[part] = values;
                     }
-                    pair[part] = values;
                 }
             }
         }
 
         #[unroll]
-        for part in 0..2usize {
-            let mut new_most = most[part];
+        for strip in 0..strips {
             #[unroll]
-            for j in 0..comptime!(KEYS / 8) {
-                let values = scores[j][part];
-                new_most = f32::max(new_most, f32::max(values[0], values[1]));
-            }
-            new_most = f32::max(new_most, plane_shuffle_xor(new_most, 1u32));
-            new_most = f32::max(new_most, plane_shuffle_xor(new_most, 2u32));
-            let factor = f32::exp((most[part] - new_most) * scale);
-            most[part] = new_most;
-            let shift = new_most * scale;
-            let mut sum = 0.0f32;
-            #[unroll]
-            for j in 0..comptime!(KEYS / 8) {
-                let pair = scores.index_mut(j);
-                let mut values = pair[part];
-                values[0] = f32::exp(values[0] * scale - shift);
-                values[1] = f32::exp(values[1] * scale - shift);
-                sum += values[0] + values[1];
-                pair[part] = values;
-            }
-            total[part] = total[part] * factor + sum;
-            #[unroll]
-            for i in 0..vectors {
-                let pair = sums.index_mut(i);
-                pair[part] = pair[part] * Vector::new(factor);
+            for part in 0..2usize {
+                let own = comptime!(2 * strip + part);
+                let mut new_most = most[own];
+                #[unroll]
+                for j in 0..comptime!(tile_keys / 8) {
+                    let values = scores[comptime!(strip * (tile_keys / 8) + j)][part];
+                    new_most = f32::max(new_most, f32::max(values[0], values[1]));
+                }
+                new_most = f32::max(new_most, plane_shuffle_xor(new_most, 1u32));
+                new_most = f32::max(new_most, plane_shuffle_xor(new_most, 2u32));
+                let factor = f32::exp((most[own] - new_most) * scale);
+                most[own] = new_most;
+                let shift = new_most * scale;
+                let mut sum = 0.0f32;
+                #[unroll]
+                for j in 0..comptime!(tile_keys / 8) {
+                    let pair = scores.index_mut(comptime!(strip * (tile_keys / 8) + j));
+                    let mut values = pair[part];
+                    values[0] = f32::exp(values[0] * scale - shift);
+                    values[1] = f32::exp(values[1] * scale - shift);
+                    sum += values[0] + values[1];
+                    pair[part] = values;
+                }
+                total[own] = total[own] * factor + sum;
+                #[unroll]
+                for i in 0..vectors {
+                    let pair = sums.index_mut(comptime!(strip * vectors + i));
+                    pair[part] = pair[part] * Vector::new(factor);
+                }
             }
         }
 
         #[unroll]
-        for j in 0..comptime!(KEYS / 16) {
+        for j in 0..comptime!(tile_keys / 16) {
             // Two 16x8 results of scores are a 16x16 operand.
-            let mut weights = Array::<Vector<E, NA>>::new(4usize);
-            weights[0] = Vector::cast_from(scores[comptime!(2 * j)][0]);
-            weights[1] = Vector::cast_from(scores[comptime!(2 * j)][1]);
-            weights[2] = Vector::cast_from(scores[comptime!(2 * j + 1)][0]);
-            weights[3] = Vector::cast_from(scores[comptime!(2 * j + 1)][1]);
+            let mut weights = Sequence::<Array<Vector<E, NA>>>::new();
+            #[unroll]
+            for strip in 0..strips {
+                let mut operand = Array::<Vector<E, NA>>::new(4usize);
+                let left = comptime!(strip * (tile_keys / 8) + 2 * j);
+                let right = comptime!(strip * (tile_keys / 8) + 2 * j + 1);
+                operand[0] = Vector::cast_from(scores[left][0]);
+                operand[1] = Vector::cast_from(scores[left][1]);
+                operand[2] = Vector::cast_from(scores[right][0]);
+                operand[3] = Vector::cast_from(scores[right][1]);
+                weights.push(operand);
+            }
             #[unroll]
             for i in 0..comptime!(vectors / 2) {
-                let start = at(comptime!(16 * j as u32) + lane % 16, lane / 16 + comptime!(2 * i as u32), pitch);
+                let row = tile_row + comptime!(16 * j as u32) + lane % 16;
+                let start = at(row, lane / 16 + comptime!(2 * i as u32), pitch);
                 let slice = tile_v.slice(start, start + 1);
                 let both = def.load_matrix::<Vector<E, N>, NB>(&slice, MatrixIdent::B, 4usize, true);
-                let mut first = Array::<Vector<E, NB>>::new(2usize);
-                first[0] = both[0];
-                first[1] = both[1];
-                let mut second = Array::<Vector<E, NB>>::new(2usize);
-                second[0] = both[2];
-                second[1] = both[3];
-                def.execute_inplace(&weights, &first, sums.index_mut(comptime!(2 * i)));
-                def.execute_inplace(&weights, &second, sums.index_mut(comptime!(2 * i + 1)));
+                let first = halves(&both, false);
+                let second = halves(&both, true);
+                #[unroll]
+                for strip in 0..strips {
+                    let pair = comptime!(strip * vectors + 2 * i);
+                    def.execute_inplace(&weights[strip], &first, sums.index_mut(pair));
+                    def.execute_inplace(&weights[strip], &second, sums.index_mut(comptime!(pair + 1)));
+                }
             }
         }
-        first_key += comptime!(KEYS as u32);
+        // All have read the tile that is overwritten next.
+        sync_cube();
     }
 
     #[unroll]
-    for part in 0..2usize {
-        let mut sum = total[part];
-        sum += plane_shuffle_xor(sum, 1u32);
-        sum += plane_shuffle_xor(sum, 2u32);
-        let row = own_query + comptime!(8 * part as u32);
-        if row < sizes.queries {
-            let width = sizes.heads * comptime!(head as u32);
-            let start = (batch * sizes.queries + row) * width + offset + (lane % 4) * 2;
-            #[unroll]
-            for i in 0..comptime!(head / 8) {
-                let values = sums[i][part] / Vector::new(sum);
-                let mut pair = Vector::<E, Const<2>>::new(E::cast_from(values[0]));
-                pair[1] = E::cast_from(values[1]);
-                out[((start + comptime!(8 * i as u32)) / 2) as usize] = pair;
+    for strip in 0..strips {
+        #[unroll]
+        for part in 0..2usize {
+            let mut sum = total[comptime!(2 * strip + part)];
+            sum += plane_shuffle_xor(sum, 1u32);
+            sum += plane_shuffle_xor(sum, 2u32);
+            let row = own_query + comptime!((16 * strip + 8 * part) as u32);
+            if row < sizes.queries {
+                let width = sizes.heads * comptime!(head as u32);
+                let start = (batch * sizes.queries + row) * width + offset + (lane % 4) * 2;
+                #[unroll]
+                for i in 0..comptime!(head / 8) {
+                    let values = sums[comptime!(strip * vectors + i)][part] / Vector::new(sum);
+                    let mut pair = Vector::<E, Const<2>>::new(E::cast_from(values[0]));
+                    pair[1] = E::cast_from(values[1]);
+                    out[((start + comptime!(8 * i as u32)) / 2) as usize] = pair;
+                }
             }
         }
     }
@@ -461,11 +529,25 @@ pub fn attention<R: CubeRuntime>(
         value.pitch as u32,
     );
     let scale = (head as f64).sqrt().recip() as f32;
-    let planes = if queries >= 1024 && head <= 80 { 8 } else { 4 };
+    // More queries share what is read of the keys, as long as there are cubes enough and registers.
+    let strips = if queries >= 1024 && head <= 80 { 2 } else { 1 };
+    let planes = 4;
     let plan = Plan {
         head,
         planes,
+        strips,
+        keys: 64,
         causal,
+    };
+    #[cfg(feature = "tuning")]
+    let plan = match *super::tiles::FORCED_ATTENTION.lock().expect("nobody panics with it") {
+        Some([planes, strips, keys]) => Plan {
+            planes,
+            strips,
+            keys,
+            ..plan
+        },
+        None => plan,
     };
     let cubes = |queries_per_cube: usize| {
         CubeCount::Static(
@@ -479,8 +561,8 @@ pub fn attention<R: CubeRuntime>(
         if tensor_cores {
             attention_mma::launch_unchecked::<R>(
                 client,
-                cubes(planes * 16),
-                CubeDim::new_1d((planes * PLANE) as u32),
+                cubes(plan.planes * plan.strips * 16),
+                CubeDim::new_1d((plan.planes * PLANE) as u32),
                 n,
                 array(&query.tensor),
                 array(&key.tensor),

@@ -1,5 +1,10 @@
 //! From tensors of any backend to the kernels, and back.
 
+#![cfg_attr(
+    not(feature = "gpu"),
+    allow(unused_variables, reason = "without a GPU backend there are no kernels to give them to")
+)]
+
 use burn::tensor::{Tensor, backend::Backend};
 
 #[cfg(feature = "gpu")]
@@ -164,6 +169,20 @@ pub fn linear<B: Backend, const D: usize>(
             residual: residual.map(burn_cubecl::kernel::into_contiguous),
         };
         give(matrix::linear::<R>(take(x)?, take(weight)?, added, false)?)
+    })
+}
+
+/// `x Wᵀ` for two or three weights `[out, in]` of one size.
+pub fn linears<B: Backend, const D: usize>(
+    x: &Tensor<B, D>,
+    weights: &[&Tensor<B, 2>],
+) -> Option<Vec<Tensor<B, D>>> {
+    if weights.iter().any(|weight| weight.dtype() != x.dtype()) {
+        return None;
+    }
+    on_runtime!(B, |R| {
+        let weights: Option<Vec<CubeTensor<R>>> = weights.iter().map(|weight| take(weight)).collect();
+        matrix::linears::<R>(take(x)?, weights?)?.into_iter().map(give).collect()
     })
 }
 

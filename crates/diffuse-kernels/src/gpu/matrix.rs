@@ -6,8 +6,9 @@ use cubecl::prelude::*;
 
 use super::launch::{array, empty, empty_of, grid, widest};
 use super::layout::{Image, Rows, kernel_channels_last, with_layout};
+use super::norm::{ROW_UNITS, rows_are_planes};
 use super::product::{
-    BIAS, CHANNEL_BIAS, Output, Plan, RESIDUAL, SizesLaunch, Source, VECTORS, finish, product,
+    BIAS, CHANNEL_BIAS, FEW, FEW_UNITS, Output, Plan, RESIDUAL, SizesLaunch, Source, VECTORS, few_rows, finish, product,
 };
 use super::tiles::{Cut, has_tensor_cores};
 
@@ -43,7 +44,7 @@ impl<R: CubeRuntime> Added<R> {
 /// The inputs of a product.
 struct Operands<'a, R: CubeRuntime> {
     a: &'a CubeTensor<R>,
-    weight: &'a CubeTensor<R>,
+    weights: &'a [CubeTensor<R>],
     added: &'a Added<R>,
 }
 
@@ -68,6 +69,29 @@ struct Numbers {
     sums: bool,
 }
 
+impl Numbers {
+    /// The numbers of a product with the rows of a matrix, without those of `W`.
+    fn of_rows<R: CubeRuntime>(x: &Rows<R>) -> Self {
+        Self {
+            source: Source::Rows,
+            rows: x.rows,
+            columns: 0,
+            channels: x.columns,
+            pitch: x.pitch,
+            weight_pitch: 0,
+            positions: x.rows.max(1),
+            input: [1, 1],
+            out_width: 1,
+            kernel: 1,
+            stride: 1,
+            padding: 0,
+            enlarged: 0,
+            gated: false,
+            sums: false,
+        }
+    }
+}
+
 /// Launches a product into a new tensor of `shape`, or `None` if the kernel does not fit the sizes.
 fn launch<R: CubeRuntime>(
     operands: Operands<R>,
@@ -76,7 +100,7 @@ fn launch<R: CubeRuntime>(
 ) -> Option<CubeTensor<R>> {
     let Operands {
         a,
-        weight,
+        weights,
         added,
     } = operands;
     let out = if numbers.sums {
@@ -93,17 +117,51 @@ fn launch<R: CubeRuntime>(
             .iter()
             .all(|size| size.is_multiple_of(n))
     };
+    let halves = if numbers.gated { 2 } else { 1 };
     let widest = widest(client, a.dtype.size());
     let tensor_cores = widest == 8 && whole(8) && has_tensor_cores(client, a.dtype);
     let n = match tensor_cores {
         true => 8,
         false => [4, 2, 1].into_iter().find(|n| *n <= widest && whole(*n))?,
     };
+    let gathered = tensor_cores && !numbers.sums && numbers.columns.is_multiple_of(8 * halves);
     let pair = if numbers.columns.is_multiple_of(2) { 2 } else { 1 };
     if out.meta.num_elements() > u32::MAX as usize / 2
         || (numbers.gated && !numbers.columns.is_multiple_of(4))
     {
         return None;
+    }
+    if numbers.source == Source::Rows
+        && numbers.rows <= FEW
+        && !numbers.gated
+        && !numbers.sums
+        && added.channel_bias.is_none()
+        && weights.len() == 1
+    {
+        let or_a = |x: &Option<CubeTensor<R>>| array(x.as_ref().unwrap_or(a));
+        // SAFETY: the kernel compares every index with the sizes, which are those of the tensors.
+        unsafe {
+            few_rows::launch_unchecked::<R>(
+                client,
+                grid(numbers.columns as u32, (FEW_UNITS / ROW_UNITS) as u32),
+                CubeDim::new_1d(FEW_UNITS as u32),
+                n,
+                array(a),
+                array(&weights[0]),
+                or_a(&added.bias),
+                or_a(&added.residual),
+                array(&out),
+                numbers.columns as u32,
+                (numbers.channels / n) as u32,
+                (numbers.pitch / n) as u32,
+                (numbers.weight_pitch / n) as u32,
+                added.bits(),
+                numbers.rows,
+                rows_are_planes(client),
+                a.dtype.into(),
+            );
+        }
+        return Some(out);
     }
     let depth = VECTORS * n;
     let taps = numbers.kernel * numbers.kernel;
@@ -113,13 +171,15 @@ fn launch<R: CubeRuntime>(
         .hardware
         .num_streaming_multiprocessors
         .unwrap_or(64) as usize;
+    let weight_rows = numbers.columns / weights.len();
     let cut = Cut::choose(
         [numbers.rows, numbers.columns],
         steps,
         processors,
         !numbers.gated && !numbers.sums,
         tensor_cores,
-    );
+        |tile| weights.len() == 1 || (tensor_cores && weight_rows.is_multiple_of(tile.columns)),
+    )?;
     let steps_per_cube = steps.div_ceil(cut.parts);
     let parts = steps.div_ceil(steps_per_cube);
     let count = CubeCount::Static(
@@ -130,6 +190,7 @@ fn launch<R: CubeRuntime>(
     let sizes = SizesLaunch::new(
         numbers.rows as u32,
         numbers.columns as u32,
+        weight_rows as u32,
         numbers.channels as u32,
         numbers.pitch as u32,
         numbers.weight_pitch as u32,
@@ -155,6 +216,8 @@ fn launch<R: CubeRuntime>(
             (empty_of(a, shape, DType::F32), Output::Partial)
         }
     };
+    let gathered = gathered && output != Output::Partial;
+    let pair = if gathered { 8 } else { pair };
     // The sums of parts are read and written in wider vectors.
     let finish_pair = [4, 2, 1]
         .into_iter()
@@ -163,6 +226,8 @@ fn launch<R: CubeRuntime>(
         tile: cut.tile,
         source: numbers.source,
         output,
+        weights: weights.len(),
+        gathered,
     };
     // SAFETY: the kernel compares every index with the sizes, which are those of the tensors.
     unsafe {
@@ -173,7 +238,9 @@ fn launch<R: CubeRuntime>(
             n,
             pair,
             array(a),
-            array(weight),
+            array(&weights[0]),
+            array(weights.get(1).unwrap_or(a)),
+            array(weights.get(2).unwrap_or(a)),
             or_a(&added.bias),
             or_a(&added.channel_bias),
             or_a(&added.residual),
@@ -219,56 +286,75 @@ pub fn linear<R: CubeRuntime>(
     let columns = weight.rows;
     *shape.last_mut()? = if gated { columns / 2 } else { columns };
     let numbers = Numbers {
-        source: Source::Rows,
-        rows: x.rows,
         columns,
-        channels: x.columns,
-        pitch: x.pitch,
         weight_pitch: weight.pitch,
-        positions: x.rows.max(1),
-        input: [1, 1],
-        out_width: 1,
-        kernel: 1,
-        stride: 1,
-        padding: 0,
-        enlarged: 0,
         gated,
-        sums: false,
+        ..Numbers::of_rows(&x)
     };
     let operands = Operands {
         a: &x.tensor,
-        weight: &weight.tensor,
+        weights: &[weight.tensor],
         added: &added,
     };
     launch(operands, numbers, Shape::from(shape))
 }
 
-/// `a bᵀ` of two contiguous matrices, in `f32`.
-pub fn products<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>) -> Option<CubeTensor<R>> {
-    let [rows, columns, depth] = [a.meta.shape()[0], b.meta.shape()[0], a.meta.shape()[1]];
+/// `x Wᵀ` for two or three matrices of the same size, in one product whose columns the results share; `None` where the
+/// device does not compute them in one.
+pub fn linears<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    weights: Vec<CubeTensor<R>>,
+) -> Option<Vec<CubeTensor<R>>> {
+    let mut shape: Vec<usize> = x.meta.shape().iter().copied().collect();
+    let count = weights.len();
+    let x = Rows::new(x);
+    let weights: Vec<Rows<R>> = weights.into_iter().map(Rows::new).collect();
+    let (each, pitch) = (weights[0].rows, weights[0].pitch);
+    let same = weights
+        .iter()
+        .all(|weight| weight.rows == each && weight.pitch == pitch);
+    if !same || !(2..=3).contains(&count) {
+        return None;
+    }
+    *shape.last_mut()? = count * each;
     let numbers = Numbers {
-        source: Source::Rows,
-        rows,
-        columns,
-        channels: depth,
-        pitch: depth,
-        weight_pitch: depth,
-        positions: rows.max(1),
-        input: [1, 1],
-        out_width: 1,
-        kernel: 1,
-        stride: 1,
-        padding: 0,
-        enlarged: 0,
-        gated: false,
-        sums: true,
+        columns: count * each,
+        weight_pitch: pitch,
+        ..Numbers::of_rows(&x)
     };
+    let weights: Vec<CubeTensor<R>> = weights.into_iter().map(|weight| weight.tensor).collect();
     let operands = Operands {
-        a,
-        weight: b,
+        a: &x.tensor,
+        weights: &weights,
         added: &Added::default(),
     };
-    launch(operands, numbers, Shape::from(vec![rows, columns]))
+    let all = launch(operands, numbers, Shape::from(shape.clone()))?;
+    *shape.last_mut()? = each;
+    let strides: Vec<usize> = all.meta.strides().iter().copied().collect();
+    let bytes = (each * all.dtype.size()) as u64;
+    let part = |index: usize| {
+        let mut part = with_layout(all.clone(), &shape, &strides);
+        part.handle = part.handle.offset_start(index as u64 * bytes);
+        part
+    };
+    Some((0..count).map(part).collect())
+}
+
+/// `a bᵀ` of two contiguous matrices, in `f32`.
+pub fn products<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>) -> Option<CubeTensor<R>> {
+    let (a, b) = (Rows::new(a.clone()), Rows::new(b.clone()));
+    let numbers = Numbers {
+        columns: b.rows,
+        weight_pitch: b.pitch,
+        sums: true,
+        ..Numbers::of_rows(&a)
+    };
+    let operands = Operands {
+        a: &a.tensor,
+        weights: std::slice::from_ref(&b.tensor),
+        added: &Added::default(),
+    };
+    launch(operands, numbers, Shape::from(vec![a.rows, b.rows]))
 }
 
 /// Where a convolution reads.
@@ -321,7 +407,7 @@ pub fn conv2d<R: CubeRuntime>(
     let shape = [x.batch, columns, height, width];
     let operands = Operands {
         a: &x.tensor,
-        weight: &weight,
+        weights: &[weight],
         added: &added,
     };
     let out = launch(operands, numbers, Shape::from(shape.to_vec()))?;

@@ -24,7 +24,7 @@ mod tiles;
 /// Products with a given cut, for measuring.
 #[cfg(feature = "tuning")]
 pub mod tuning {
-    pub use super::tiles::{Cut, FORCED, tile};
+    pub use super::tiles::{Cut, FORCED, FORCED_ATTENTION, tile};
 }
 
 mod dispatch;

@@ -10,8 +10,12 @@ use super::layout::{Image, Rows};
 
 /// Units of a cube.
 const UNITS: usize = 256;
+/// Loads of a unit that are on their way at once.
+const UNROLLED: usize = 4;
 /// Units that share a row of a layer norm or softmax.
-const ROW_UNITS: usize = 32;
+pub const ROW_UNITS: usize = 32;
+/// Vectors of a row that a unit holds at most.
+const MOST_HELD: usize = 32;
 
 /// The sizes of a group norm.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
@@ -52,24 +56,31 @@ fn group_sums<E: Float, N: Size>(
     let vector = UNIT_POS % sizes.slice;
     let first = image * sizes.positions * sizes.vectors + slice * sizes.slice;
 
-    let mut pivot = Vector::<f32, N>::new(0.0f32);
     let mut sum = Vector::<f32, N>::new(0.0f32);
     let mut square = Vector::<f32, N>::new(0.0f32);
     if row < rows {
-        #[unroll]
-        for lane in 0..n {
-            let channel = vector * lanes + comptime!(lane as u32);
-            let start = (channel / sizes.channels) * sizes.channels;
-            let values = x[(first + start / lanes) as usize];
-            pivot[lane] = component::<E, N>(values, start % lanes);
-        }
+        let pivot = pivots(x, first, vector, sizes.channels);
         let end = u32::min((chunk + 1) * sizes.chunk, sizes.positions);
         let mut position = chunk * sizes.chunk + row;
         while position < end {
-            let value = Vector::<f32, N>::cast_from(x[(first + position * sizes.vectors + vector) as usize]) - pivot;
-            sum += value;
-            square += value * value;
-            position += rows;
+            // Several loads on their way at once.
+            let mut values = Array::<Vector<f32, N>>::new(UNROLLED);
+            #[unroll]
+            for i in 0..UNROLLED {
+                let position = position + comptime!(i as u32) * rows;
+                values[i] = pivot;
+                if position < end {
+                    let at = first + position * sizes.vectors + vector;
+                    values[i] = Vector::cast_from(x[at as usize]);
+                }
+            }
+            #[unroll]
+            for i in 0..UNROLLED {
+                let value = values[i] - pivot;
+                sum += value;
+                square += value * value;
+            }
+            position += rows * comptime!(UNROLLED as u32);
         }
     }
     #[unroll]
@@ -110,6 +121,25 @@ fn group_sums<E: Float, N: Size>(
     }
 }
 
+/// For each lane of a vector of channels, the first value of its group.
+#[cube]
+fn pivots<E: Float, N: Size>(
+    x: &Array<Vector<E, N>>,
+    first: u32,
+    vector: u32,
+    channels: u32,
+) -> Vector<f32, N> {
+    let n = N::value().comptime();
+    let lanes = comptime!(n as u32);
+    let mut pivot = Vector::<f32, N>::new(0.0f32);
+    #[unroll]
+    for lane in 0..n {
+        let start = ((vector * lanes + comptime!(lane as u32)) / channels) * channels;
+        pivot[lane] = component::<E, N>(x[(first + start / lanes) as usize], start % lanes);
+    }
+    pivot
+}
+
 /// The component of a vector at an index that is known only while running.
 #[cube]
 fn component<E: Float, N: Size>(values: Vector<E, N>, index: u32) -> f32 {
@@ -141,13 +171,22 @@ fn group_apply<E: Float, N: Size, W: Float>(
     let n = N::value().comptime();
     let lanes = comptime!(n as u32);
     let mut means = SharedMemory::<f32>::new(comptime!(UNITS * n));
-    let mut scales = SharedMemory::<f32>::new(comptime!(UNITS * n));
+    let mut factors = SharedMemory::<f32>::new(comptime!(UNITS * n));
     let (chunk, slice, image) = (CUBE_POS_X, CUBE_POS_Y, CUBE_POS_Z);
     let rows = comptime!(UNITS as u32) / sizes.slice;
     let row = UNIT_POS / sizes.slice;
     let vector = UNIT_POS % sizes.slice;
     let first = image * sizes.positions * sizes.vectors + slice * sizes.slice;
 
+    // What does not depend on the sums is read first.
+    let mut pivot = Vector::<f32, N>::new(0.0f32);
+    let mut scale = Vector::<f32, N>::new(0.0f32);
+    let mut shift = Vector::<f32, N>::new(0.0f32);
+    if row < rows {
+        pivot = pivots(x, first, vector, sizes.channels);
+        scale = Vector::cast_from(weight[(slice * sizes.slice + vector) as usize]);
+        shift = Vector::cast_from(bias[(slice * sizes.slice + vector) as usize]);
+    }
     // Eight units a group.
     let mut group = UNIT_POS / 8;
     while group < sizes.groups {
@@ -161,44 +200,65 @@ fn group_apply<E: Float, N: Size, W: Float>(
             part += 8;
         }
         means[(group * 8 + UNIT_POS % 8) as usize] = sum;
-        scales[(group * 8 + UNIT_POS % 8) as usize] = square;
+        factors[(group * 8 + UNIT_POS % 8) as usize] = square;
         group += comptime!(UNITS as u32 / 8);
     }
     sync_cube();
-    let mut scale = Vector::<f32, N>::new(0.0f32);
-    let mut shift = Vector::<f32, N>::new(0.0f32);
+    let count = f32::cast_from(sizes.positions) * f32::cast_from(sizes.channels);
+    let mut mean = 0.0f32;
+    let mut factor = 0.0f32;
+    if UNIT_POS < sizes.groups {
+        let mut sum = 0.0f32;
+        let mut square = 0.0f32;
+        #[unroll]
+        for part in 0..8u32 {
+            sum += means[(UNIT_POS * 8 + part) as usize];
+            square += factors[(UNIT_POS * 8 + part) as usize];
+        }
+        mean = sum / count;
+        let var = f32::max(square / count - mean * mean, 0.0f32);
+        factor = 1.0f32 / f32::sqrt(var + eps);
+    }
+    sync_cube();
+    if UNIT_POS < sizes.groups {
+        means[UNIT_POS as usize] = mean;
+        factors[UNIT_POS as usize] = factor;
+    }
+    sync_cube();
     if row < rows {
-        let count = f32::cast_from(sizes.positions) * f32::cast_from(sizes.channels);
-        let weights = Vector::<f32, N>::cast_from(weight[(slice * sizes.slice + vector) as usize]);
-        let biases = Vector::<f32, N>::cast_from(bias[(slice * sizes.slice + vector) as usize]);
         #[unroll]
         for lane in 0..n {
-            let group = (vector * lanes + comptime!(lane as u32)) / sizes.channels;
-            let start = group * sizes.channels;
-            let pivot = component::<E, N>(x[(first + start / lanes) as usize], start % lanes);
-            let mut sum = 0.0f32;
-            let mut square = 0.0f32;
-            #[unroll]
-            for part in 0..8u32 {
-                sum += means[(group * 8 + part) as usize];
-                square += scales[(group * 8 + part) as usize];
-            }
-            let offset = sum / count;
-            let var = f32::max(square / count - offset * offset, 0.0f32);
-            let factor = weights[lane] / f32::sqrt(var + eps);
+            let group = ((vector * lanes + comptime!(lane as u32)) / sizes.channels) as usize;
+            let factor = scale[lane] * factors[group];
             scale[lane] = factor;
-            shift[lane] = biases[lane] - (offset + pivot) * factor;
+            shift[lane] = shift[lane] - (means[group] + pivot[lane]) * factor;
         }
         let end = u32::min((chunk + 1) * sizes.chunk, sizes.positions);
         let mut position = chunk * sizes.chunk + row;
         while position < end {
-            let at = (first + position * sizes.vectors + vector) as usize;
-            let mut value = Vector::<f32, N>::cast_from(x[at]) * scale + shift;
-            if silu {
-                value = activate(value, Activation::Silu);
+            let mut values = Array::<Vector<f32, N>>::new(UNROLLED);
+            #[unroll]
+            for i in 0..UNROLLED {
+                let position = position + comptime!(i as u32) * rows;
+                values[i] = Vector::new(0.0f32);
+                if position < end {
+                    let at = first + position * sizes.vectors + vector;
+                    values[i] = Vector::cast_from(x[at as usize]);
+                }
             }
-            y[at] = Vector::cast_from(value);
-            position += rows;
+            #[unroll]
+            for i in 0..UNROLLED {
+                let position = position + comptime!(i as u32) * rows;
+                let mut value = values[i] * scale + shift;
+                if silu {
+                    value = activate(value, Activation::Silu);
+                }
+                if position < end {
+                    let at = first + position * sizes.vectors + vector;
+                    y[at as usize] = Vector::cast_from(value);
+                }
+            }
+            position += rows * comptime!(UNROLLED as u32);
         }
     }
 }
@@ -230,7 +290,7 @@ pub fn group_norm<R: CubeRuntime>(
                 groups.is_multiple_of(*slices)
                     && width.is_multiple_of(n)
                     && width / n <= UNITS
-                    && groups / slices <= UNITS / 8 * n
+                    && groups / slices <= UNITS.min(UNITS / 8 * n)
             };
             (1..=groups).find(fits).map(|slices| (n, slices))
         })?;
@@ -288,32 +348,50 @@ pub fn group_norm<R: CubeRuntime>(
     Some(y.tensor)
 }
 
-/// The sum, or with `max` the largest, of the values of the units that share a row.
+/// The sum, or with `max` the largest, of the values of the units that share a row. With `planes`, they are a plane.
 #[cube]
-fn over_row(value: f32, shared: &mut SharedMemory<f32>, #[comptime] max: bool) -> f32 {
-    sync_cube();
-    shared[UNIT_POS as usize] = value;
-    sync_cube();
-    let lane = UNIT_POS % comptime!(ROW_UNITS as u32);
-    let start = UNIT_POS - lane;
-    #[unroll]
-    for power in 0..5u32 {
-        let distance = comptime!((ROW_UNITS as u32 / 2) >> power);
-        if lane < distance {
-            let other = shared[(UNIT_POS + distance) as usize];
-            let own = shared[UNIT_POS as usize];
-            if max {
-                shared[UNIT_POS as usize] = f32::max(own, other);
-            } else {
-                shared[UNIT_POS as usize] = own + other;
-            }
-        }
+pub fn over_row(
+    value: f32,
+    shared: &mut SharedMemory<f32>,
+    #[comptime] max: bool,
+    #[comptime] planes: bool,
+) -> f32 {
+    if planes {
+        if max { plane_max(value) } else { plane_sum(value) }
+    } else {
         sync_cube();
+        shared[UNIT_POS as usize] = value;
+        sync_cube();
+        let lane = UNIT_POS % comptime!(ROW_UNITS as u32);
+        let start = UNIT_POS - lane;
+        #[unroll]
+        for power in 0..5u32 {
+            let distance = comptime!((ROW_UNITS as u32 / 2) >> power);
+            if lane < distance {
+                let other = shared[(UNIT_POS + distance) as usize];
+                let own = shared[UNIT_POS as usize];
+                if max {
+                    shared[UNIT_POS as usize] = f32::max(own, other);
+                } else {
+                    shared[UNIT_POS as usize] = own + other;
+                }
+            }
+            sync_cube();
+        }
+        shared[start as usize]
     }
-    shared[start as usize]
 }
 
-/// Layer norm of `rows` rows of `vectors` vectors.
+/// Whether the units that share a row are a plane of the device.
+pub fn rows_are_planes<R: CubeRuntime>(client: &ComputeClient<R>) -> bool {
+    let hardware = &client.properties().hardware;
+    let size = ROW_UNITS as u32;
+    hardware.plane_size_min == size
+        && hardware.plane_size_max == size
+        && client.properties().features.plane.contains(cubecl::ir::features::Plane::Ops)
+}
+
+/// Layer norm of `rows` rows of `vectors` vectors, of which a unit holds `held`.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 fn layer_norm_kernel<E: Float, N: Size, W: Float>(
@@ -325,41 +403,57 @@ fn layer_norm_kernel<E: Float, N: Size, W: Float>(
     vectors: u32,
     pitch: u32,
     eps: f32,
+    #[comptime] held: usize,
+    #[comptime] planes: bool,
     #[define(E, W)] _dtypes: [StorageType; 2],
 ) {
+    let n = N::value().comptime();
     let mut shared = SharedMemory::<f32>::new(UNITS);
     let lane = UNIT_POS % comptime!(ROW_UNITS as u32);
-    let row = CUBE_POS * comptime!(UNITS / ROW_UNITS) + (UNIT_POS / comptime!(ROW_UNITS as u32)) as usize;
-    let row = row as u32;
+    let row = CUBE_POS as u32 * comptime!((UNITS / ROW_UNITS) as u32)
+        + UNIT_POS / comptime!(ROW_UNITS as u32);
     let inside = row < rows;
     let row = select(inside, row, 0u32);
-    let pivot = f32::cast_from(x[(row * pitch) as usize][0]);
+    let mut values = Array::<Vector<f32, N>>::new(held);
     let mut sum = 0.0f32;
-    let mut square = 0.0f32;
-    let mut i = lane;
-    while i < vectors {
-        let value = Vector::<f32, N>::cast_from(x[(row * pitch + i) as usize]) - Vector::new(pivot);
-        let squared = value * value;
-        #[unroll]
-        for lane in 0..N::value() {
-            sum += value[lane];
-            square += squared[lane];
+    #[unroll]
+    for i in 0..held {
+        let at = lane + comptime!((i * ROW_UNITS) as u32);
+        values[i] = Vector::new(0.0f32);
+        if at < vectors {
+            values[i] = Vector::cast_from(x[(row * pitch + at) as usize]);
         }
-        i += comptime!(ROW_UNITS as u32);
+        #[unroll]
+        for lane in 0..n {
+            sum += values[i][lane];
+        }
     }
-    let n = N::value().comptime();
     let count = f32::cast_from(vectors * comptime!(n as u32));
-    let offset = over_row(sum, &mut shared, false) / count;
-    let var = f32::max(over_row(square, &mut shared, false) / count - offset * offset, 0.0f32);
+    let mean = Vector::<f32, N>::new(over_row(sum, &mut shared, false, planes) / count);
+    let mut square = 0.0f32;
+    #[unroll]
+    for i in 0..held {
+        let at = lane + comptime!((i * ROW_UNITS) as u32);
+        values[i] = values[i] - mean;
+        if at < vectors {
+            let squared = values[i] * values[i];
+            #[unroll]
+            for lane in 0..n {
+                square += squared[lane];
+            }
+        }
+    }
+    let var = over_row(square, &mut shared, false, planes) / count;
     let scale = Vector::<f32, N>::new(1.0f32 / f32::sqrt(var + eps));
-    let mean = Vector::<f32, N>::new(offset + pivot);
     if inside {
-        let mut i = lane;
-        while i < vectors {
-            let value = (Vector::<f32, N>::cast_from(x[(row * pitch + i) as usize]) - mean) * scale;
-            let value = value * Vector::cast_from(weight[i as usize]) + Vector::cast_from(bias[i as usize]);
-            y[(row * vectors + i) as usize] = Vector::cast_from(value);
-            i += comptime!(ROW_UNITS as u32);
+        #[unroll]
+        for i in 0..held {
+            let at = lane + comptime!((i * ROW_UNITS) as u32);
+            if at < vectors {
+                let value = values[i] * scale * Vector::cast_from(weight[at as usize])
+                    + Vector::cast_from(bias[at as usize]);
+                y[(row * vectors + at) as usize] = Vector::cast_from(value);
+            }
         }
     }
 }
@@ -369,7 +463,7 @@ fn row_grid(rows: usize) -> CubeCount {
     super::launch::grid(rows as u32, (UNITS / ROW_UNITS) as u32)
 }
 
-/// Layer norm over the last dimension.
+/// Layer norm over the last dimension; `None` for rows that the units do not hold.
 pub fn layer_norm<R: CubeRuntime>(
     x: CubeTensor<R>,
     weight: CubeTensor<R>,
@@ -387,6 +481,10 @@ pub fn layer_norm<R: CubeRuntime>(
     while !x.pitch.is_multiple_of(n) {
         n /= 2;
     }
+    let held = (x.columns / n).div_ceil(ROW_UNITS);
+    if held > MOST_HELD {
+        return None;
+    }
     // SAFETY: indices stay below the sizes, which are those of the tensors.
     unsafe {
         layer_norm_kernel::launch_unchecked::<R>(
@@ -402,6 +500,8 @@ pub fn layer_norm<R: CubeRuntime>(
             (x.columns / n) as u32,
             (x.pitch / n) as u32,
             eps as f32,
+            held,
+            rows_are_planes(&x.tensor.client),
             [x.tensor.dtype.into(), weight.dtype.into()],
         );
     }
@@ -416,6 +516,7 @@ fn softmax_kernel<E: Float, O: Float>(
     rows: u32,
     columns: u32,
     scale: f32,
+    #[comptime] planes: bool,
     #[define(E, O)] _dtypes: [StorageType; 2],
 ) {
     let mut shared = SharedMemory::<f32>::new(UNITS);
@@ -429,14 +530,14 @@ fn softmax_kernel<E: Float, O: Float>(
         most = f32::max(most, f32::cast_from(x[(row * columns + i) as usize]) * scale);
         i += comptime!(ROW_UNITS as u32);
     }
-    let most = over_row(most, &mut shared, true);
+    let most = over_row(most, &mut shared, true, planes);
     let mut sum = 0.0f32;
     let mut i = lane;
     while i < columns {
         sum += f32::exp(f32::cast_from(x[(row * columns + i) as usize]) * scale - most);
         i += comptime!(ROW_UNITS as u32);
     }
-    let factor = 1.0f32 / over_row(sum, &mut shared, false);
+    let factor = 1.0f32 / over_row(sum, &mut shared, false, planes);
     if inside {
         let mut i = lane;
         while i < columns {
@@ -467,6 +568,7 @@ pub fn softmax<R: CubeRuntime>(x: &CubeTensor<R>, scale: f32, dtype: DType) -> C
             rows as u32,
             columns as u32,
             scale,
+            rows_are_planes(&x.client),
             [x.dtype.into(), dtype.into()],
         );
     }

@@ -15,6 +15,7 @@ use cubecl::prelude::barrier::{Barrier, copy_async_checked};
 use cubecl::prelude::*;
 
 use super::elementwise::{Activation, activate};
+use super::norm::{ROW_UNITS, over_row};
 
 /// Vectors of a row of a tile in shared memory.
 pub const VECTORS: usize = 8;
@@ -66,6 +67,10 @@ pub struct Plan {
     pub source: Source,
     /// What is done with the sums.
     pub output: Output,
+    /// Matrices that `W` is made of, one to three of the same size, each a whole number of tiles.
+    pub weights: usize,
+    /// Results are gathered in shared memory first, so that rows are written, and residuals read, 16 bytes at once.
+    pub gathered: bool,
 }
 
 /// Where the rows of `A` come from.
@@ -95,6 +100,8 @@ pub struct Sizes {
     pub rows: u32,
     /// Rows of `W`: output channels.
     pub columns: u32,
+    /// Rows of each of the matrices that `W` is made of.
+    pub weight_rows: u32,
     /// Channels of the input.
     pub channels: u32,
     /// Distance of two rows (for images: pixels) of the input.
@@ -213,11 +220,11 @@ fn place<N: Size>(step: u32, vector: u32, sizes: &Sizes, #[comptime] source: Sou
 
 /// A vector in memory, or zeros.
 #[derive(CubeType, Clone, Copy)]
-struct Found {
+pub struct Found {
     /// Index of the vector.
-    at: u32,
+    pub at: u32,
     /// Whether there is one.
-    inside: bool,
+    pub inside: bool,
 }
 
 /// The vector of `A` at a place.
@@ -259,7 +266,7 @@ fn find_w<N: Size>(row: u32, place: &Place, sizes: &Sizes) -> Found {
     let lanes = comptime!(n as u32);
     Found {
         at: (row * sizes.weight_pitch + place.column) / lanes,
-        inside: row < sizes.columns && place.channel < sizes.channels,
+        inside: row < sizes.weight_rows && place.channel < sizes.channels,
     }
 }
 
@@ -275,7 +282,7 @@ fn read<E: Float, N: Size>(source: &Array<Vector<E, N>>, found: &Found) -> Vecto
 
 /// Starts to copy a vector to shared memory; it is there when the barrier that the copy is committed to says so.
 #[cube]
-fn copy<E: Float, N: Size>(
+pub fn copy<E: Float, N: Size>(
     source: &Array<Vector<E, N>>,
     found: &Found,
     target: &mut SharedMemory<Vector<E, N>>,
@@ -310,7 +317,7 @@ fn weight_row(column: u32, sizes: &Sizes, #[comptime] plan: Plan) -> u32 {
             }
             select(inside, row, sizes.columns)
         }
-        _ => CUBE_POS_X * columns + column,
+        _ => (CUBE_POS_X * columns) % sizes.weight_rows + column,
     }
 }
 
@@ -527,12 +534,37 @@ fn added<E: Float, P: Size>(
     sums
 }
 
+/// Starts to copy a vector of the matrix of `W` that a tile is of.
+#[cube]
+fn copy_w<E: Float, N: Size>(
+    weight: &Array<Vector<E, N>>,
+    weight_2: &Array<Vector<E, N>>,
+    weight_3: &Array<Vector<E, N>>,
+    which: u32,
+    found: &Found,
+    target: &mut SharedMemory<Vector<E, N>>,
+    at: usize,
+    #[comptime] weights: usize,
+) {
+    if comptime!(weights == 1) {
+        copy(weight, found, target, at);
+    } else if which == 0 {
+        copy(weight, found, target, at);
+    } else if which == 1 {
+        copy(weight_2, found, target, at);
+    } else if comptime!(weights == 3) {
+        copy(weight_3, found, target, at);
+    }
+}
+
 /// See the [module](self). `bias`, `channel_bias` and `residual` are any array where they are not used.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub fn product<E: Float, N: Size, P: Size, O: Float>(
     a: &Array<Vector<E, N>>,
     weight: &Array<Vector<E, N>>,
+    weight_2: &Array<Vector<E, N>>,
+    weight_3: &Array<Vector<E, N>>,
     bias: &Array<E>,
     channel_bias: &Array<E>,
     residual: &Array<Vector<E, P>>,
@@ -570,6 +602,8 @@ pub fn product<E: Float, N: Size, P: Size, O: Float>(
     for i in 0..passes_w {
         weight_rows.push(weight_row(unit_row + comptime!(i as u32) * pass, sizes, plan));
     }
+
+    let which = (CUBE_POS_X * comptime!(tile.columns as u32)) / sizes.weight_rows;
 
     // Two columns a vector: what a product of tensor cores leaves a unit with.
     let size!(NC) = 2usize;
@@ -617,7 +651,10 @@ pub fn product<E: Float, N: Size, P: Size, O: Float>(
                 for i in 0..passes_w {
                     let found = find_w::<N>(weight_rows[i], &at, sizes);
                     let row = start_w + comptime!(i as u32) * pass;
-                    copy(weight, &found, &mut tile_w, swizzled(row, vector));
+                    let target = swizzled(row, vector);
+                    copy_w(
+                        weight, weight_2, weight_3, which, &found, &mut tile_w, target, plan.weights,
+                    );
                 }
                 #[unroll]
                 for i in 0..tile.stages {
@@ -681,7 +718,118 @@ pub fn product<E: Float, N: Size, P: Size, O: Float>(
         }
     }
 
-    write_all::<E, O, NC, P>(&sums, bias, channel_bias, residual, out, sizes, plan);
+    if comptime!(plan.gathered) {
+        write_gathered::<E, O, N, NC, P>(
+            &sums,
+            &mut tile_a,
+            bias,
+            channel_bias,
+            residual,
+            out,
+            sizes,
+            plan,
+        );
+    } else {
+        write_all::<E, O, NC, P>(&sums, bias, channel_bias, residual, out, sizes, plan);
+    }
+}
+
+/// Writes the sums of a cube by way of shared memory, with tensor cores. The residual is added to values that are
+/// rounded already, as if it were added by an operation of its own.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn write_gathered<E: Float, O: Float, N: Size, NC: Size, P: Size>(
+    sums: &Sums<NC>,
+    memory: &mut SharedMemory<Vector<E, N>>,
+    bias: &Array<E>,
+    channel_bias: &Array<E>,
+    residual: &Array<Vector<E, P>>,
+    out: &mut Array<Vector<O, P>>,
+    sizes: &Sizes,
+    #[comptime] plan: Plan,
+) {
+    let tile = comptime!(plan.tile);
+    let gated = comptime!(plan.output == Output::Geglu);
+    let halves = comptime!(if gated { 2usize } else { 1usize });
+    let planes = comptime!(tile.planes.unwrap_or([1, 1]));
+    let rows = comptime!(tile.rows / planes[0]);
+    let columns = comptime!(tile.columns / planes[1]);
+    // Columns of the result of a plane and of the cube, and the distance of two rows.
+    let plane_width = comptime!(columns / halves);
+    let width = comptime!(tile.columns / halves);
+    let pitch = comptime!((width + 8) as u32);
+    let out_columns = sizes.columns / comptime!(halves as u32);
+
+    let lane = UNIT_POS % comptime!(PLANE as u32);
+    let plane = UNIT_POS / comptime!(PLANE as u32);
+    let first_row = CUBE_POS_Y * comptime!(tile.rows as u32);
+    let first_column = CUBE_POS_X * comptime!(width as u32);
+    let row = (plane / comptime!(planes[1] as u32)) * comptime!(rows as u32) + lane / 4;
+    let column = (plane % comptime!(planes[1] as u32)) * comptime!(plane_width as u32) + (lane % 4) * 2;
+
+    // All have read the last tile.
+    sync_cube();
+    let mut pairs = memory.to_slice_mut().with_vector_size::<Const<2>>();
+    #[unroll]
+    for i in 0..comptime!(rows / 16) {
+        #[unroll]
+        for j in 0..comptime!(plane_width / 8) {
+            #[unroll]
+            for part in 0..2usize {
+                let row = row + comptime!((16 * i + 8 * part) as u32);
+                let column = column + comptime!(8 * j as u32);
+                let mut at = (first_column + column) as usize;
+                // Columns beyond the last are computed, too, and not written.
+                if first_column + column >= out_columns {
+                    at = 0usize;
+                }
+                let mut pair = sums.pairs[comptime!(i * (columns / 8) + j)][part];
+                if sizes.added & BIAS != 0 {
+                    pair[0] += f32::cast_from(bias[at]);
+                    pair[1] += f32::cast_from(bias[at + 1]);
+                }
+                if sizes.added & CHANNEL_BIAS != 0 {
+                    let image = u32::min(first_row + row, sizes.rows - 1) / sizes.positions;
+                    let at = (image * out_columns) as usize + at;
+                    pair[0] += f32::cast_from(channel_bias[at]);
+                    pair[1] += f32::cast_from(channel_bias[at + 1]);
+                }
+                if gated {
+                    let gate = comptime!(i * (columns / 8) + plane_width / 8 + j);
+                    let mut gate = sums.pairs[gate][part];
+                    if sizes.added & BIAS != 0 {
+                        gate[0] += f32::cast_from(bias[out_columns as usize + at]);
+                        gate[1] += f32::cast_from(bias[out_columns as usize + at + 1]);
+                    }
+                    pair = pair * activate(gate, Activation::Gelu);
+                }
+                let mut rounded = Vector::<E, Const<2>>::new(E::cast_from(pair[0]));
+                rounded[1] = E::cast_from(pair[1]);
+                pairs[((row * pitch + column) / 2) as usize] = rounded;
+            }
+        }
+    }
+    sync_cube();
+    let vectors = memory.to_slice().with_vector_size::<P>();
+    let row_vectors = comptime!((width / 8) as u32);
+    let count = comptime!((tile.rows * width / 8) as u32);
+    let units = comptime!(tile.units());
+    #[unroll]
+    for i in 0..comptime!((tile.rows * width / 8).div_ceil(tile.units())) {
+        let index = UNIT_POS + comptime!((i * units) as u32);
+        let row = index / row_vectors;
+        let column = (index % row_vectors) * 8;
+        if index < count && first_row + row < sizes.rows && first_column + column < out_columns {
+            let value = vectors[((row * pitch + column) / 8) as usize];
+            let at = (((first_row + row) * out_columns + first_column + column) / 8) as usize;
+            if sizes.added & RESIDUAL != 0 {
+                let value = Vector::<f32, P>::cast_from(value) + Vector::cast_from(residual[at]);
+                out[at] = Vector::cast_from(value);
+            } else {
+                out[at] = Vector::cast_from(value);
+            }
+        }
+    }
 }
 
 /// Writes a unit's sums.
@@ -862,5 +1010,72 @@ pub fn finish<E: Float, P: Size>(
             positions,
             added_bits,
         ));
+    }
+}
+
+/// Rows that [`few_rows`] computes at most.
+pub const FEW: usize = 4;
+/// Units of a cube of [`few_rows`].
+pub const FEW_UNITS: usize = 256;
+
+/// A product with few rows, such as that of a time embedding: units that share a column of the result read its row of
+/// `W` side by side, once for all rows of `A`.
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+pub fn few_rows<E: Float, N: Size>(
+    a: &Array<Vector<E, N>>,
+    weight: &Array<Vector<E, N>>,
+    bias: &Array<E>,
+    residual: &Array<E>,
+    out: &mut Array<E>,
+    columns: u32,
+    vectors: u32,
+    pitch: u32,
+    weight_pitch: u32,
+    added: u32,
+    #[comptime] rows: usize,
+    #[comptime] planes: bool,
+    #[define(E)] _dtype: StorageType,
+) {
+    let n = N::value().comptime();
+    let mut shared = SharedMemory::<f32>::new(FEW_UNITS);
+    let lane = UNIT_POS % comptime!(ROW_UNITS as u32);
+    let column = CUBE_POS as u32 * comptime!((FEW_UNITS / ROW_UNITS) as u32)
+        + UNIT_POS / comptime!(ROW_UNITS as u32);
+    let inside = column < columns;
+    let start = select(inside, column, 0u32) * weight_pitch;
+    let mut sums = Array::<Vector<f32, N>>::new(rows);
+    #[unroll]
+    for row in 0..rows {
+        sums[row] = Vector::new(0.0f32);
+    }
+    let mut at = lane;
+    while at < vectors {
+        let weights = Vector::<f32, N>::cast_from(weight[(start + at) as usize]);
+        #[unroll]
+        for row in 0..rows {
+            let value = a[(comptime!(row as u32) * pitch + at) as usize];
+            sums[row] += Vector::cast_from(value) * weights;
+        }
+        at += comptime!(ROW_UNITS as u32);
+    }
+    #[unroll]
+    for row in 0..rows {
+        let mut sum = 0.0f32;
+        #[unroll]
+        for lane in 0..n {
+            sum += sums[row][lane];
+        }
+        sum = over_row(sum, &mut shared, false, planes);
+        if inside && lane == 0 {
+            let at = comptime!(row as u32) * columns + column;
+            if added & BIAS != 0 {
+                sum += f32::cast_from(bias[column as usize]);
+            }
+            if added & RESIDUAL != 0 {
+                sum += f32::cast_from(residual[at as usize]);
+            }
+            out[at as usize] = E::cast_from(sum);
+        }
     }
 }

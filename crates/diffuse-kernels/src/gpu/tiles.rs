@@ -34,32 +34,22 @@ struct Measured {
 }
 
 /// The tiles that were best for some size of Stable Diffusion v1 (`examples/gpu-tiles.rs`).
-const TILES: [Measured; 4] = [
-    Measured {
-        tile: tile(128, 160, [2, 2], 3),
-        resident: 2,
-        busy: 1.15,
-        alone: 1.7,
-    },
-    Measured {
-        tile: tile(128, 128, [2, 2], 3),
-        resident: 2,
-        busy: 1.0,
-        alone: 1.5,
-    },
-    Measured {
-        tile: tile(64, 160, [2, 2], 3),
-        resident: 2,
-        busy: 0.62,
-        alone: 1.0,
-    },
-    Measured {
-        tile: tile(64, 64, [2, 2], 3),
-        resident: 4,
-        busy: 0.3,
-        alone: 0.7,
-    },
+const TILES: [Measured; 5] = [
+    measured(tile(128, 160, [2, 2], 3), 2, 1.11, 1.8),
+    measured(tile(128, 128, [2, 2], 3), 2, 0.9, 1.5),
+    measured(tile(64, 160, [2, 2], 4), 2, 0.76, 0.9),
+    measured(tile(64, 128, [2, 2], 4), 2, 0.65, 0.9),
+    measured(tile(64, 64, [2, 2], 4), 3, 0.45, 0.75),
 ];
+
+const fn measured(tile: Tile, resident: usize, busy: f64, alone: f64) -> Measured {
+    Measured {
+        tile,
+        resident,
+        busy,
+        alone,
+    }
+}
 
 /// A tile for tensor cores.
 pub const fn tile(rows: usize, columns: usize, planes: [usize; 2], stages: usize) -> Tile {
@@ -75,6 +65,10 @@ pub const fn tile(rows: usize, columns: usize, planes: [usize; 2], stages: usize
 #[cfg(feature = "tuning")]
 pub static FORCED: std::sync::Mutex<Option<Cut>> = std::sync::Mutex::new(None);
 
+/// Planes, strips and keys of a tile of attention, for measuring.
+#[cfg(feature = "tuning")]
+pub static FORCED_ATTENTION: std::sync::Mutex<Option<[usize; 3]>> = std::sync::Mutex::new(None);
+
 /// How a product of `[rows, depth]` and `[depth, columns]` is cut: the tile, and into how many parts of `depth`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
@@ -86,27 +80,29 @@ pub struct Cut {
 
 impl Cut {
     /// The cut with the shortest time by a simple model: processors compute as many cubes at once as they hold, and
-    /// parts of the sums are written and read again.
+    /// parts of the sums are written and read again. `None` if no tile fits.
     pub fn choose(
         [rows, columns]: [usize; 2],
         steps: usize,
         processors: usize,
         splits: bool,
         tensor_cores: bool,
-    ) -> Self {
+        fits: impl Fn(&Tile) -> bool,
+    ) -> Option<Self> {
         #[cfg(feature = "tuning")]
         if let Some(cut) = *FORCED.lock().expect("nobody panics with it") {
-            return cut;
+            return Some(cut);
         }
-        let mut best = Self {
-            tile: PLAIN_TILE,
-            parts: 1,
-        };
         if !tensor_cores {
-            return best;
+            let plain = Self {
+                tile: PLAIN_TILE,
+                parts: 1,
+            };
+            return fits(&PLAIN_TILE).then_some(plain);
         }
+        let mut best = None;
         let mut shortest = f64::INFINITY;
-        for measured in &TILES {
+        for measured in TILES.iter().filter(|measured| fits(&measured.tile)) {
             let tile = measured.tile;
             let tiles = rows.div_ceil(tile.rows) * columns.div_ceil(tile.columns);
             for parts in [1, 2, 3, 4, 6, 8] {
@@ -122,13 +118,14 @@ impl Cut {
                 };
                 let step = full as f64 * step(measured.resident) + step(rest.div_ceil(processors));
                 let waves = cubes.div_ceil(at_once) as f64;
-                let mut time = steps.div_ceil(parts) as f64 * step + 3.0 * waves;
+                let mut time = steps.div_ceil(parts) as f64 * step + 5.0 * waves;
                 if parts > 1 {
-                    time += 6.0 + (rows * columns * parts) as f64 * 8.0 / 4e6;
+                    // Another launch, which reads and writes.
+                    time += 8.0 + (rows * columns * (parts + 1)) as f64 * 4.0 / 8e6;
                 }
                 if time < shortest {
                     shortest = time;
-                    best = Self { tile, parts };
+                    best = Some(Self { tile, parts });
                 }
             }
         }

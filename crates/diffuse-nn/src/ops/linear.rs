@@ -22,6 +22,27 @@ pub fn linear<B: Backend, const D: usize>(
     any_linear(x, weight, bias, None)
 }
 
+/// `x Wᵀ` for several weights of one size: as [`linear`] without a bias for each, and faster where the backend computes
+/// them in one product.
+///
+/// # Panics
+/// As [`linear`].
+pub fn linears<B: Backend, const D: usize, const N: usize>(
+    x: Tensor<B, D>,
+    weights: [Tensor<B, 2>; N],
+) -> [Tensor<B, D>; N] {
+    for weight in &weights {
+        check_linear(&x, weight, None);
+    }
+    let all: Vec<&Tensor<B, 2>> = weights.iter().collect();
+    if let Some(results) = gpu::linears(&x, &all)
+        && let Ok(results) = results.try_into()
+    {
+        return results;
+    }
+    weights.map(|weight| linear(x.clone(), weight, None))
+}
+
 /// [`linear`], and a residual that its result is added to.
 ///
 /// # Shapes

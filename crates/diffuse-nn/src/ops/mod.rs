@@ -23,7 +23,7 @@ pub use attention::{attention, causal_attention};
 pub use conv::{
     ConvGeometry, conv2d, conv2d_add, conv2d_channel_bias, convolution_weight, upsample_conv2d, upsample_nearest,
 };
-pub use linear::{linear, linear_add, linear_geglu, linear_to_image};
+pub use linear::{linear, linear_add, linear_geglu, linear_to_image, linears};
 pub use norm::{group_norm, group_norm_silu, layer_norm};
 pub use reshape::{
     add_channel_bias, concat_channels, image_to_tokens, scale_shift_channels, tokens_to_image,

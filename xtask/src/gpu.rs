@@ -1,0 +1,379 @@
+//! `cargo xtask bench gpu`: operations and networks of `diffuse` on a GPU and, if a Python is named,
+//! of PyTorch, in turns on the same card; then the time of one step by kernel, where NVIDIA's
+//! profiler is installed.
+//!
+//! With `--program` nothing is built: this program, `gpu-speed` and a Python are all that the
+//! machine with the card needs.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Error, Result, bail};
+
+use crate::arguments::Arguments;
+use crate::operations::{OPERATIONS, flops};
+use crate::timer::{TimedOut, Timer, median, output, ratio};
+use crate::{cargo, gpus, profile, run, target};
+
+const USAGE: &str = "usage: cargo xtask bench gpu [--reference PYTHON] [--program FILE] \
+                     [--rounds N] [--seconds N]";
+
+/// PyTorch's side, which needs no file on the machine with the card.
+const REFERENCE: &str = include_str!("../bench/gpu.py");
+
+/// On GPUs these are part of other operations' kernels.
+const FUSED: [&str; 2] = ["silu", "channel_bias"];
+
+/// The product whose rate in PyTorch counts as the card's limit.
+const LIMIT: &str = "product 8192 8192 8192";
+
+/// What is asked of both programs, and the names in the table.
+const NETWORKS: [(&str, &str); 5] = [
+    ("unet f16", "UNet, batch 2, latents of 64 x 64, f16"),
+    ("vae f16", "VAE decode, latents of 64 x 64, f16"),
+    ("vae f32", "VAE decode, latents of 64 x 64, f32"),
+    ("text f16", "text encoder, batch 2, f16"),
+    ("ddpm f16", "ddpm-cat-256, batch 1, f16"),
+];
+
+/// Calls of the first, uncounted answer to a line, which also builds kernels.
+const FIRST_CALLS: usize = 3;
+/// A round has as many calls as take these seconds, within limits.
+const ROUND: f64 = 0.1;
+const MOST_CALLS: f64 = 2000.0;
+
+/// Shares of the time: that of starting both programs, of a row, of the profile.
+const START: u32 = 4;
+const OPERATION: u32 = 1;
+const NETWORK: u32 = 6;
+const PROFILE: u32 = 8;
+
+pub fn bench(arguments: &[String]) -> Result<()> {
+    let arguments = Arguments::parse(arguments, &["reference", "program", "rounds", "seconds"])?;
+    if !arguments.positional.is_empty() {
+        bail!("{USAGE}");
+    }
+    let rounds = arguments.number("rounds", 5)?;
+    let seconds = arguments.number("seconds", 240)?;
+    let program = match arguments.get("program") {
+        Some(file) => Path::new(file)
+            .canonicalize()
+            .with_context(|| format!("there is no program `{file}`"))?,
+        None => build()?,
+    };
+    let fused = |operation: &&str| FUSED.iter().any(|name| operation.starts_with(name));
+    let operations: Vec<_> = OPERATIONS.into_iter().filter(|name| !fused(name)).collect();
+
+    let shares = START
+        + OPERATION * (1 + operations.len() as u32)
+        + NETWORK * NETWORKS.len() as u32
+        + PROFILE;
+    let mut bench = Bench {
+        ours: Timer::start(Command::new(&program))?,
+        reference: None,
+        rounds,
+        budget: Budget::new(Duration::from_secs(seconds as u64), shares),
+    };
+    if let Some(python) = arguments.get("reference") {
+        let mut command = Command::new(python);
+        command.args(["-c", REFERENCE]);
+        bench.reference = Some(Timer::start(command)?);
+    }
+    bench.print_versions();
+    bench.print_operations(&operations);
+    bench.print_networks();
+
+    let limit = bench.budget.take(PROFILE);
+    // Their memory is free then.
+    drop(bench);
+    let (line, name) = NETWORKS[0];
+    if let Err(error) = profile::print(&program, line, name, limit) {
+        eprintln!("no profile by kernel: {error:#}");
+    }
+    Ok(())
+}
+
+fn build() -> Result<PathBuf> {
+    let mut build = cargo();
+    build.args(["build", "--release", "--package", "diffuse-pipelines"]);
+    build.args(["--features", gpus().pop().unwrap_or("cuda")]);
+    run(build.args(["--example", "gpu-speed"]))?;
+    Ok(target().join("release/examples/gpu-speed"))
+}
+
+/// The time that is left, shared out among what is still to be measured.
+struct Budget {
+    end: Instant,
+    shares: u32,
+}
+
+impl Budget {
+    fn new(all: Duration, shares: u32) -> Self {
+        Self {
+            end: Instant::now() + all,
+            shares,
+        }
+    }
+
+    /// The limit of the next part. Most parts need less than their share, so each may take
+    /// three times as much, with something always left to those that follow.
+    fn take(&mut self, share: u32) -> Duration {
+        self.shares = self.shares.saturating_sub(share);
+        let left = self.end.saturating_duration_since(Instant::now());
+        left * (3 * share) / (3 * share + self.shares)
+    }
+}
+
+/// Who computes a line.
+#[derive(Clone, Copy)]
+enum Side {
+    Ours,
+    Reference,
+}
+
+/// What became of a line: the seconds of each round, and a note if it was given up on.
+#[derive(Default)]
+struct Times {
+    rounds: Vec<f64>,
+    note: String,
+    /// Calls a round; none if nothing is to be timed any more.
+    calls: Option<usize>,
+}
+
+impl Times {
+    fn give_up(&mut self, error: Error, limit: Duration) {
+        eprintln!("{error:#}");
+        self.calls = None;
+        if error.is::<TimedOut>() {
+            self.note = format!("killed after {:.0} s", limit.as_secs_f64());
+        }
+    }
+
+    fn median(&self) -> Option<f64> {
+        median(self.rounds.clone())
+    }
+
+    /// The median in ms, and the note.
+    fn cell(&self, digits: usize) -> String {
+        let note = &self.note;
+        match self.median() {
+            Some(seconds) if note.is_empty() => format!("{:.digits$}", seconds * 1e3),
+            Some(seconds) => format!("{:.digits$} ({note})", seconds * 1e3),
+            None => note.clone(),
+        }
+    }
+
+    fn ratio(&self, others: &Self) -> String {
+        ratio(&self.rounds, &others.rounds).map_or(String::new(), |ratio| format!("{ratio:.2}"))
+    }
+}
+
+struct Bench {
+    ours: Timer,
+    reference: Option<Timer>,
+    rounds: usize,
+    budget: Budget,
+}
+
+impl Bench {
+    fn side(&mut self, side: Side) -> Option<&mut Timer> {
+        match side {
+            Side::Ours => Some(&mut self.ours),
+            Side::Reference => self.reference.as_mut(),
+        }
+    }
+
+    /// Times lines in turns, round by round, within their share of the time.
+    fn times<const N: usize>(&mut self, share: u32, lines: [(Side, &str); N]) -> [Times; N] {
+        let limit = self.budget.take(share);
+        let end = Instant::now() + limit;
+        let left = || end.saturating_duration_since(Instant::now());
+        let mut times = [(); N].map(|()| Times::default());
+        for ((side, line), times) in lines.iter().zip(&mut times) {
+            let Some(timer) = self.side(*side) else {
+                continue;
+            };
+            // Something is left to the others, and to the rounds.
+            let limit = left() * 2 / 3;
+            if limit < Duration::from_millis(100) {
+                times.note = "no time left".into();
+                continue;
+            }
+            match timer.seconds(&format!("{line} {FIRST_CALLS}"), limit) {
+                Ok(seconds) => {
+                    let calls = (ROUND / seconds).clamp(FIRST_CALLS as f64, MOST_CALLS);
+                    times.calls = Some(calls as usize);
+                }
+                Err(error) => times.give_up(error, limit),
+            }
+        }
+        let mut longest = Duration::ZERO;
+        for _ in 0..self.rounds {
+            if longest > left() {
+                break;
+            }
+            let start = Instant::now();
+            for ((side, line), times) in lines.iter().zip(&mut times) {
+                let (Some(timer), Some(calls)) = (self.side(*side), times.calls) else {
+                    continue;
+                };
+                let limit = left();
+                match timer.seconds(&format!("{line} {calls}"), limit) {
+                    Ok(seconds) => times.rounds.push(seconds),
+                    Err(error) => times.give_up(error, limit),
+                }
+            }
+            longest = longest.max(start.elapsed());
+        }
+        times
+    }
+
+    /// The card, the date, and what computes on it.
+    fn print_versions(&mut self) {
+        let limit = self.budget.take(START);
+        let end = Instant::now() + limit;
+        let left = || end.saturating_duration_since(Instant::now());
+        let mut parts = Vec::new();
+        let few = left().min(Duration::from_secs(10));
+        parts.extend(first_line(
+            "nvidia-smi",
+            &["--query-gpu=name,driver_version", "--format=csv,noheader"],
+            few,
+        ));
+        let has_card = !parts.is_empty();
+        parts.extend(first_line("date", &["-u", "+%F"], few));
+        match self.ours.ask("versions", left()) {
+            Ok(versions) => parts.push(versions),
+            Err(error) => eprintln!("{error:#}"),
+        }
+        if let Some(reference) = &mut self.reference {
+            match reference.ask("card", left()) {
+                Ok(card) if !has_card => parts.insert(0, card),
+                Ok(_) => {}
+                // It may only have been slow to start, and has its files in memory now.
+                Err(error) if error.is::<TimedOut>() => eprintln!("{error:#}"),
+                Err(error) => {
+                    eprintln!("PyTorch is left out: {error:#}");
+                    self.reference = None;
+                }
+            }
+        }
+        if let Some(reference) = &mut self.reference {
+            match reference.ask("versions", left()) {
+                Ok(versions) => parts.push(versions),
+                Err(error) => eprintln!("{error:#}"),
+            }
+        }
+        println!("{}\n", parts.join("; "));
+    }
+
+    fn print_operations(&mut self, operations: &[&str]) {
+        let [limit] = self.times(OPERATION, [(Side::Reference, &with_type(LIMIT))]);
+        let peak = rate(LIMIT, &limit);
+        if let Some(peak) = peak {
+            println!("`{LIMIT}` in f16 in PyTorch, the limit: {peak:.0} TFLOP/s\n");
+        }
+        println!("| f16 | diffuse, ms | PyTorch, ms | ratio | TFLOP/s | of the limit |");
+        println!("|---|---|---|---|---|---|");
+        for operation in operations {
+            let line = with_type(operation);
+            let lines = [(Side::Ours, &*line), (Side::Reference, &*line)];
+            let [ours, reference] = self.times(OPERATION, lines);
+            let rate = rate(operation, &ours);
+            let share = rate.zip(peak).map(|(rate, peak)| rate / peak);
+            println!(
+                "| {operation} | {} | {} | {} | {} | {} |",
+                ours.cell(3),
+                reference.cell(3),
+                ours.ratio(&reference),
+                rate.map_or(String::new(), |rate| format!("{rate:.0}")),
+                share.map_or(String::new(), |share| format!("{share:.2}")),
+            );
+        }
+        println!();
+    }
+
+    fn print_networks(&mut self) {
+        println!("| | diffuse, ms | PyTorch, ms | ratio | CUDA graph, ms | ratio |");
+        println!("|---|---|---|---|---|---|");
+        for (line, name) in NETWORKS {
+            let graph = format!("graph {line}");
+            let lines = [
+                (Side::Ours, line),
+                (Side::Reference, line),
+                (Side::Reference, &graph),
+            ];
+            let [ours, eager, graph] = self.times(NETWORK, lines);
+            println!(
+                "| {name} | {} | {} | {} | {} | {} |",
+                ours.cell(2),
+                eager.cell(2),
+                ours.ratio(&eager),
+                graph.cell(2),
+                ours.ratio(&graph),
+            );
+        }
+        println!();
+    }
+}
+
+/// The line of an operation: its type comes after its name.
+fn with_type(operation: &str) -> String {
+    operation.replacen(' ', " f16 ", 1)
+}
+
+/// TFLOP/s of an operation.
+fn rate(operation: &str, times: &Times) -> Option<f64> {
+    Some(flops(operation)? / times.median()? / 1e12)
+}
+
+/// What a program of the system says, if it is there.
+fn first_line(program: &str, arguments: &[&str], limit: Duration) -> Option<String> {
+    let printed = output(Command::new(program).args(arguments), "", limit).ok()??;
+    let line = printed.lines().next()?.trim();
+    (!line.is_empty()).then(|| line.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_come_after_names() {
+        assert_eq!(with_type("linear 2 3 4"), "linear f16 2 3 4");
+    }
+
+    #[test]
+    fn time_is_left_to_those_that_follow() {
+        let all = Duration::from_secs(300);
+        let mut budget = Budget::new(all, 10);
+        let limits: Vec<f64> = [5, 4, 1]
+            .map(|share| budget.take(share).as_secs_f64())
+            .into();
+        let left = [300.0 * 15.0 / 20.0, 300.0 * 12.0 / 13.0, 300.0];
+        for (limit, expected) in limits.iter().zip(left) {
+            assert!((limit - expected).abs() < 1.0, "{limits:?}");
+        }
+    }
+
+    #[test]
+    fn rows_say_what_was_killed() {
+        let mut times = Times {
+            rounds: vec![2e-3, 1e-3, 3e-3],
+            ..Times::default()
+        };
+        assert_eq!(times.cell(3), "2.000");
+        assert_eq!(rate("linear 1000 1000 1000", &times), Some(1.0));
+        let late = || Error::new(TimedOut).context("`unet f16 3`");
+        times.give_up(late(), Duration::from_secs(9));
+        assert_eq!(times.cell(1), "2.0 (killed after 9 s)");
+        let mut times = Times::default();
+        times.give_up(late(), Duration::from_secs(9));
+        assert_eq!(times.cell(1), "killed after 9 s");
+        assert_eq!(times.ratio(&Times::default()), "");
+        let mut times = Times::default();
+        times.give_up(anyhow::anyhow!("out of memory"), Duration::from_secs(9));
+        assert_eq!(times.cell(1), "");
+    }
+}

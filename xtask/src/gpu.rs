@@ -126,7 +126,7 @@ impl Budget {
 }
 
 /// Who computes a line.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Side {
     Ours,
     Reference,
@@ -190,22 +190,27 @@ impl Bench {
         let end = Instant::now() + limit;
         let left = || end.saturating_duration_since(Instant::now());
         let mut times = [(); N].map(|()| Times::default());
-        for ((side, line), times) in lines.iter().zip(&mut times) {
-            let Some(timer) = self.side(*side) else {
+        for i in 0..N {
+            let (side, line) = lines[i];
+            let (earlier, times) = times.split_at_mut(i);
+            // A network that fails needs no graph.
+            let mut same_side = lines.iter().zip(earlier).filter(|((other, _), _)| *other == side);
+            let failed = same_side.any(|(_, times)| times.calls.is_none());
+            let Some(timer) = self.side(side).filter(|_| !failed) else {
                 continue;
             };
             // Something is left to the others, and to the rounds.
             let limit = left() * 2 / 3;
             if limit < Duration::from_millis(100) {
-                times.note = "no time left".into();
+                times[0].note = "no time left".into();
                 continue;
             }
             match timer.seconds(&format!("{line} {FIRST_CALLS}"), limit) {
                 Ok(seconds) => {
                     let calls = (ROUND / seconds).clamp(FIRST_CALLS as f64, MOST_CALLS);
-                    times.calls = Some(calls as usize);
+                    times[0].calls = Some(calls as usize);
                 }
-                Err(error) => times.give_up(error, limit),
+                Err(error) => times[0].give_up(error, limit),
             }
         }
         let mut longest = Duration::ZERO;

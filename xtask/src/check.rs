@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::{cargo, features, no_arguments};
 
 /// What a crate must not depend on, by any path. `docs/architecture.md` says why.
-const FORBIDDEN: [(&str, &[&str]); 6] = [
+const FORBIDDEN: [(&str, &[&str]); 7] = [
     (
         "diffuse-schedulers",
         &[
@@ -15,6 +15,19 @@ const FORBIDDEN: [(&str, &[&str]); 6] = [
             "diffuse-unet",
             "diffuse-vae",
             "diffuse-clip",
+            "diffuse-pipelines",
+            "burn-store",
+            "safetensors",
+            "tokenizers",
+            "hf-hub",
+            "image",
+        ],
+    ),
+    (
+        "diffuse-kernels",
+        &[
+            "diffuse-schedulers",
+            "diffuse-nn",
             "diffuse-pipelines",
             "burn-store",
             "safetensors",

@@ -1,10 +1,11 @@
-//! `cargo xtask bench gpu`: operations and networks of `diffuse` on a GPU and, if a Python is named,
-//! of PyTorch, in turns on the same card; then the time of one step by kernel, where NVIDIA's
-//! profiler is installed.
+//! `cargo xtask bench gpu`: operations and networks of `diffuse` on a GPU and, if a Python is
+//! named, of PyTorch, in turns on the same card; then the time of one step by kernel, where
+//! NVIDIA's profiler is installed.
 //!
 //! With `--program` nothing is built: this program, `gpu-speed` and a Python are all that the
 //! machine with the card needs.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -69,8 +70,11 @@ pub fn bench(arguments: &[String]) -> Result<()> {
         + OPERATION * (1 + operations.len() as u32)
         + NETWORK * NETWORKS.len() as u32
         + PROFILE;
+    let folder = Folder::new()?;
+    let mut ours = Command::new(&program);
+    ours.current_dir(&folder.path);
     let mut bench = Bench {
-        ours: Timer::start(Command::new(&program))?,
+        ours: Timer::start(ours)?,
         reference: None,
         rounds,
         budget: Budget::new(Duration::from_secs(seconds as u64), shares),
@@ -88,10 +92,52 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     // Their memory is free then.
     drop(bench);
     let (line, name) = NETWORKS[0];
-    if let Err(error) = profile::print(&program, line, name, limit) {
+    let mut profiler = Command::new("ncu");
+    profiler.current_dir(&folder.path);
+    if let Err(error) = profile::print(profiler, &program, line, name, limit) {
         eprintln!("no profile by kernel: {error:#}");
     }
     Ok(())
+}
+
+/// The folder that `gpu-speed` runs in, with CubeCL's settings: that it keeps the kernels that it
+/// compiles, since the program is started again after a line took too long, and by the profiler.
+struct Folder {
+    path: PathBuf,
+    temporary: bool,
+}
+
+impl Folder {
+    /// A temporary folder, or the current one if it has settings already.
+    fn new() -> Result<Self> {
+        let path = std::env::current_dir().context("cannot tell the current folder")?;
+        if path
+            .ancestors()
+            .any(|folder| folder.join("cubecl.toml").exists())
+        {
+            return Ok(Self {
+                path,
+                temporary: false,
+            });
+        }
+        let path = std::env::temp_dir().join(format!("diffuse-bench-{}", std::process::id()));
+        let settings = "[compilation]\ncache = { file = \"kernels\" }\n";
+        fs::create_dir_all(&path)
+            .and_then(|()| fs::write(path.join("cubecl.toml"), settings))
+            .with_context(|| format!("cannot write to `{}`", path.display()))?;
+        Ok(Self {
+            path,
+            temporary: true,
+        })
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if self.temporary {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
 }
 
 fn build() -> Result<PathBuf> {
@@ -146,7 +192,7 @@ impl Times {
         eprintln!("{error:#}");
         self.calls = None;
         if error.is::<TimedOut>() {
-            self.note = format!("killed after {:.0} s", limit.as_secs_f64());
+            self.note = format!("killed after {:.1} s", limit.as_secs_f64());
         }
     }
 
@@ -194,7 +240,10 @@ impl Bench {
             let (side, line) = lines[i];
             let (earlier, times) = times.split_at_mut(i);
             // A network that fails needs no graph.
-            let mut same_side = lines.iter().zip(earlier).filter(|((other, _), _)| *other == side);
+            let mut same_side = lines
+                .iter()
+                .zip(earlier)
+                .filter(|((other, _), _)| *other == side);
             let failed = same_side.any(|(_, times)| times.calls.is_none());
             let Some(timer) = self.side(side).filter(|_| !failed) else {
                 continue;
@@ -215,7 +264,7 @@ impl Bench {
         }
         let mut longest = Duration::ZERO;
         for _ in 0..self.rounds {
-            if longest > left() {
+            if longest >= left() {
                 break;
             }
             let start = Instant::now();
@@ -372,10 +421,10 @@ mod tests {
         assert_eq!(rate("linear 1000 1000 1000", &times), Some(1.0));
         let late = || Error::new(TimedOut).context("`unet f16 3`");
         times.give_up(late(), Duration::from_secs(9));
-        assert_eq!(times.cell(1), "2.0 (killed after 9 s)");
+        assert_eq!(times.cell(1), "2.0 (killed after 9.0 s)");
         let mut times = Times::default();
         times.give_up(late(), Duration::from_secs(9));
-        assert_eq!(times.cell(1), "killed after 9 s");
+        assert_eq!(times.cell(1), "killed after 9.0 s");
         assert_eq!(times.ratio(&Times::default()), "");
         let mut times = Times::default();
         times.give_up(anyhow::anyhow!("out of memory"), Duration::from_secs(9));

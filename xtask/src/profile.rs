@@ -21,9 +21,15 @@ struct Launch {
     microseconds: f64,
 }
 
-/// Profiles one call of a network in `gpu-speed`, and prints its kernels as a table.
-pub fn print(program: &Path, line: &str, name: &str, limit: Duration) -> Result<()> {
-    let mut command = Command::new("ncu");
+/// Profiles one call of a network in `gpu-speed`, and prints its kernels as a table; `command` is
+/// that of the profiler.
+pub fn print(
+    mut command: Command,
+    program: &Path,
+    line: &str,
+    name: &str,
+    limit: Duration,
+) -> Result<()> {
     // The clocks and caches as they are when it runs alone.
     command.args(["--clock-control", "none", "--cache-control", "none"]);
     command.args(["--metrics", METRIC, "--csv"]).arg(program);
@@ -43,13 +49,14 @@ fn launches(printed: &str) -> Result<Vec<Launch>> {
         .lines()
         .filter(|line| line.starts_with('"'))
         .map(cells);
-    let Some(header) = rows.next() else {
+    let header = rows.next().unwrap_or_default();
+    if rows.clone().next().is_none() {
         let errors = printed.lines().filter(|line| line.starts_with("==ERROR=="));
         bail!(
             "`ncu` listed no launches: {}",
             errors.collect::<Vec<_>>().join(" ")
         );
-    };
+    }
     let column = |name: &str| {
         let position = header.iter().position(|cell| cell == name);
         position.with_context(|| format!("`ncu` lists no `{name}`"))

@@ -172,7 +172,9 @@ mod tests {
     #[cfg(unix)]
     #[test]
     fn programs_are_killed_and_started_again() {
-        let script = "while read word; do case $word in sleep) sleep 60;; end) exit;; *) echo $word;; esac; done";
+        let script = "while read word; do
+            case $word in sleep) exec sleep 60;; end) exit;; *) echo $word;; esac
+        done";
         let mut command = Command::new("sh");
         command.args(["-c", script]);
         let mut timer = Timer::start(command).unwrap();

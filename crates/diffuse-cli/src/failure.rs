@@ -57,10 +57,13 @@ fn message(payload: &(dyn Any + Send)) -> String {
 fn advise(message: &str) -> String {
     let lower = message.to_lowercase();
     let memory = ["out of memory", "outofmemory", "out_of_memory", "toobig"];
-    // How CubeCL fails to keep a kernel; the program's own files are no panic.
+    // How CubeCL fails to keep a kernel; a picture that cannot be written is no panic.
     let disk = ["storagefull", "quotaexceeded"];
     if memory.iter().any(|words| lower.contains(words)) {
-        format!("the device has not enough memory; {LESS_MEMORY} ({message})")
+        format!(
+            "the device has not enough memory; {LESS_MEMORY}, `--backend flex` needs none \
+             ({message})"
+        )
     } else if disk.iter().any(|words| lower.contains(words)) {
         format!("no space is left where `diffuse devices` says that kernels are kept ({message})")
     } else {

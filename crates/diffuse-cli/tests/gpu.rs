@@ -30,14 +30,12 @@ const BACKEND: &str = if cfg!(feature = "wgpu") {
     "cuda"
 };
 
-/// Whether matrix products of `f32` round their factors to TF32, which has as many bits as `f16`: burn's do on CUDA.
-const IS_TF32: bool = cfg!(not(feature = "wgpu"));
 /// Differences of whole runs, in parts of the largest latent.
-const RUN: f64 = if IS_TF32 { 2e-2 } else { 1e-3 };
+const RUN: f64 = 1e-3;
 /// Levels by which a picture of such a run differs.
-const LEVELS: u8 = if IS_TF32 { 8 } else { 1 };
+const LEVELS: u8 = 1;
 /// Differences of a model's output in `f32`, in parts of the largest value.
-const STAGE: f64 = if IS_TF32 { 5e-3 } else { 1e-4 };
+const STAGE: f64 = 1e-4;
 /// The same in `f16`, which has 11 bits, over some dozen layers.
 const STAGE_F16: f64 = 2e-2;
 /// The same in `bf16`, which has 8 bits.
@@ -461,4 +459,9 @@ fn devices_tell_where_kernels_are_kept() {
     assert!(text.ends_with(&expected), "{text}");
     let text = listed("/dev/null");
     assert!(text.contains("\nkernels are not kept"), "{text}");
+    let mut homeless = Command::new(env!("CARGO_BIN_EXE_diffuse"));
+    homeless.env_remove("HOME").env_remove("XDG_CACHE_HOME");
+    let output = homeless.arg("devices").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("there is no home folder"), "{text}");
 }

@@ -14,7 +14,11 @@ use diffuse_kernels::gpu::{self, Conv2d};
 type B = Cuda;
 
 fn random<const D: usize>(shape: [usize; D]) -> Tensor<B, D> {
-    Tensor::random(shape, Distribution::Uniform(-1.0, 1.0), (&Default::default(), DType::F16))
+    Tensor::random(
+        shape,
+        Distribution::Uniform(-1.0, 1.0),
+        (&Default::default(), DType::F16),
+    )
 }
 
 fn sync() {
@@ -65,7 +69,10 @@ fn cuts() -> Vec<Cut> {
         tile(32, 160, [1, 2], 4),
     ];
     let parts = [1, 2, 3, 4, 6, 8];
-    tiles.into_iter().flat_map(|tile| parts.map(|parts| Cut { tile, parts })).collect()
+    tiles
+        .into_iter()
+        .flat_map(|tile| parts.map(|parts| Cut { tile, parts }))
+        .collect()
 }
 
 fn sweep(name: &str, [rows, columns, depth]: [usize; 3], splits: bool, launch: impl Fn()) {
@@ -74,7 +81,8 @@ fn sweep(name: &str, [rows, columns, depth]: [usize; 3], splits: bool, launch: i
     let begin = Instant::now();
     for cut in cuts() {
         let cubes = rows.div_ceil(cut.tile.rows) * columns.div_ceil(cut.tile.columns);
-        let useful = cut.parts == 1 || (splits && steps / cut.parts >= 4 && cubes * cut.parts <= 800);
+        let useful =
+            cut.parts == 1 || (splits && steps / cut.parts >= 4 && cubes * cut.parts <= 800);
         // What is far too small or too large for the size is not tried.
         if !useful || (cubes < 16 && cut.tile.rows > 64 && rows > 64) || cubes > 9000 {
             continue;
@@ -122,9 +130,13 @@ fn sweep(name: &str, [rows, columns, depth]: [usize; 3], splits: bool, launch: i
 
 fn main() {
     let filter = std::env::args().nth(1).unwrap_or_default();
-    let limit: u64 = std::env::args().nth(2).and_then(|s| s.parse().ok()).unwrap_or(600);
+    let limit: u64 = std::env::args()
+        .nth(2)
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(600);
     let start = Instant::now();
-    let wanted = |name: &str| name.contains(&filter) && start.elapsed() < Duration::from_secs(limit);
+    let wanted =
+        |name: &str| name.contains(&filter) && start.elapsed() < Duration::from_secs(limit);
 
     for (batch, queries, keys, heads, size) in [
         (2, 4096, 4096, 8, 40),
@@ -145,7 +157,16 @@ fn main() {
         });
         let work = 4.0 * (batch * heads * queries * keys * size) as f64;
         if size <= 160 {
-            for cut in [[4, 2, 64], [4, 2, 32], [4, 1, 64], [4, 1, 128], [8, 1, 64], [8, 2, 64], [4, 2, 128], [2, 2, 64]] {
+            for cut in [
+                [4, 2, 64],
+                [4, 2, 32],
+                [4, 1, 64],
+                [4, 1, 128],
+                [8, 1, 64],
+                [8, 2, 64],
+                [4, 2, 128],
+                [2, 2, 64],
+            ] {
                 *FORCED_ATTENTION.lock().unwrap() = Some(cut);
                 let seconds = time(|| {
                     gpu::attention(&q, &k, &v, heads, false).expect("a kernel");
@@ -154,31 +175,61 @@ fn main() {
             }
             *FORCED_ATTENTION.lock().unwrap() = None;
         }
-        println!("attention {batch} {queries} {keys} {heads} {size}: {:.4} ms = {:.0} TFLOP/s", seconds * 1e3, work / seconds / 1e12);
+        println!(
+            "attention {batch} {queries} {keys} {heads} {size}: {:.4} ms = {:.0} TFLOP/s",
+            seconds * 1e3,
+            work / seconds / 1e12
+        );
     }
-    for (batch, channels, side) in [(2, 320, 64), (2, 960, 64), (2, 640, 32), (2, 1280, 16), (2, 2560, 16), (2, 1280, 8), (1, 512, 64), (1, 256, 256), (1, 128, 512)] {
+    for (batch, channels, side) in [
+        (2, 320, 64),
+        (2, 960, 64),
+        (2, 640, 32),
+        (2, 1280, 16),
+        (2, 2560, 16),
+        (2, 1280, 8),
+        (1, 512, 64),
+        (1, 256, 256),
+        (1, 128, 512),
+    ] {
         if !wanted("norm") {
             break;
         }
         let x = random([batch, channels, side, side]);
         // As the networks have it: channels last.
-        let x = gpu::concat_channels(&x.clone().narrow(1, 0, channels / 2), &x.narrow(1, channels / 2, channels / 2)).unwrap();
+        let x = gpu::concat_channels(
+            &x.clone().narrow(1, 0, channels / 2),
+            &x.narrow(1, channels / 2, channels / 2),
+        )
+        .unwrap();
         let (w, b) = (random([channels]), random([channels]));
         let seconds = time(|| {
             gpu::group_norm(&x, &w, &b, 32, 1e-5, true).expect("a kernel");
         });
         let bytes = (batch * channels * side * side * 6) as f64;
-        println!("group norm {batch} {channels} {side}: {:.4} ms = {:.0} GB/s", seconds * 1e3, bytes / seconds / 1e9);
+        println!(
+            "group norm {batch} {channels} {side}: {:.4} ms = {:.0} GB/s",
+            seconds * 1e3,
+            bytes / seconds / 1e9
+        );
     }
     for (rows, columns) in [(8192, 320), (2048, 640), (512, 1280)] {
         if !wanted("norm") {
             break;
         }
-        let (x, w, b) = (random([rows, columns]), random([columns]), random([columns]));
+        let (x, w, b) = (
+            random([rows, columns]),
+            random([columns]),
+            random([columns]),
+        );
         let seconds = time(|| {
             gpu::layer_norm(&x, &w, &b, 1e-5).expect("a kernel");
         });
-        println!("layer norm {rows} {columns}: {:.4} ms = {:.0} GB/s", seconds * 1e3, (rows * columns * 4) as f64 / seconds / 1e9);
+        println!(
+            "layer norm {rows} {columns}: {:.4} ms = {:.0} GB/s",
+            seconds * 1e3,
+            (rows * columns * 4) as f64 / seconds / 1e9
+        );
     }
     for (batch, from, to, side, kernel) in [
         (2, 320, 320, 64, 3),
@@ -197,21 +248,30 @@ fn main() {
             break;
         }
         let x = random([batch, from, side, side]);
-        let x = gpu::concat_channels(&x.clone().narrow(1, 0, from / 2), &x.narrow(1, from / 2, from / 2)).unwrap();
+        let x = gpu::concat_channels(
+            &x.clone().narrow(1, 0, from / 2),
+            &x.narrow(1, from / 2, from / 2),
+        )
+        .unwrap();
         let w = gpu::convolution_weight(&random([to, from, kernel, kernel])).unwrap();
         let b = random([to]);
-        sweep(&format!("conv{kernel}"), [batch * side * side, to, from * kernel * kernel], true, || {
-            let conv = Conv2d {
-                stride: 1,
-                padding: kernel / 2,
-                output: [side; 2],
-                enlarged: false,
-                bias: Some(b.clone()),
-                channel_bias: None,
-                residual: None,
-            };
-            gpu::conv2d(&x, &w, conv).expect("a kernel");
-        });
+        sweep(
+            &format!("conv{kernel}"),
+            [batch * side * side, to, from * kernel * kernel],
+            true,
+            || {
+                let conv = Conv2d {
+                    stride: 1,
+                    padding: kernel / 2,
+                    output: [side; 2],
+                    enlarged: false,
+                    bias: Some(b.clone()),
+                    channel_bias: None,
+                    residual: None,
+                };
+                gpu::conv2d(&x, &w, conv).expect("a kernel");
+            },
+        );
     }
     for (rows, from, to) in [
         (8192, 320, 320),
@@ -231,7 +291,12 @@ fn main() {
             gpu::linear(&x, &w, Some(&b), None).expect("a kernel");
         });
     }
-    for (rows, from, to) in [(8192, 320, 2560), (2048, 640, 5120), (512, 1280, 10240), (128, 1280, 10240)] {
+    for (rows, from, to) in [
+        (8192, 320, 2560),
+        (2048, 640, 5120),
+        (512, 1280, 10240),
+        (128, 1280, 10240),
+    ] {
         if !wanted("geglu") {
             break;
         }

@@ -1,23 +1,25 @@
 //! Every kernel against its formula in `f64`, at sampled positions, in `f32` and, where the device has it, `f16`.
 //!
-//! Without the feature `cuda` they run on wgpu: without a graphics card on Mesa's software driver. With
-//! `DIFFUSE_GPU_SIZES=full` they run the sizes of Stable Diffusion v1 as well, for a card.
+//! With the feature `wgpu` they run on Mesa's software driver where there is no graphics card, with `cuda` alone on the
+//! first CUDA device. With `DIFFUSE_GPU_SIZES=full` they run the sizes of Stable Diffusion v1 as well, for a card.
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use diffuse_kernels::gpu::{self, Conv2d};
 use half::f16;
 
-#[cfg(feature = "cuda")]
-type B = burn::backend::Cuda;
-#[cfg(all(feature = "wgpu", not(feature = "cuda")))]
+#[cfg(feature = "wgpu")]
 type B = burn::backend::Wgpu;
+#[cfg(not(feature = "wgpu"))]
+type B = burn::backend::Cuda;
 
 /// Repeatable numbers, different for each seed, uniform in `[-1, 1)`, as `dtype` holds them.
 fn numbers(len: usize, seed: u64, dtype: DType) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     (0..len)
         .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let value = (state >> 40) as f32 / (1 << 23) as f32 - 1.0;
             match dtype {
                 DType::F16 => f16::from_f32(value).to_f32(),
@@ -51,14 +53,17 @@ fn full() -> bool {
 /// Compares at up to a few thousand positions; `expected` computes one value.
 #[track_caller]
 fn compare(name: &str, dtype: DType, got: &[f32], expected: impl Fn(usize) -> f64) {
-    if std::env::var("NOCHECK").is_ok() { return; }
     let step = (got.len() / 3000).max(1);
     let step = if step > 1 { step | 1 } else { step };
     let (mut worst, mut scale) = ((0.0, 0), 0.0f64);
     for at in (0..got.len()).step_by(step) {
         let expected = expected(at);
         let difference = (f64::from(got[at]) - expected).abs();
-        assert!(difference.is_finite(), "{name} {dtype:?}: {} at {at}, not {expected}", got[at]);
+        assert!(
+            difference.is_finite(),
+            "{name} {dtype:?}: {} at {at}, not {expected}",
+            got[at]
+        );
         scale = scale.max(expected.abs());
         if difference > worst.0 {
             worst = (difference, at);
@@ -115,8 +120,12 @@ fn linear_layers() {
             let rt = tensor(&r, [rows, to], dtype);
             let product = |at: usize| {
                 let (row, column) = (at / to, at % to);
-                let terms = x[row * from..][..from].iter().zip(&w[column * from..][..from]);
-                terms.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+                let terms = x[row * from..][..from]
+                    .iter()
+                    .zip(&w[column * from..][..from]);
+                terms
+                    .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                    .sum::<f64>()
             };
             let name = format!("linear {rows} {from} {to}");
             let y = gpu::linear(&xt, &wt, None, None).expect("a kernel");
@@ -133,23 +142,37 @@ fn linear_layers() {
 fn several_linear_layers() {
     let mut cases = vec![(70, 64, 320, 3), (154, 96, 128, 2), (9, 32, 64, 3)];
     if full() {
-        cases.extend([(8192, 320, 320, 3), (512, 1280, 1280, 3), (154, 768, 640, 2)]);
+        cases.extend([
+            (8192, 320, 320, 3),
+            (512, 1280, 1280, 3),
+            (154, 768, 640, 2),
+        ]);
     }
     for (rows, from, to, count) in cases {
         for dtype in dtypes() {
             let x = numbers(rows * from, 1, dtype);
-            let w: Vec<Vec<f32>> = (0..count).map(|i| numbers(to * from, 2 + i, dtype)).collect();
-            let weights: Vec<Tensor<B, 2>> = w.iter().map(|w| tensor(w, [to, from], dtype)).collect();
+            let w: Vec<Vec<f32>> = (0..count)
+                .map(|i| numbers(to * from, 2 + i, dtype))
+                .collect();
+            let weights: Vec<Tensor<B, 2>> =
+                w.iter().map(|w| tensor(w, [to, from], dtype)).collect();
             let weights: Vec<&Tensor<B, 2>> = weights.iter().collect();
             // Without tensor cores they are computed one by one.
             let Some(results) = gpu::linears(&tensor(&x, [rows, from], dtype), &weights) else {
                 continue;
             };
             for (y, w) in results.into_iter().zip(&w) {
-                compare(&format!("linears {rows} {from} {to}"), dtype, &read(y), |at| {
-                    let terms = x[at / to * from..][..from].iter().zip(&w[at % to * from..][..from]);
-                    terms.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-                });
+                compare(
+                    &format!("linears {rows} {from} {to}"),
+                    dtype,
+                    &read(y),
+                    |at| {
+                        let terms = x[at / to * from..][..from]
+                            .iter()
+                            .zip(&w[at % to * from..][..from]);
+                        terms.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+                    },
+                );
             }
         }
     }
@@ -159,7 +182,12 @@ fn several_linear_layers() {
 fn gated_linear_layers() {
     let mut cases = vec![(2, 5, 32, 8), (1, 70, 64, 72), (2, 100, 40, 160)];
     if full() {
-        cases.extend([(2, 4096, 320, 1280), (2, 1024, 640, 2560), (2, 256, 1280, 5120), (2, 64, 1280, 5120)]);
+        cases.extend([
+            (2, 4096, 320, 1280),
+            (2, 1024, 640, 2560),
+            (2, 256, 1280, 5120),
+            (2, 64, 1280, 5120),
+        ]);
     }
     for (batch, tokens, from, to) in cases {
         for dtype in dtypes() {
@@ -172,15 +200,22 @@ fn gated_linear_layers() {
                 Some(&tensor(&b, [2 * to], dtype)),
             )
             .expect("a kernel");
-            compare(&format!("geglu {batch} {tokens} {from} {to}"), dtype, &read(y), |at| {
-                let (row, column) = (at / to, at % to);
-                let half = |column: usize| {
-                    let terms = x[row * from..][..from].iter().zip(&w[column * from..][..from]);
-                    let sum: f64 = terms.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-                    sum + f64::from(b[column])
-                };
-                half(column) * gelu(half(to + column))
-            });
+            compare(
+                &format!("geglu {batch} {tokens} {from} {to}"),
+                dtype,
+                &read(y),
+                |at| {
+                    let (row, column) = (at / to, at % to);
+                    let half = |column: usize| {
+                        let terms = x[row * from..][..from]
+                            .iter()
+                            .zip(&w[column * from..][..from]);
+                        let sum: f64 = terms.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                        sum + f64::from(b[column])
+                    };
+                    half(column) * gelu(half(to + column))
+                },
+            );
         }
     }
 }
@@ -316,10 +351,14 @@ fn check_convolution(case: &ConvCase, dtype: DType) {
     compare(&name, dtype, &read(y), |at| {
         let (image, channel) = (at / (to * rows * columns), at / (rows * columns) % to);
         let (row, column) = (at / columns % rows, at % columns);
-        let mut sum = f64::from(b[channel]) + f64::from(cb[image * to + channel]) + f64::from(r[at]);
+        let mut sum =
+            f64::from(b[channel]) + f64::from(cb[image * to + channel]) + f64::from(r[at]);
         for dy in 0..kernel {
             for dx in 0..kernel {
-                let (y, x_) = ((row * stride + dy).wrapping_sub(padding), (column * stride + dx).wrapping_sub(padding));
+                let (y, x_) = (
+                    (row * stride + dy).wrapping_sub(padding),
+                    (column * stride + dx).wrapping_sub(padding),
+                );
                 if y >= height * factor || x_ >= width * factor {
                     continue;
                 }
@@ -346,7 +385,13 @@ fn group_norms() {
         (2, 2560, 4, 4, 32),
     ];
     if full() {
-        cases.extend([(2, 320, 64, 64, 32), (2, 960, 64, 64, 32), (2, 1280, 16, 16, 32), (2, 2560, 8, 8, 32), (1, 128, 512, 512, 32)]);
+        cases.extend([
+            (2, 320, 64, 64, 32),
+            (2, 960, 64, 64, 32),
+            (2, 1280, 16, 16, 32),
+            (2, 2560, 8, 8, 32),
+            (1, 128, 512, 512, 32),
+        ]);
     }
     for (batch, channels, height, width, groups) in cases {
         for dtype in dtypes() {
@@ -362,7 +407,11 @@ fn group_norms() {
                 .chunks(len)
                 .map(|group| {
                     let mean = group.iter().map(|x| f64::from(*x)).sum::<f64>() / len as f64;
-                    let var = group.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / len as f64;
+                    let var = group
+                        .iter()
+                        .map(|x| (f64::from(*x) - mean).powi(2))
+                        .sum::<f64>()
+                        / len as f64;
                     (mean, (var + 1e-5).sqrt())
                 })
                 .collect();
@@ -380,7 +429,8 @@ fn group_norms() {
                 compare(&name, dtype, &read(y), |at| {
                     let channel = at / (height * width) % channels;
                     let (mean, std) = stats[at / len];
-                    let y = (f64::from(x[at]) - mean) / std * f64::from(w[channel]) + f64::from(b[channel]);
+                    let y = (f64::from(x[at]) - mean) / std * f64::from(w[channel])
+                        + f64::from(b[channel]);
                     if silu { y / (1.0 + (-y).exp()) } else { y }
                 });
             }
@@ -392,7 +442,10 @@ fn group_norms() {
 fn layer_norms() {
     for (rows, columns) in [(1, 8), (3, 40), (9, 320), (77, 768), (20, 1280), (5, 7)] {
         for dtype in dtypes() {
-            let x: Vec<f32> = numbers(rows * columns, 1, dtype).into_iter().map(|x| f16::from_f32(x - 3.0).to_f32()).collect();
+            let x: Vec<f32> = numbers(rows * columns, 1, dtype)
+                .into_iter()
+                .map(|x| f16::from_f32(x - 3.0).to_f32())
+                .collect();
             let w = numbers(columns, 2, dtype);
             let b = numbers(columns, 3, dtype);
             let y = gpu::layer_norm(
@@ -402,12 +455,22 @@ fn layer_norms() {
                 1e-5,
             )
             .expect("a kernel");
-            compare(&format!("layer norm {rows} {columns}"), dtype, &read(y), |at| {
-                let row = &x[at / columns * columns..][..columns];
-                let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / columns as f64;
-                let var = row.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / columns as f64;
-                (f64::from(x[at]) - mean) / (var + 1e-5).sqrt() * f64::from(w[at % columns]) + f64::from(b[at % columns])
-            });
+            compare(
+                &format!("layer norm {rows} {columns}"),
+                dtype,
+                &read(y),
+                |at| {
+                    let row = &x[at / columns * columns..][..columns];
+                    let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / columns as f64;
+                    let var = row
+                        .iter()
+                        .map(|x| (f64::from(*x) - mean).powi(2))
+                        .sum::<f64>()
+                        / columns as f64;
+                    (f64::from(x[at]) - mean) / (var + 1e-5).sqrt() * f64::from(w[at % columns])
+                        + f64::from(b[at % columns])
+                },
+            );
         }
     }
 }
@@ -416,17 +479,35 @@ fn layer_norms() {
 fn activations() {
     for len in [1, 7, 64, 1000] {
         for dtype in dtypes() {
-            let x: Vec<f32> = numbers(len, 1, dtype).into_iter().map(|x| x * 8.0).collect();
+            let x: Vec<f32> = numbers(len, 1, dtype)
+                .into_iter()
+                .map(|x| x * 8.0)
+                .collect();
             let t = || tensor(&x, [len], dtype);
-            compare("silu", dtype, &read(gpu::silu(&t()).expect("a kernel")), |at| {
-                let x = f64::from(x[at]);
-                x / (1.0 + (-x).exp())
-            });
-            compare("gelu", dtype, &read(gpu::gelu(&t()).expect("a kernel")), |at| gelu(f64::from(x[at])));
-            compare("quick gelu", dtype, &read(gpu::quick_gelu(&t()).expect("a kernel")), |at| {
-                let x = f64::from(x[at]);
-                x / (1.0 + (-1.702 * x).exp())
-            });
+            compare(
+                "silu",
+                dtype,
+                &read(gpu::silu(&t()).expect("a kernel")),
+                |at| {
+                    let x = f64::from(x[at]);
+                    x / (1.0 + (-x).exp())
+                },
+            );
+            compare(
+                "gelu",
+                dtype,
+                &read(gpu::gelu(&t()).expect("a kernel")),
+                |at| gelu(f64::from(x[at])),
+            );
+            compare(
+                "quick gelu",
+                dtype,
+                &read(gpu::quick_gelu(&t()).expect("a kernel")),
+                |at| {
+                    let x = f64::from(x[at]);
+                    x / (1.0 + (-1.702 * x).exp())
+                },
+            );
         }
     }
 }
@@ -444,7 +525,8 @@ fn concatenations() {
             .expect("a kernel");
             let (area, channels) = (side * side, a_channels + b_channels);
             compare("concat", dtype, &read(y), |at| {
-                let (image, channel, pixel) = (at / (channels * area), at / area % channels, at % area);
+                let (image, channel, pixel) =
+                    (at / (channels * area), at / area % channels, at % area);
                 f64::from(if channel < a_channels {
                     a[(image * a_channels + channel) * area + pixel]
                 } else {
@@ -480,7 +562,10 @@ fn attentions() {
     for (batch, queries, keys, heads, size, causal) in cases {
         for dtype in dtypes() {
             let width = heads * size;
-            let q: Vec<f32> = numbers(batch * queries * width, 1, dtype).into_iter().map(|q| q * 2.0).collect();
+            let q: Vec<f32> = numbers(batch * queries * width, 1, dtype)
+                .into_iter()
+                .map(|q| q * 2.0)
+                .collect();
             let k = numbers(batch * keys * width, 2, dtype);
             let v = numbers(batch * keys * width, 3, dtype);
             let y = gpu::attention(
@@ -491,23 +576,36 @@ fn attentions() {
                 causal,
             )
             .expect("a kernel");
-            compare(&format!("attention {batch} {queries} {keys} {heads} {size} {causal}"), dtype, &read(y), |at| {
-                let (image, query, column) = (at / (queries * width), at / width % queries, at % width);
-                let head = column / size;
-                let q = &q[(image * queries + query) * width + head * size..][..size];
-                let last = if causal { (query + 1).min(keys) } else { keys };
-                let scores: Vec<f64> = (0..last)
-                    .map(|key| {
-                        let k = &k[(image * keys + key) * width + head * size..][..size];
-                        let sum: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
-                        sum / (size as f64).sqrt()
-                    })
-                    .collect();
-                let most = scores.iter().copied().fold(f64::MIN, f64::max);
-                let weights: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
-                let values = (0..last).map(|key| f64::from(v[(image * keys + key) * width + column]));
-                values.zip(&weights).map(|(v, w)| v * w).sum::<f64>() / weights.iter().sum::<f64>()
-            });
+            compare(
+                &format!("attention {batch} {queries} {keys} {heads} {size} {causal}"),
+                dtype,
+                &read(y),
+                |at| {
+                    let (image, query, column) =
+                        (at / (queries * width), at / width % queries, at % width);
+                    let head = column / size;
+                    let q = &q[(image * queries + query) * width + head * size..][..size];
+                    let last = if causal { (query + 1).min(keys) } else { keys };
+                    let scores: Vec<f64> = (0..last)
+                        .map(|key| {
+                            let k = &k[(image * keys + key) * width + head * size..][..size];
+                            let sum: f64 = q
+                                .iter()
+                                .zip(k)
+                                .map(|(q, k)| f64::from(*q) * f64::from(*k))
+                                .sum();
+                            sum / (size as f64).sqrt()
+                        })
+                        .collect();
+                    let most = scores.iter().copied().fold(f64::MIN, f64::max);
+                    let weights: Vec<f64> =
+                        scores.iter().map(|score| (score - most).exp()).collect();
+                    let values =
+                        (0..last).map(|key| f64::from(v[(image * keys + key) * width + column]));
+                    values.zip(&weights).map(|(v, w)| v * w).sum::<f64>()
+                        / weights.iter().sum::<f64>()
+                },
+            );
         }
     }
 }

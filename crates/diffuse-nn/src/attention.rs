@@ -70,7 +70,10 @@ impl AttentionConfig {
 }
 
 /// The results of several layers for one input.
-fn project<B: Backend, const N: usize>(layers: [&Linear<B>; N], x: Tensor<B, 3>) -> [Tensor<B, 3>; N] {
+fn project<B: Backend, const N: usize>(
+    layers: [&Linear<B>; N],
+    x: Tensor<B, 3>,
+) -> [Tensor<B, 3>; N] {
     if layers.iter().any(|layer| layer.bias.is_some()) {
         return layers.map(|layer| layer.forward(x.clone()));
     }

@@ -81,7 +81,11 @@ impl<B: Backend> Conv2d<B> {
     }
 
     /// Applies the convolution, and adds a value for each channel of each image, `[batch, out]`.
-    pub fn forward_channel_bias(&self, x: Tensor<B, 4>, channel_bias: Tensor<B, 2>) -> Tensor<B, 4> {
+    pub fn forward_channel_bias(
+        &self,
+        x: Tensor<B, 4>,
+        channel_bias: Tensor<B, 2>,
+    ) -> Tensor<B, 4> {
         let bias = self.bias.as_ref().map(|bias| bias.val());
         ops::conv2d_channel_bias(x, self.weight.val(), bias, self.geometry, channel_bias)
     }
@@ -92,7 +96,11 @@ impl<B: Backend> Conv2d<B> {
     /// If this convolution does not keep the size of an image.
     pub fn forward_upsampled(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let [_, _, kernel, _] = self.weight.dims();
-        assert_eq!(self.geometry, ConvGeometry::same(kernel), "a convolution that changes the size");
+        assert_eq!(
+            self.geometry,
+            ConvGeometry::same(kernel),
+            "a convolution that changes the size"
+        );
         let bias = self.bias.as_ref().map(|bias| bias.val());
         ops::upsample_conv2d(x, self.weight.val(), bias)
     }

@@ -6,9 +6,7 @@ use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, Linear, LinearConfig, ops,
-};
+use crate::{Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, Linear, LinearConfig, ops};
 
 /// How the time embedding enters a block (`resnet_time_scale_shift`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

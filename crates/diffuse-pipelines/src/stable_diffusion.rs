@@ -10,7 +10,8 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use diffuse_clip::{CLIPTextModel, CLIPTokenizer};
-use diffuse_nn::checkpoint::float_dtype;
+use diffuse_nn::checkpoint::{cast, float_dtype};
+use diffuse_nn::ops::has_gpu_kernels;
 use diffuse_schedulers::{
     NoiseSource, Overrides, Scheduler, StepOptions, TimestepRequest, randn_tensor,
     scheduler_from_config,
@@ -185,9 +186,9 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         Self::from_pretrained_with(folder, &LoadOptions::default(), device)
     }
 
-    /// [`from_pretrained`](Self::from_pretrained) with a variant or a float type. The autoencoder computes in `f32`
-    /// where half precision is asked for: its activations exceed the range of `f16`. Its weights are kept in
-    /// [`weights`](LoadOptions::weights), if that is given.
+    /// [`from_pretrained`](Self::from_pretrained) with a variant or a float type. Where `f16` is asked for, the
+    /// autoencoder computes in it on GPUs, and in `f32` again where an activation exceeds its range; otherwise it
+    /// computes in `f32`. Its weights are kept in [`weights`](LoadOptions::weights), if that is given.
     ///
     /// # Errors
     /// As [`from_pretrained`](Self::from_pretrained).
@@ -206,7 +207,10 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         let tokenizer = CLIPTokenizer::from_pretrained(component("tokenizer"))?;
         let scheduler = load_scheduler(&folder, &index)?;
         let vae_options = LoadOptions {
-            dtype: Some(DType::F32),
+            dtype: match options.dtype {
+                Some(DType::F16) if has_gpu_kernels::<B>() => options.dtype,
+                _ => Some(DType::F32),
+            },
             ..options.clone()
         };
         Self::new(StableDiffusionParts {
@@ -546,10 +550,21 @@ impl<B: Backend> StableDiffusionPipeline<B> {
     /// # Errors
     /// If the result is not finite.
     pub fn decode(&self, latents: Tensor<B, 4>) -> Result<Vec<RgbImage>, PipelineError> {
-        let latents = (latents / self.vae.config().scaling_factor).cast(float_dtype(&self.vae));
+        let latents = latents.cast(DType::F32) / self.vae.config().scaling_factor;
+        let dtype = float_dtype(&self.vae);
+        let mut exact = None;
         let mut pictures = Vec::new();
         for latents in latents.iter_dim(0) {
-            pictures.extend(to_pictures(self.vae.decode(latents))?);
+            let decoded = to_pictures(self.vae.decode(latents.clone().cast(dtype)));
+            let decoded = match decoded {
+                // An activation that exceeds the range of `f16` is infinite, and what follows no number.
+                Err(PipelineError::NotFinite { .. }) if dtype != DType::F32 => {
+                    let vae = exact.get_or_insert_with(|| cast(self.vae.clone(), DType::F32));
+                    to_pictures(vae.decode(latents))
+                }
+                decoded => decoded,
+            };
+            pictures.extend(decoded?);
         }
         Ok(pictures)
     }

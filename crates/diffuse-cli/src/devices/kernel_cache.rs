@@ -1,13 +1,14 @@
 //! Compiled GPU kernels on disk, for the next run.
 //!
-//! CubeCL compiles kernels while the program runs, which takes seconds at each start. It has a cache on disk, off by
-//! default, which needs help before it can be on for everybody:
+//! CubeCL compiles kernels while the program runs, which takes seconds at each start. Its cache on
+//! disk is off by default, and needs help before it can be on for everybody:
 //!
-//! - Its keys know a kernel's name and parameters, but neither its source nor the GPU. So each build of the program has
-//!   a folder of its own for each kind of GPU.
-//! - It panics where it cannot write. So the folder is tried out before, and without it there is no cache.
-//! - It takes what it reads for right. So a run that ends well leaves a seal: the files' lengths and checksums. What
-//!   was written after the last seal is cut off before the next run, and damaged files are removed.
+//! - Its keys have a kernel's name and parameters, but neither its source nor the GPU. So each
+//!   build of the program has a folder of its own for each kind of GPU.
+//! - It panics where it cannot write. So the folder is tried first, and without one the cache stays
+//!   off.
+//! - It trusts what it reads. So a run that ends well leaves a seal: the files' lengths and
+//!   checksums. The next run cuts off what was written later, and removes damaged files.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -22,9 +23,9 @@ use diffuse_pipelines::replace_file;
 
 /// Folders that no run has used for so long are removed.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
-/// A larger cache starts anew: CubeCL reads all of it at each start.
-const LARGEST: u64 = 256 << 20;
-/// Free space without which there is no cache: more than one run's kernels take.
+/// A larger cache starts anew: CubeCL reads all of it at each start, some 50 MB/s.
+const LARGEST: u64 = 64 << 20;
+/// Free space without which the cache stays off: a run's kernels take 6 to 12 MB.
 const FREE: usize = 16 << 20;
 
 /// Locked while a run uses the folder; changed last when the last one began.
@@ -43,8 +44,9 @@ pub struct KernelCache {
 }
 
 impl KernelCache {
-    /// Turns the cache on for a device, described by all that kernels depend on; has to come before burn touches the
-    /// device. None if there is no folder for it, or if the user's `cubecl.toml` names another.
+    /// Turns the cache on for a device, described by all that compiled kernels depend on. It has to
+    /// come before burn touches the device. None if there is no folder for it, or if the user's
+    /// `cubecl.toml` names another.
     pub fn enable(device: &str) -> Option<Self> {
         let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
         if config.compilation.cache.is_some() {
@@ -66,8 +68,8 @@ impl KernelCache {
         try_to_write(&kernels)?;
         let lock = File::create(folder.join(LOCK))?;
         lock.set_modified(SystemTime::now())?;
-        // While another run is adding kernels, they are not sealed yet but good. A file system without locks is taken
-        // to have no other run.
+        // The kernels that another run is adding are good, although not sealed yet. On a file
+        // system without locks, other runs are not seen, and compile such kernels again.
         if !matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
             restore(&folder)?;
             let _ = lock.unlock();
@@ -79,9 +81,10 @@ impl KernelCache {
         })
     }
 
-    /// Keeps the kernels that have been added. Without it (after a panic, or Ctrl-C) the next run compiles them again.
+    /// Keeps the kernels that this run has added. After a panic or Ctrl-C, the next run compiles
+    /// them again.
     pub fn seal(&self) {
-        // There is nothing to be done about a failure, and the pictures are fine.
+        // A failure costs the next run its time, and this one nothing.
         let _ = seal(&self.folder);
     }
 }
@@ -113,9 +116,13 @@ pub fn describe() -> String {
 
 /// The folder of all builds and devices, in the user's folder for caches.
 fn root() -> io::Result<PathBuf> {
-    let caches = dirs::cache_dir().filter(|folder| folder.is_absolute());
-    let caches = caches.ok_or_else(|| io::Error::other("there is no home directory"))?;
-    Ok(caches.join("diffuse").join("kernels"))
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    // Elsewhere than on Windows, `dirs` would ask the user database for the home of a service, too.
+    let has_home = cfg!(windows) || is_set("HOME") || is_set("XDG_CACHE_HOME");
+    dirs::cache_dir()
+        .filter(|folder| has_home && folder.is_absolute())
+        .map(|folder| folder.join("diffuse").join("kernels"))
+        .ok_or_else(|| io::Error::other("there is no home folder"))
 }
 
 /// The folder's name for this build of the program and a device.

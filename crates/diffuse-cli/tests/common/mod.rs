@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
-/// The program with arguments. Without `--backend` it computes on the CPU here, since a GPU rounds differently and the
-/// program says that it has found one.
+/// The program with arguments. Without `--backend` it computes on the CPU here: a GPU rounds
+/// differently, and is announced.
 pub fn diffuse(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_diffuse"));
     command.args(arguments);

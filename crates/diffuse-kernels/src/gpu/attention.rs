@@ -99,7 +99,12 @@ fn copy_rows<E: Float, N: Size>(
                 at: (place.start + (first + row) * place.pitch) / 8 + vector,
                 inside: first + row < place.tokens && vector < comptime!((head / 8) as u32),
             };
-            copy(source, &found, target, at(target_row + row, vector, shared_pitch));
+            copy(
+                source,
+                &found,
+                target,
+                at(target_row + row, vector, shared_pitch),
+            );
         }
     }
 }
@@ -142,8 +147,10 @@ fn attention_mma<E: Float, N: Size>(
     let size!(NC) = def.vector_size(MatrixIdent::Accumulator);
 
     let mut tile_q = SharedMemory::<Vector<E, N>>::new_aligned(comptime!(rows * pitch), 16usize);
-    let mut tile_k = SharedMemory::<Vector<E, N>>::new_aligned(comptime!(2 * tile_keys * pitch), 16usize);
-    let mut tile_v = SharedMemory::<Vector<E, N>>::new_aligned(comptime!(2 * tile_keys * pitch), 16usize);
+    let mut tile_k =
+        SharedMemory::<Vector<E, N>>::new_aligned(comptime!(2 * tile_keys * pitch), 16usize);
+    let mut tile_v =
+        SharedMemory::<Vector<E, N>>::new_aligned(comptime!(2 * tile_keys * pitch), 16usize);
     let mut barriers = Sequence::<Shared<Barrier>>::new();
     #[unroll]
     for _ in 0..2usize {
@@ -176,9 +183,27 @@ fn attention_mma<E: Float, N: Size>(
     }
     let tiles = (end + comptime!(tile_keys as u32 - 1)) / comptime!(tile_keys as u32);
 
-    copy_rows(query, &mut tile_q, 0u32, first_query, &queries, rows, units, head);
+    copy_rows(
+        query,
+        &mut tile_q,
+        0u32,
+        first_query,
+        &queries,
+        rows,
+        units,
+        head,
+    );
     copy_rows(key, &mut tile_k, 0u32, 0u32, &keys, tile_keys, units, head);
-    copy_rows(value, &mut tile_v, 0u32, 0u32, &values, tile_keys, units, head);
+    copy_rows(
+        value,
+        &mut tile_v,
+        0u32,
+        0u32,
+        &values,
+        tile_keys,
+        units,
+        head,
+    );
     barriers[0].commit_copy_async();
     barriers[0].arrive();
 
@@ -210,7 +235,12 @@ fn attention_mma<E: Float, N: Size>(
             let row = plane_row + comptime!(16 * strip as u32) + lane % 16;
             let start = at(row, lane / 16 + comptime!(2 * i as u32), pitch);
             let slice = tile_q.slice(start, start + 1);
-            operands.push(def.load_matrix::<Vector<E, N>, NA>(&slice, MatrixIdent::A, 4usize, false));
+            operands.push(def.load_matrix::<Vector<E, N>, NA>(
+                &slice,
+                MatrixIdent::A,
+                4usize,
+                false,
+            ));
         }
     }
 
@@ -221,7 +251,16 @@ fn attention_mma<E: Float, N: Size>(
             let first = (tile + 1) * comptime!(tile_keys as u32);
             let row = next * comptime!(tile_keys as u32);
             copy_rows(key, &mut tile_k, row, first, &keys, tile_keys, units, head);
-            copy_rows(value, &mut tile_v, row, first, &values, tile_keys, units, head);
+            copy_rows(
+                value,
+                &mut tile_v,
+                row,
+                first,
+                &values,
+                tile_keys,
+                units,
+                head,
+            );
             #[unroll]
             for i in 0..2usize {
                 if next == comptime!(i as u32) {
@@ -255,7 +294,8 @@ fn attention_mma<E: Float, N: Size>(
                 let row = tile_row + comptime!(16 * j as u32) + (lane / 16) * 8 + lane % 8;
                 let start = at(row, (lane / 8) % 2 + comptime!(2 * i as u32), pitch);
                 let slice = tile_k.slice(start, start + 1);
-                let both = def.load_matrix::<Vector<E, N>, NB>(&slice, MatrixIdent::B, 4usize, false);
+                let both =
+                    def.load_matrix::<Vector<E, N>, NB>(&slice, MatrixIdent::B, 4usize, false);
                 let first = halves(&both, false);
                 let second = halves(&both, true);
                 #[unroll]
@@ -356,14 +396,19 @@ fn attention_mma<E: Float, N: Size>(
                 let row = tile_row + comptime!(16 * j as u32) + lane % 16;
                 let start = at(row, lane / 16 + comptime!(2 * i as u32), pitch);
                 let slice = tile_v.slice(start, start + 1);
-                let both = def.load_matrix::<Vector<E, N>, NB>(&slice, MatrixIdent::B, 4usize, true);
+                let both =
+                    def.load_matrix::<Vector<E, N>, NB>(&slice, MatrixIdent::B, 4usize, true);
                 let first = halves(&both, false);
                 let second = halves(&both, true);
                 #[unroll]
                 for strip in 0..strips {
                     let pair = comptime!(strip * vectors + 2 * i);
                     def.execute_inplace(&weights[strip], &first, sums.index_mut(pair));
-                    def.execute_inplace(&weights[strip], &second, sums.index_mut(comptime!(pair + 1)));
+                    def.execute_inplace(
+                        &weights[strip],
+                        &second,
+                        sums.index_mut(comptime!(pair + 1)),
+                    );
                 }
             }
         }
@@ -473,7 +518,8 @@ fn attention_plain<E: Float, N: Size>(
             most = new_most;
             total = total * factor + weight;
             for i in 0..vectors {
-                sums[i] = sums[i] * Vector::new(factor) + values[(j as usize) * vectors + i] * Vector::new(weight);
+                sums[i] = sums[i] * Vector::new(factor)
+                    + values[(j as usize) * vectors + i] * Vector::new(weight);
             }
         }
         first_key += comptime!(PLAIN_KEYS as u32);
@@ -540,7 +586,10 @@ pub fn attention<R: CubeRuntime>(
         causal,
     };
     #[cfg(feature = "tuning")]
-    let plan = match *super::tiles::FORCED_ATTENTION.lock().expect("nobody panics with it") {
+    let plan = match *super::tiles::FORCED_ATTENTION
+        .lock()
+        .expect("nobody panics with it")
+    {
         Some([planes, strips, keys]) => Plan {
             planes,
             strips,
@@ -603,7 +652,11 @@ fn with_scores<R: CubeRuntime>(
     let keys = key.meta.shape()[1];
     let (query, key) = (into_contiguous(query), into_contiguous(key));
     let strides: Vec<usize> = value.meta.strides().iter().copied().collect();
-    let columns = with_layout(value, &[1, head, keys], &[strides[0], strides[2], strides[1]]);
+    let columns = with_layout(
+        value,
+        &[1, head, keys],
+        &[strides[0], strides[2], strides[1]],
+    );
     let columns = into_contiguous(columns);
     let scale = (head as f64).sqrt().recip() as f32;
     let matrix = |x, rows, columns| with_layout(x, &[rows, columns], &[columns, 1]);
@@ -612,6 +665,15 @@ fn with_scores<R: CubeRuntime>(
         scale,
         columns.dtype,
     );
-    let out = linear(weights, matrix(columns, head, keys), Added::default(), false)?;
-    Some(with_layout(out, &[1, queries, head], &[queries * head, head, 1]))
+    let out = linear(
+        weights,
+        matrix(columns, head, keys),
+        Added::default(),
+        false,
+    )?;
+    Some(with_layout(
+        out,
+        &[1, queries, head],
+        &[queries * head, head, 1],
+    ))
 }

@@ -2,7 +2,10 @@
 
 #![cfg_attr(
     not(feature = "gpu"),
-    allow(unused_variables, reason = "without a GPU backend there are no kernels to give them to")
+    allow(
+        unused_variables,
+        reason = "without a GPU backend there are no kernels to give them to"
+    )
 )]
 
 use burn::tensor::{Tensor, backend::Backend};
@@ -67,9 +70,16 @@ fn take<R: CubeRuntime, B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<
         return None;
     };
     let mut slot = Some(primitive);
-    let tensor = (&mut slot as &mut dyn Any).downcast_mut::<Option<CubeTensor<R>>>()?.take()?;
+    let tensor = (&mut slot as &mut dyn Any)
+        .downcast_mut::<Option<CubeTensor<R>>>()?
+        .take()?;
     // Kernels read 16 bytes at once, so views must begin at multiples of that.
-    tensor.handle.offset_start.unwrap_or(0).is_multiple_of(16).then_some(tensor)
+    tensor
+        .handle
+        .offset_start
+        .unwrap_or(0)
+        .is_multiple_of(16)
+        .then_some(tensor)
 }
 
 #[cfg(feature = "gpu")]
@@ -101,12 +111,18 @@ pub fn computes_on<B: Backend>() -> bool {
 
 /// `x · σ(x)`
 pub fn silu<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<Tensor<B, D>> {
-    on_runtime!(B, |R| give(elementwise::activation::<R>(take(x)?, elementwise::Activation::Silu)))
+    on_runtime!(B, |R| give(elementwise::activation::<R>(
+        take(x)?,
+        elementwise::Activation::Silu
+    )))
 }
 
 /// `x · Φ(x)`
 pub fn gelu<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<Tensor<B, D>> {
-    on_runtime!(B, |R| give(elementwise::activation::<R>(take(x)?, elementwise::Activation::Gelu)))
+    on_runtime!(B, |R| give(elementwise::activation::<R>(
+        take(x)?,
+        elementwise::Activation::Gelu
+    )))
 }
 
 /// `x · σ(1.702 x)`
@@ -119,7 +135,10 @@ pub fn quick_gelu<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<Tensor
 
 /// The channels of `a`, then those of `b`; `[batch, channels, height, width]`.
 pub fn concat_channels<B: Backend>(a: &Tensor<B, 4>, b: &Tensor<B, 4>) -> Option<Tensor<B, 4>> {
-    on_runtime!(B, |R| give(elementwise::concat_channels::<R>(take(a)?, take(b)?)))
+    on_runtime!(B, |R| give(elementwise::concat_channels::<R>(
+        take(a)?,
+        take(b)?
+    )))
 }
 
 /// Group norm of `[batch, channels, height, width]`, then SiLU if it is asked for.
@@ -148,7 +167,12 @@ pub fn layer_norm<B: Backend, const D: usize>(
     bias: &Tensor<B, 1>,
     eps: f64,
 ) -> Option<Tensor<B, D>> {
-    on_runtime!(B, |R| give(norm::layer_norm::<R>(take(x)?, take(weight)?, take(bias)?, eps)?))
+    on_runtime!(B, |R| give(norm::layer_norm::<R>(
+        take(x)?,
+        take(weight)?,
+        take(bias)?,
+        eps
+    )?))
 }
 
 /// `x Wᵀ + bias + residual` over the last dimension; the weight is `[out, in]` and of the type of `x`.
@@ -181,8 +205,12 @@ pub fn linears<B: Backend, const D: usize>(
         return None;
     }
     on_runtime!(B, |R| {
-        let weights: Option<Vec<CubeTensor<R>>> = weights.iter().map(|weight| take(weight)).collect();
-        matrix::linears::<R>(take(x)?, weights?)?.into_iter().map(give).collect()
+        let weights: Option<Vec<CubeTensor<R>>> =
+            weights.iter().map(|weight| take(weight)).collect();
+        matrix::linears::<R>(take(x)?, weights?)?
+            .into_iter()
+            .map(give)
+            .collect()
     })
 }
 
@@ -259,13 +287,20 @@ pub fn conv2d<B: Backend>(
             channel_bias: channel_bias.map(burn_cubecl::kernel::into_contiguous),
             residual: take_all(conv.residual.as_ref())?,
         };
-        give(matrix::conv2d::<R>(take(x)?, take(weight)?, added, geometry)?)
+        give(matrix::conv2d::<R>(
+            take(x)?,
+            take(weight)?,
+            added,
+            geometry,
+        )?)
     })
 }
 
 /// A convolution's weight `[out, in, kernel, kernel]` as the kernels read it, the input channels last in memory.
 pub fn convolution_weight<B: Backend>(weight: &Tensor<B, 4>) -> Option<Tensor<B, 4>> {
-    on_runtime!(B, |R| give(layout::kernel_channels_last::<R>(take(weight)?)))
+    on_runtime!(B, |R| give(layout::kernel_channels_last::<R>(take(
+        weight
+    )?)))
 }
 
 /// Multi-head attention of `[batch, tokens, heads · size]`.
@@ -282,7 +317,15 @@ pub fn attention<B: Backend>(
         if batch > 1 && width / heads > flash::LARGEST_HEAD && computes_on::<B>() {
             let image = |x: &Tensor<B, 3>, i| x.clone().narrow(0, i, 1);
             let rows: Option<Vec<_>> = (0..batch)
-                .map(|i| attention(&image(query, i), &image(key, i), &image(value, i), heads, causal))
+                .map(|i| {
+                    attention(
+                        &image(query, i),
+                        &image(key, i),
+                        &image(value, i),
+                        heads,
+                        causal,
+                    )
+                })
                 .collect();
             return rows.map(|rows| Tensor::cat(rows, 0));
         }

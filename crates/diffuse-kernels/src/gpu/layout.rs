@@ -27,7 +27,8 @@ fn channels_last_strides([_, channels, height, width]: [usize; 4]) -> [usize; 4]
 
 fn dims<R: CubeRuntime, const D: usize>(x: &CubeTensor<R>) -> [usize; D] {
     let dims: Vec<usize> = x.meta.shape().iter().copied().collect();
-    dims.try_into().expect("as many dimensions as the type says")
+    dims.try_into()
+        .expect("as many dimensions as the type says")
 }
 
 /// An image with channels last.
@@ -58,7 +59,11 @@ impl<R: CubeRuntime> Image<R> {
                 &[batch, height, width, channels],
                 &[strides[0], strides[2], strides[3], strides[1]],
             );
-            with_layout(into_contiguous(permuted), &shape, &channels_last_strides(shape))
+            with_layout(
+                into_contiguous(permuted),
+                &shape,
+                &channels_last_strides(shape),
+            )
         };
         Self {
             tensor,
@@ -94,7 +99,10 @@ impl<R: CubeRuntime> Image<R> {
 }
 
 /// Contiguous tokens `[batch, height · width, channels]` as an image, the same memory.
-pub fn image_of_tokens<R: CubeRuntime>(x: CubeTensor<R>, [height, width]: [usize; 2]) -> CubeTensor<R> {
+pub fn image_of_tokens<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    [height, width]: [usize; 2],
+) -> CubeTensor<R> {
     let [batch, _, channels]: [usize; 3] = dims(&x);
     let shape = [batch, channels, height, width];
     with_layout(into_contiguous(x), &shape, &channels_last_strides(shape))

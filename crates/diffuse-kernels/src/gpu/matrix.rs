@@ -8,7 +8,8 @@ use super::launch::{array, empty, empty_of, grid, widest};
 use super::layout::{Image, Rows, kernel_channels_last, with_layout};
 use super::norm::{ROW_UNITS, rows_are_planes};
 use super::product::{
-    BIAS, CHANNEL_BIAS, FEW, FEW_UNITS, Output, Plan, RESIDUAL, SizesLaunch, Source, VECTORS, few_rows, finish, product,
+    BIAS, CHANNEL_BIAS, FEW, FEW_UNITS, Output, Plan, RESIDUAL, SizesLaunch, Source, VECTORS,
+    few_rows, finish, product,
 };
 use super::tiles::{Cut, has_tensor_cores};
 
@@ -98,11 +99,7 @@ fn launch<R: CubeRuntime>(
     numbers: Numbers,
     shape: Shape,
 ) -> Option<CubeTensor<R>> {
-    let Operands {
-        a,
-        weights,
-        added,
-    } = operands;
+    let Operands { a, weights, added } = operands;
     let out = if numbers.sums {
         empty_of(a, shape, DType::F32)
     } else {
@@ -124,8 +121,16 @@ fn launch<R: CubeRuntime>(
         true => 8,
         false => [4, 2, 1].into_iter().find(|n| *n <= widest && whole(*n))?,
     };
-    let gathered = tensor_cores && !numbers.sums && numbers.columns.is_multiple_of(8 * halves);
-    let pair = if numbers.columns.is_multiple_of(2) { 2 } else { 1 };
+    // Only residuals are worth the way over shared memory.
+    let gathered = tensor_cores
+        && added.residual.is_some()
+        && !numbers.sums
+        && numbers.columns.is_multiple_of(8 * halves);
+    let pair = if numbers.columns.is_multiple_of(2) {
+        2
+    } else {
+        1
+    };
     if out.meta.num_elements() > u32::MAX as usize / 2
         || (numbers.gated && !numbers.columns.is_multiple_of(4))
     {

@@ -192,12 +192,19 @@ fn group_apply<E: Float, N: Size, W: Float>(
     while group < sizes.groups {
         let mut sum = 0.0f32;
         let mut square = 0.0f32;
+        let first = (image * CUBE_COUNT_Y + slice) * chunks;
         let mut part = UNIT_POS % 8;
         while part < chunks {
-            let at = 2 * (((image * CUBE_COUNT_Y + slice) * chunks + part) * sizes.groups + group);
-            sum += parts[at as usize];
-            square += parts[(at + 1) as usize];
-            part += 8;
+            #[unroll]
+            for i in 0..UNROLLED {
+                let part = part + comptime!((8 * i) as u32);
+                if part < chunks {
+                    let at = 2 * ((first + part) * sizes.groups + group);
+                    sum += parts[at as usize];
+                    square += parts[(at + 1) as usize];
+                }
+            }
+            part += comptime!((8 * UNROLLED) as u32);
         }
         means[(group * 8 + UNIT_POS % 8) as usize] = sum;
         factors[(group * 8 + UNIT_POS % 8) as usize] = square;
@@ -357,7 +364,11 @@ pub fn over_row(
     #[comptime] planes: bool,
 ) -> f32 {
     if planes {
-        if max { plane_max(value) } else { plane_sum(value) }
+        if max {
+            plane_max(value)
+        } else {
+            plane_sum(value)
+        }
     } else {
         sync_cube();
         shared[UNIT_POS as usize] = value;
@@ -388,7 +399,11 @@ pub fn rows_are_planes<R: CubeRuntime>(client: &ComputeClient<R>) -> bool {
     let size = ROW_UNITS as u32;
     hardware.plane_size_min == size
         && hardware.plane_size_max == size
-        && client.properties().features.plane.contains(cubecl::ir::features::Plane::Ops)
+        && client
+            .properties()
+            .features
+            .plane
+            .contains(cubecl::ir::features::Plane::Ops)
 }
 
 /// Layer norm of `rows` rows of `vectors` vectors, of which a unit holds `held`.
@@ -521,13 +536,17 @@ fn softmax_kernel<E: Float, O: Float>(
 ) {
     let mut shared = SharedMemory::<f32>::new(UNITS);
     let lane = UNIT_POS % comptime!(ROW_UNITS as u32);
-    let row = (CUBE_POS * comptime!(UNITS / ROW_UNITS)) as u32 + UNIT_POS / comptime!(ROW_UNITS as u32);
+    let row =
+        (CUBE_POS * comptime!(UNITS / ROW_UNITS)) as u32 + UNIT_POS / comptime!(ROW_UNITS as u32);
     let inside = row < rows;
     let row = select(inside, row, 0u32);
     let mut most = f32::cast_from(x[(row * columns) as usize]) * scale;
     let mut i = lane;
     while i < columns {
-        most = f32::max(most, f32::cast_from(x[(row * columns + i) as usize]) * scale);
+        most = f32::max(
+            most,
+            f32::cast_from(x[(row * columns + i) as usize]) * scale,
+        );
         i += comptime!(ROW_UNITS as u32);
     }
     let most = over_row(most, &mut shared, true, planes);
@@ -541,7 +560,8 @@ fn softmax_kernel<E: Float, O: Float>(
     if inside {
         let mut i = lane;
         while i < columns {
-            let value = f32::exp(f32::cast_from(x[(row * columns + i) as usize]) * scale - most) * factor;
+            let value =
+                f32::exp(f32::cast_from(x[(row * columns + i) as usize]) * scale - most) * factor;
             y[(row * columns + i) as usize] = O::cast_from(value);
             i += comptime!(ROW_UNITS as u32);
         }

@@ -157,7 +157,11 @@ fn field(row: u32, sizes: &Sizes, #[comptime] source: Source) -> Field {
             if row >= sizes.rows {
                 y = -1i32;
             }
-            Field { base: row, y, x: 0i32 }
+            Field {
+                base: row,
+                y,
+                x: 0i32,
+            }
         }
         _ => {
             let image = row / sizes.positions;
@@ -386,13 +390,19 @@ fn multiply_mma<E: Float, N: Size, NC: Size>(
         let mut lhs = Sequence::<Array<Vector<E, NA>>>::new();
         #[unroll]
         for i in 0..comptime!(rows / 16) {
-            let at = swizzled(row_a + comptime!(16 * i as u32), vector_a + comptime!(2 * k as u32));
+            let at = swizzled(
+                row_a + comptime!(16 * i as u32),
+                vector_a + comptime!(2 * k as u32),
+            );
             let slice = tile_a.slice(at, at + 1);
             lhs.push(def.load_matrix::<Vector<E, N>, NA>(&slice, MatrixIdent::A, 4usize, false));
         }
         #[unroll]
         for j in 0..comptime!(columns / 16) {
-            let at = swizzled(row_w + comptime!(16 * j as u32), vector_w + comptime!(2 * k as u32));
+            let at = swizzled(
+                row_w + comptime!(16 * j as u32),
+                vector_w + comptime!(2 * k as u32),
+            );
             let slice = tile_w.slice(at, at + 1);
             let both = def.load_matrix::<Vector<E, N>, NB>(&slice, MatrixIdent::B, 4usize, false);
             let mut first = Array::<Vector<E, NB>>::new(2usize);
@@ -595,12 +605,20 @@ pub fn product<E: Float, N: Size, P: Size, O: Float>(
     let mut fields = Sequence::<Field>::new();
     #[unroll]
     for i in 0..passes_a {
-        fields.push(field(first_row + unit_row + comptime!(i as u32) * pass, sizes, source));
+        fields.push(field(
+            first_row + unit_row + comptime!(i as u32) * pass,
+            sizes,
+            source,
+        ));
     }
     let mut weight_rows = Sequence::<u32>::new();
     #[unroll]
     for i in 0..passes_w {
-        weight_rows.push(weight_row(unit_row + comptime!(i as u32) * pass, sizes, plan));
+        weight_rows.push(weight_row(
+            unit_row + comptime!(i as u32) * pass,
+            sizes,
+            plan,
+        ));
     }
 
     let which = (CUBE_POS_X * comptime!(tile.columns as u32)) / sizes.weight_rows;
@@ -653,7 +671,14 @@ pub fn product<E: Float, N: Size, P: Size, O: Float>(
                     let row = start_w + comptime!(i as u32) * pass;
                     let target = swizzled(row, vector);
                     copy_w(
-                        weight, weight_2, weight_3, which, &found, &mut tile_w, target, plan.weights,
+                        weight,
+                        weight_2,
+                        weight_3,
+                        which,
+                        &found,
+                        &mut tile_w,
+                        target,
+                        plan.weights,
                     );
                 }
                 #[unroll]
@@ -765,7 +790,8 @@ fn write_gathered<E: Float, O: Float, N: Size, NC: Size, P: Size>(
     let first_row = CUBE_POS_Y * comptime!(tile.rows as u32);
     let first_column = CUBE_POS_X * comptime!(width as u32);
     let row = (plane / comptime!(planes[1] as u32)) * comptime!(rows as u32) + lane / 4;
-    let column = (plane % comptime!(planes[1] as u32)) * comptime!(plane_width as u32) + (lane % 4) * 2;
+    let column =
+        (plane % comptime!(planes[1] as u32)) * comptime!(plane_width as u32) + (lane % 4) * 2;
 
     // All have read the last tile.
     sync_cube();
@@ -852,13 +878,16 @@ fn write_all<E: Float, O: Float, NC: Size, P: Size>(
             let columns = comptime!(tile.columns / planes[1]);
             let lane = UNIT_POS % comptime!(PLANE as u32);
             let plane = UNIT_POS / comptime!(PLANE as u32);
-            let row = first_row + (plane / comptime!(planes[1] as u32)) * comptime!(rows as u32) + lane / 4;
+            let row = first_row
+                + (plane / comptime!(planes[1] as u32)) * comptime!(rows as u32)
+                + lane / 4;
             let plane_column = plane % comptime!(planes[1] as u32);
             #[unroll]
             for i in 0..comptime!(rows / 16) {
                 if comptime!(plan.output == Output::Geglu) {
                     let half = comptime!(columns / 2);
-                    let column = first_column / 2 + plane_column * comptime!(half as u32) + (lane % 4) * 2;
+                    let column =
+                        first_column / 2 + plane_column * comptime!(half as u32) + (lane % 4) * 2;
                     #[unroll]
                     for j in 0..comptime!(half / 8) {
                         let value = &sums.pairs[comptime!(i * (columns / 8) + j)];
@@ -879,7 +908,8 @@ fn write_all<E: Float, O: Float, NC: Size, P: Size>(
                         }
                     }
                 } else {
-                    let column = first_column + plane_column * comptime!(columns as u32) + (lane % 4) * 2;
+                    let column =
+                        first_column + plane_column * comptime!(columns as u32) + (lane % 4) * 2;
                     #[unroll]
                     for j in 0..comptime!(columns / 8) {
                         let pair = &sums.pairs[comptime!(i * (columns / 8) + j)];

@@ -86,6 +86,17 @@ pub fn float_dtype<B: Backend, M: Module<B>>(module: &M) -> DType {
     dtype.unwrap_or_else(B::FloatElem::dtype)
 }
 
+/// A module with all its parameters in another floating point type.
+pub fn cast<B: Backend, M: Module<B>>(module: M, dtype: DType) -> M {
+    struct Cast(DType);
+    impl<B: Backend> ModuleMapper<B> for Cast {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            param.map(|tensor| tensor.cast(self.0))
+        }
+    }
+    arrange_weights(module.map(&mut Cast(dtype)))
+}
+
 /// Lays out the weights of convolutions as the backend's kernels read them, which loading does: for a module that was
 /// made otherwise. Shapes and values stay.
 pub fn arrange_weights<B: Backend, M: Module<B>>(module: M) -> M {

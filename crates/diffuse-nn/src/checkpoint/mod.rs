@@ -22,7 +22,7 @@ use thiserror::Error;
 
 use crate::files::check_regular;
 
-pub use load::{Parameter, arrange_weights, float_dtype, parameters};
+pub use load::{Parameter, arrange_weights, cast, float_dtype, parameters};
 pub use save::save_safetensors;
 
 /// Why a weights file could not be read, or does not fit a module.

@@ -84,7 +84,11 @@ pub fn conv2d_channel_bias<B: Backend>(
     channel_bias: Tensor<B, 2>,
 ) -> Tensor<B, 4> {
     let ([batch, _, height, width], [outputs, _, kernel, _]) = (x.dims(), weight.dims());
-    assert_eq!(channel_bias.dims(), [batch, outputs], "a bias of another size");
+    assert_eq!(
+        channel_bias.dims(),
+        [batch, outputs],
+        "a bias of another size"
+    );
     let size = [height, width].map(|size| geometry.output(size, kernel));
     if let [Some(height), Some(width)] = size {
         let conv = gpu::Conv2d {
@@ -130,7 +134,12 @@ pub fn upsample_conv2d<B: Backend>(
     if let Some(y) = gpu::conv2d(&x, &weight, conv) {
         return y;
     }
-    conv2d(upsample_nearest(x, [2 * height, 2 * width]), weight, bias, geometry)
+    conv2d(
+        upsample_nearest(x, [2 * height, 2 * width]),
+        weight,
+        bias,
+        geometry,
+    )
 }
 
 fn any_conv2d<B: Backend>(

@@ -21,7 +21,8 @@ mod reshape;
 pub use activation::{gelu, quick_gelu, silu};
 pub use attention::{attention, causal_attention};
 pub use conv::{
-    ConvGeometry, conv2d, conv2d_add, conv2d_channel_bias, convolution_weight, upsample_conv2d, upsample_nearest,
+    ConvGeometry, conv2d, conv2d_add, conv2d_channel_bias, convolution_weight, upsample_conv2d,
+    upsample_nearest,
 };
 pub use linear::{linear, linear_add, linear_geglu, linear_to_image, linears};
 pub use norm::{group_norm, group_norm_silu, layer_norm};
@@ -40,6 +41,11 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 /// time, one may then be done only after the other.
 pub fn on_worker<B: Backend, R: Send>(network: impl FnOnce() -> R + Send) -> R {
     flex::on_worker::<B, R>(network)
+}
+
+/// Whether the backend is a GPU's for which there are kernels: half precision is fast there, and its sums are `f32`.
+pub fn has_gpu_kernels<B: Backend>() -> bool {
+    diffuse_kernels::gpu::computes_on::<B>()
 }
 
 /// Runs `f` in `f32` and gives its result the type of `x` again.

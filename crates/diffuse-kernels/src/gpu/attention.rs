@@ -562,10 +562,12 @@ pub fn attention<R: CubeRuntime>(
             .all(|size| size.is_multiple_of(n))
     };
     let tensor_cores = n == 8 && whole(8) && has_tensor_cores(client, dtype);
-    let n = if tensor_cores { 8 } else { n.min(4) };
-    if !whole(n) {
-        return None;
-    }
+    let n = match tensor_cores {
+        true => 8,
+        false => [4, 2, 1]
+            .into_iter()
+            .find(|lanes| *lanes <= n && whole(*lanes))?,
+    };
     let sizes = SizesLaunch::new(
         heads as u32,
         queries as u32,

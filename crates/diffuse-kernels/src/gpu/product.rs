@@ -556,9 +556,7 @@ fn copy_w<E: Float, N: Size>(
     at: usize,
     #[comptime] weights: usize,
 ) {
-    if comptime!(weights == 1) {
-        copy(weight, found, target, at);
-    } else if which == 0 {
+    if comptime!(weights == 1) || which == 0 {
         copy(weight, found, target, at);
     } else if which == 1 {
         copy(weight_2, found, target, at);
@@ -827,7 +825,7 @@ fn write_gathered<E: Float, O: Float, N: Size, NC: Size, P: Size>(
                         gate[0] += f32::cast_from(bias[out_columns as usize + at]);
                         gate[1] += f32::cast_from(bias[out_columns as usize + at + 1]);
                     }
-                    pair = pair * activate(gate, Activation::Gelu);
+                    pair *= activate(gate, Activation::Gelu);
                 }
                 let mut rounded = Vector::<E, Const<2>>::new(E::cast_from(pair[0]));
                 rounded[1] = E::cast_from(pair[1]);

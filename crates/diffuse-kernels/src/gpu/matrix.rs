@@ -114,18 +114,15 @@ fn launch<R: CubeRuntime>(
             .iter()
             .all(|size| size.is_multiple_of(n))
     };
-    let halves = if numbers.gated { 2 } else { 1 };
     let widest = widest(client, a.dtype.size());
     let tensor_cores = widest == 8 && whole(8) && has_tensor_cores(client, a.dtype);
     let n = match tensor_cores {
         true => 8,
         false => [4, 2, 1].into_iter().find(|n| *n <= widest && whole(*n))?,
     };
-    // Only residuals are worth the way over shared memory.
-    let gathered = tensor_cores
-        && added.residual.is_some()
-        && !numbers.sums
-        && numbers.columns.is_multiple_of(8 * halves);
+    // What GEGLU leaves, half the columns, is not worth the way over shared memory.
+    let gathered =
+        tensor_cores && !numbers.gated && !numbers.sums && numbers.columns.is_multiple_of(8);
     let pair = if numbers.columns.is_multiple_of(2) {
         2
     } else {

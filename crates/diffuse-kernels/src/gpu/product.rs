@@ -772,24 +772,18 @@ fn write_gathered<E: Float, O: Float, N: Size, NC: Size, P: Size>(
     #[comptime] plan: Plan,
 ) {
     let tile = comptime!(plan.tile);
-    let gated = comptime!(plan.output == Output::Geglu);
-    let halves = comptime!(if gated { 2usize } else { 1usize });
     let planes = comptime!(tile.planes.unwrap_or([1, 1]));
     let rows = comptime!(tile.rows / planes[0]);
     let columns = comptime!(tile.columns / planes[1]);
-    // Columns of the result of a plane and of the cube, and the distance of two rows.
-    let plane_width = comptime!(columns / halves);
-    let width = comptime!(tile.columns / halves);
-    let pitch = comptime!((width + 8) as u32);
-    let out_columns = sizes.columns / comptime!(halves as u32);
+    // The distance of two rows in shared memory: not a multiple of all banks.
+    let pitch = comptime!((tile.columns + 8) as u32);
 
     let lane = UNIT_POS % comptime!(PLANE as u32);
     let plane = UNIT_POS / comptime!(PLANE as u32);
     let first_row = CUBE_POS_Y * comptime!(tile.rows as u32);
-    let first_column = CUBE_POS_X * comptime!(width as u32);
+    let first_column = CUBE_POS_X * comptime!(tile.columns as u32);
     let row = (plane / comptime!(planes[1] as u32)) * comptime!(rows as u32) + lane / 4;
-    let column =
-        (plane % comptime!(planes[1] as u32)) * comptime!(plane_width as u32) + (lane % 4) * 2;
+    let column = (plane % comptime!(planes[1] as u32)) * comptime!(columns as u32) + (lane % 4) * 2;
 
     // All have read the last tile.
     sync_cube();
@@ -797,14 +791,14 @@ fn write_gathered<E: Float, O: Float, N: Size, NC: Size, P: Size>(
     #[unroll]
     for i in 0..comptime!(rows / 16) {
         #[unroll]
-        for j in 0..comptime!(plane_width / 8) {
+        for j in 0..comptime!(columns / 8) {
             #[unroll]
             for part in 0..2usize {
                 let row = row + comptime!((16 * i + 8 * part) as u32);
                 let column = column + comptime!(8 * j as u32);
                 let mut at = (first_column + column) as usize;
                 // Columns beyond the last are computed, too, and not written.
-                if first_column + column >= out_columns {
+                if first_column + column >= sizes.columns {
                     at = 0usize;
                 }
                 let mut pair = sums.pairs[comptime!(i * (columns / 8) + j)][part];
@@ -814,18 +808,9 @@ fn write_gathered<E: Float, O: Float, N: Size, NC: Size, P: Size>(
                 }
                 if sizes.added & CHANNEL_BIAS != 0 {
                     let image = u32::min(first_row + row, sizes.rows - 1) / sizes.positions;
-                    let at = (image * out_columns) as usize + at;
+                    let at = (image * sizes.columns) as usize + at;
                     pair[0] += f32::cast_from(channel_bias[at]);
                     pair[1] += f32::cast_from(channel_bias[at + 1]);
-                }
-                if gated {
-                    let gate = comptime!(i * (columns / 8) + plane_width / 8 + j);
-                    let mut gate = sums.pairs[gate][part];
-                    if sizes.added & BIAS != 0 {
-                        gate[0] += f32::cast_from(bias[out_columns as usize + at]);
-                        gate[1] += f32::cast_from(bias[out_columns as usize + at + 1]);
-                    }
-                    pair *= activate(gate, Activation::Gelu);
                 }
                 let mut rounded = Vector::<E, Const<2>>::new(E::cast_from(pair[0]));
                 rounded[1] = E::cast_from(pair[1]);
@@ -835,17 +820,17 @@ fn write_gathered<E: Float, O: Float, N: Size, NC: Size, P: Size>(
     }
     sync_cube();
     let vectors = memory.to_slice().with_vector_size::<P>();
-    let row_vectors = comptime!((width / 8) as u32);
-    let count = comptime!((tile.rows * width / 8) as u32);
+    let row_vectors = comptime!((tile.columns / 8) as u32);
+    let count = comptime!((tile.rows * tile.columns / 8) as u32);
     let units = comptime!(tile.units());
     #[unroll]
-    for i in 0..comptime!((tile.rows * width / 8).div_ceil(tile.units())) {
+    for i in 0..comptime!((tile.rows * tile.columns / 8).div_ceil(tile.units())) {
         let index = UNIT_POS + comptime!((i * units) as u32);
         let row = index / row_vectors;
         let column = (index % row_vectors) * 8;
-        if index < count && first_row + row < sizes.rows && first_column + column < out_columns {
+        if index < count && first_row + row < sizes.rows && first_column + column < sizes.columns {
             let value = vectors[((row * pitch + column) / 8) as usize];
-            let at = (((first_row + row) * out_columns + first_column + column) / 8) as usize;
+            let at = (((first_row + row) * sizes.columns + first_column + column) / 8) as usize;
             if sizes.added & RESIDUAL != 0 {
                 let value = Vector::<f32, P>::cast_from(value) + Vector::cast_from(residual[at]);
                 out[at] = Vector::cast_from(value);

@@ -4,7 +4,7 @@ use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use cubecl::prelude::*;
 
-use super::product::{PLAIN_TILE, Tile};
+use super::product::{PLAIN_TILE, Tile, VECTORS};
 
 /// Whether tensor cores multiply 16x8x16 tiles of this type with `f32` sums here.
 pub fn has_tensor_cores<R: CubeRuntime>(client: &ComputeClient<R>, dtype: DType) -> bool {
@@ -43,6 +43,8 @@ const TILES: [Measured; 5] = [
 ];
 
 const fn measured(tile: Tile, resident: usize, busy: f64, alone: f64) -> Measured {
+    // Results are gathered where the rows of `A` were, in shared memory.
+    assert!(tile.columns + 8 <= tile.stages * 8 * VECTORS);
     Measured {
         tile,
         resident,

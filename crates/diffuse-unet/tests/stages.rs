@@ -1,6 +1,6 @@
 //! Every block of both UNets against the reference's values.
 
-use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn::tensor::{Tensor, TensorData, activation::silu, backend::Backend};
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use diffuse_testing::{Values, assert_stage, reference};
@@ -43,7 +43,7 @@ fn check_unet_2d<B: Backend>(folder: &str, stage: &str) {
     let temb = unet.embed_time(&sample, &timestep);
     check_block(&values, "time_embedding", &temb);
     // Blocks take it after its activation.
-    let temb = ops::silu(temb);
+    let temb = silu(temb);
     let mut x = unet.conv_in.forward(centered);
     let mut skips = vec![x.clone()];
     for (index, block) in unet.down_blocks.iter().enumerate() {
@@ -87,7 +87,7 @@ fn check_unet_2d_condition<B: Backend>(folder: &str, stage: &str) {
     let temb = unet.embed_time(&sample, &timestep, guidance);
     check_block(&values, "time_embedding", &temb);
     // Blocks take it after its activation.
-    let temb = ops::silu(temb);
+    let temb = silu(temb);
     let mut x = unet.conv_in.forward(sample.clone());
     check_block(&values, "conv_in", &x);
     let mut skips = vec![x.clone()];

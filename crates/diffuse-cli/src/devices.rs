@@ -4,6 +4,8 @@
 #[cfg(feature = "cuda")]
 pub mod cuda;
 #[cfg(feature = "cuda")]
+mod cuda_headers;
+#[cfg(feature = "cuda")]
 pub mod kernel_cache;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;

@@ -7,8 +7,8 @@ use burn::backend::cuda::CudaDevice;
 use cudarc::driver::result::{self, device};
 use cudarc::driver::sys::CUdevice_attribute;
 
-use super::kernel_cache::KernelCache;
-use super::{gibibytes, no_such_device};
+use super::kernel_cache::{self, KernelCache};
+use super::{cuda_headers, gibibytes, no_such_device};
 
 /// A GPU.
 pub struct Device {
@@ -114,5 +114,10 @@ pub fn choose(index: Option<usize>) -> Result<(CudaDevice, Option<KernelCache>)>
         return Err(no_such_device(index, devices.len()));
     };
     let kernels = KernelCache::enable(&device.kernels_for()?);
+    if let Ok(caches) = kernel_cache::caches() {
+        // A failure costs time, and nothing else.
+        // SAFETY: this is the program's only thread of its own: those of burn start later.
+        let _ = unsafe { cuda_headers::install(&caches.join("cuda")) };
+    }
     Ok((CudaDevice::new(index), kernels))
 }

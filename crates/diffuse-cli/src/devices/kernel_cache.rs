@@ -114,14 +114,19 @@ pub fn describe() -> String {
     }
 }
 
-/// The folder of all builds and devices, in the user's folder for caches.
+/// The folder of all builds and devices.
 fn root() -> io::Result<PathBuf> {
+    Ok(caches()?.join("kernels"))
+}
+
+/// The program's folder in the user's folder for caches.
+pub fn caches() -> io::Result<PathBuf> {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     // Elsewhere than on Windows, `dirs` would ask the user database for the home of a service, too.
     let has_home = cfg!(windows) || is_set("HOME") || is_set("XDG_CACHE_HOME");
     dirs::cache_dir()
         .filter(|folder| has_home && folder.is_absolute())
-        .map(|folder| folder.join("diffuse").join("kernels"))
+        .map(|folder| folder.join("diffuse"))
         .ok_or_else(|| io::Error::other("there is no home folder"))
 }
 

@@ -359,6 +359,105 @@ fn zeros<NC: Size>(#[comptime] count: usize) -> Sums<NC> {
     Sums::<NC> { pairs }
 }
 
+/// Adds the biases to the sums, which are not those of a part of `K`.
+#[cube]
+fn add_biases<E: Float, NC: Size>(
+    sums: &mut Sums<NC>,
+    bias: &Array<E>,
+    channel_bias: &Array<E>,
+    sizes: &Sizes,
+    #[comptime] plan: Plan,
+) {
+    let tile = comptime!(plan.tile);
+    let planes = comptime!(tile.planes.unwrap_or([1, 1]));
+    let cores = comptime!(tile.planes.is_some());
+    let rows = comptime!(if cores {
+        tile.rows / planes[0] / 16
+    } else {
+        PLAIN
+    });
+    let parts = comptime!(if cores { 2usize } else { 1usize });
+    let pairs = comptime!(if cores {
+        tile.columns / planes[1] / 8
+    } else {
+        PLAIN / 2
+    });
+    let apart = comptime!(if cores { 8usize } else { 2usize });
+
+    let mut row = CUBE_POS_Y * comptime!(tile.rows as u32);
+    let mut column = (UNIT_POS % 16) * comptime!(PLAIN as u32);
+    if comptime!(cores) {
+        let lane = UNIT_POS % comptime!(PLANE as u32);
+        let plane = UNIT_POS / comptime!(PLANE as u32);
+        row += (plane / comptime!(planes[1] as u32)) * comptime!((16 * rows) as u32) + lane / 4;
+        column =
+            (plane % comptime!(planes[1] as u32)) * comptime!((8 * pairs) as u32) + (lane % 4) * 2;
+    } else {
+        row += (UNIT_POS / 16) * comptime!(PLAIN as u32);
+    }
+    // Sums beyond the last column and row are computed, too, and not written.
+    let last = sizes.columns - 1;
+    let mut columns = Sequence::<u32>::new();
+    #[unroll]
+    for j in 0..pairs {
+        let column = weight_row(column + comptime!((apart * j) as u32), sizes, plan);
+        columns.push(u32::min(column, last));
+    }
+    if sizes.added & BIAS != 0 {
+        #[unroll]
+        for j in 0..pairs {
+            let first = f32::cast_from(bias[columns[j] as usize]);
+            let second = f32::cast_from(bias[u32::min(columns[j] + 1, last) as usize]);
+            #[unroll]
+            for i in 0..rows {
+                #[unroll]
+                for part in 0..parts {
+                    let (index, half) =
+                        comptime!(if cores { (i * pairs + j, part) } else { (i, j) });
+                    add_pair::<NC>(sums, first, second, index, half);
+                }
+            }
+        }
+    }
+    // Only images have them.
+    if comptime!(plan.source == Source::Image) && sizes.added & CHANNEL_BIAS != 0 {
+        #[unroll]
+        for i in 0..rows {
+            #[unroll]
+            for part in 0..parts {
+                let step = comptime!(if cores { 16 * i + 8 * part } else { i });
+                let image =
+                    u32::min(row + comptime!(step as u32), sizes.rows - 1) / sizes.positions;
+                let start = image * sizes.columns;
+                #[unroll]
+                for j in 0..pairs {
+                    let second = start + u32::min(columns[j] + 1, last);
+                    let first = f32::cast_from(channel_bias[(start + columns[j]) as usize]);
+                    let second = f32::cast_from(channel_bias[second as usize]);
+                    let (index, half) =
+                        comptime!(if cores { (i * pairs + j, part) } else { (i, j) });
+                    add_pair::<NC>(sums, first, second, index, half);
+                }
+            }
+        }
+    }
+}
+
+#[cube]
+fn add_pair<NC: Size>(
+    sums: &mut Sums<NC>,
+    first: f32,
+    second: f32,
+    #[comptime] index: usize,
+    #[comptime] half: usize,
+) {
+    let pair = sums.pairs.index_mut(index);
+    let mut sum = pair[half];
+    sum[0] += first;
+    sum[1] += second;
+    pair[half] = sum;
+}
+
 /// Adds the products of a tile in shared memory, with tensor cores.
 #[cube]
 fn multiply_mma<E: Float, N: Size, NC: Size>(
@@ -458,15 +557,13 @@ fn multiply_plain<E: Float, N: Size, NC: Size>(
     }
 }
 
-/// Adds what is added to the sums of two neighbouring columns of a row, and writes them.
+/// Writes the sums of two neighbouring columns of a row, with the residual.
 #[cube]
 fn write<E: Float, O: Float, P: Size>(
     row: u32,
     column: u32,
     first: f32,
     second: f32,
-    bias: &Array<E>,
-    channel_bias: &Array<E>,
     residual: &Array<Vector<E, P>>,
     out: &mut Array<Vector<O, P>>,
     sizes: &Sizes,
@@ -491,17 +588,9 @@ fn write<E: Float, O: Float, P: Size>(
                     out[(part + at) as usize] = Vector::cast_from(sums);
                 }
                 _ => {
-                    let sums = added::<E, P>(
-                        sums,
-                        row,
-                        column,
-                        bias,
-                        channel_bias,
-                        residual,
-                        sizes.columns,
-                        sizes.positions,
-                        sizes.added,
-                    );
+                    if sizes.added & RESIDUAL != 0 {
+                        sums += Vector::cast_from(residual[at as usize]);
+                    }
                     out[at as usize] = Vector::cast_from(sums);
                 }
             }
@@ -628,7 +717,6 @@ pub fn product<E: Float, N: Size, P: Size, O: Float>(
         None => comptime!(PLAIN * PLAIN / 4),
     };
     let mut sums = zeros::<NC>(count);
-
     let begin = CUBE_POS_Z * sizes.steps_per_cube;
     let end = u32::min(begin + sizes.steps_per_cube, sizes.steps);
 
@@ -741,19 +829,13 @@ pub fn product<E: Float, N: Size, P: Size, O: Float>(
         }
     }
 
+    if comptime!(plan.output != Output::Partial) {
+        add_biases::<E, NC>(&mut sums, bias, channel_bias, sizes, plan);
+    }
     if comptime!(plan.gathered) {
-        write_gathered::<E, O, N, NC, P>(
-            &sums,
-            &mut tile_a,
-            bias,
-            channel_bias,
-            residual,
-            out,
-            sizes,
-            plan,
-        );
+        write_gathered::<E, O, N, NC, P>(&sums, &mut tile_a, residual, out, sizes, plan);
     } else {
-        write_all::<E, O, NC, P>(&sums, bias, channel_bias, residual, out, sizes, plan);
+        write_all::<E, O, NC, P>(&sums, residual, out, sizes, plan);
     }
 }
 
@@ -764,8 +846,6 @@ pub fn product<E: Float, N: Size, P: Size, O: Float>(
 fn write_gathered<E: Float, O: Float, N: Size, NC: Size, P: Size>(
     sums: &Sums<NC>,
     memory: &mut SharedMemory<Vector<E, N>>,
-    bias: &Array<E>,
-    channel_bias: &Array<E>,
     residual: &Array<Vector<E, P>>,
     out: &mut Array<Vector<O, P>>,
     sizes: &Sizes,
@@ -796,22 +876,7 @@ fn write_gathered<E: Float, O: Float, N: Size, NC: Size, P: Size>(
             for part in 0..2usize {
                 let row = row + comptime!((16 * i + 8 * part) as u32);
                 let column = column + comptime!(8 * j as u32);
-                let mut at = (first_column + column) as usize;
-                // Columns beyond the last are computed, too, and not written.
-                if first_column + column >= sizes.columns {
-                    at = 0usize;
-                }
-                let mut pair = sums.pairs[comptime!(i * (columns / 8) + j)][part];
-                if sizes.added & BIAS != 0 {
-                    pair[0] += f32::cast_from(bias[at]);
-                    pair[1] += f32::cast_from(bias[at + 1]);
-                }
-                if sizes.added & CHANNEL_BIAS != 0 {
-                    let image = u32::min(first_row + row, sizes.rows - 1) / sizes.positions;
-                    let at = (image * sizes.columns) as usize + at;
-                    pair[0] += f32::cast_from(channel_bias[at]);
-                    pair[1] += f32::cast_from(channel_bias[at + 1]);
-                }
+                let pair = sums.pairs[comptime!(i * (columns / 8) + j)][part];
                 let mut rounded = Vector::<E, Const<2>>::new(E::cast_from(pair[0]));
                 rounded[1] = E::cast_from(pair[1]);
                 pairs[((row * pitch + column) / 2) as usize] = rounded;
@@ -822,20 +887,25 @@ fn write_gathered<E: Float, O: Float, N: Size, NC: Size, P: Size>(
     let vectors = memory.to_slice().with_vector_size::<P>();
     let row_vectors = comptime!((tile.columns / 8) as u32);
     let count = comptime!((tile.rows * tile.columns / 8) as u32);
-    let units = comptime!(tile.units());
-    #[unroll]
-    for i in 0..comptime!((tile.rows * tile.columns / 8).div_ceil(tile.units())) {
-        let index = UNIT_POS + comptime!((i * units) as u32);
-        let row = index / row_vectors;
-        let column = (index % row_vectors) * 8;
-        if index < count && first_row + row < sizes.rows && first_column + column < sizes.columns {
-            let value = vectors[((row * pitch + column) / 8) as usize];
-            let at = (((first_row + row) * sizes.columns + first_column + column) / 8) as usize;
-            if sizes.added & RESIDUAL != 0 {
-                let value = Vector::<f32, P>::cast_from(value) + Vector::cast_from(residual[at]);
-                out[at] = Vector::cast_from(value);
-            } else {
-                out[at] = Vector::cast_from(value);
+    let units = comptime!(tile.units() as u32);
+    // Some at a time, so that their residuals are read together.
+    let together = comptime!(4u32);
+    for group in 0..comptime!(count.div_ceil(units * together)) {
+        #[unroll]
+        for i in 0..together {
+            let index = UNIT_POS + (group * together + i) * units;
+            let row = index / row_vectors;
+            let column = (index % row_vectors) * 8;
+            let inside = first_row + row < sizes.rows && first_column + column < sizes.columns;
+            if index < count && inside {
+                let value = vectors[((row * pitch + column) / 8) as usize];
+                let at = (((first_row + row) * sizes.columns + first_column + column) / 8) as usize;
+                if sizes.added & RESIDUAL != 0 {
+                    let value = Vector::<f32, P>::cast_from(value);
+                    out[at] = Vector::cast_from(value + Vector::cast_from(residual[at]));
+                } else {
+                    out[at] = Vector::cast_from(value);
+                }
             }
         }
     }
@@ -845,8 +915,6 @@ fn write_gathered<E: Float, O: Float, N: Size, NC: Size, P: Size>(
 #[cube]
 fn write_all<E: Float, O: Float, NC: Size, P: Size>(
     sums: &Sums<NC>,
-    bias: &Array<E>,
-    channel_bias: &Array<E>,
     residual: &Array<Vector<E, P>>,
     out: &mut Array<Vector<O, P>>,
     sizes: &Sizes,
@@ -877,14 +945,13 @@ fn write_all<E: Float, O: Float, NC: Size, P: Size>(
                         let gate = &sums.pairs[comptime!(i * (columns / 8) + half / 8 + j)];
                         #[unroll]
                         for part in 0..2usize {
-                            write_gated::<E, O, P>(
+                            write_gated::<O, P>(
                                 row + comptime!((16 * i + 8 * part) as u32),
                                 column + comptime!(8 * j as u32),
                                 value[part][0],
                                 value[part][1],
                                 gate[part][0],
                                 gate[part][1],
-                                bias,
                                 out,
                                 sizes,
                             );
@@ -903,8 +970,6 @@ fn write_all<E: Float, O: Float, NC: Size, P: Size>(
                                 column + comptime!(8 * j as u32),
                                 pair[part][0],
                                 pair[part][1],
-                                bias,
-                                channel_bias,
                                 residual,
                                 out,
                                 sizes,
@@ -922,14 +987,13 @@ fn write_all<E: Float, O: Float, NC: Size, P: Size>(
             for i in 0..PLAIN {
                 let pair = &sums.pairs[i];
                 if comptime!(plan.output == Output::Geglu) {
-                    write_gated::<E, O, P>(
+                    write_gated::<O, P>(
                         row + comptime!(i as u32),
                         (first_column + unit_column) / 2,
                         pair[0][0],
                         pair[0][1],
                         pair[1][0],
                         pair[1][1],
-                        bias,
                         out,
                         sizes,
                     );
@@ -941,8 +1005,6 @@ fn write_all<E: Float, O: Float, NC: Size, P: Size>(
                             first_column + unit_column + comptime!(2 * j as u32),
                             pair[j][0],
                             pair[j][1],
-                            bias,
-                            channel_bias,
                             residual,
                             out,
                             sizes,
@@ -956,14 +1018,13 @@ fn write_all<E: Float, O: Float, NC: Size, P: Size>(
 }
 
 #[cube]
-fn write_gated<E: Float, O: Float, P: Size>(
+fn write_gated<O: Float, P: Size>(
     row: u32,
     column: u32,
     value_0: f32,
     value_1: f32,
     gate_0: f32,
     gate_1: f32,
-    bias: &Array<E>,
     out: &mut Array<Vector<O, P>>,
     sizes: &Sizes,
 ) {
@@ -974,12 +1035,6 @@ fn write_gated<E: Float, O: Float, P: Size>(
         value[1] = value_1;
         let mut gate = Vector::<f32, P>::new(gate_0);
         gate[1] = gate_1;
-        if sizes.added & BIAS != 0 {
-            value[0] += f32::cast_from(bias[column as usize]);
-            value[1] += f32::cast_from(bias[(column + 1) as usize]);
-            gate[0] += f32::cast_from(bias[(half + column) as usize]);
-            gate[1] += f32::cast_from(bias[(half + column + 1) as usize]);
-        }
         let gate = activate(gate, Activation::Gelu);
         out[((row * half + column) / 2) as usize] = Vector::cast_from(value * gate);
     }

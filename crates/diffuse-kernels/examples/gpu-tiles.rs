@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 use burn::backend::Cuda;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Distribution, Tensor};
-use diffuse_kernels::gpu::tuning::{Cut, FORCED, FORCED_ATTENTION, tile};
-use diffuse_kernels::gpu::{self, Conv2d};
+use diffuse_kernels::tuning::{Cut, FORCED, FORCED_ATTENTION, tile};
+use diffuse_kernels::{
+    ArrangeConvWeight, Attention, ConcatChannels, Conv2d, ConvGeometry, GroupNorm, LayerNorm,
+    Linear, LinearGeglu,
+};
 
 type B = Cuda;
 
@@ -149,11 +152,15 @@ fn main() {
         if !wanted("attention") {
             break;
         }
-        let q = random([batch, queries, heads * size]);
-        let k = random([batch, keys, heads * size]);
-        let v = random([batch, keys, heads * size]);
+        let attention = Attention {
+            query: random([batch, queries, heads * size]),
+            key: random([batch, keys, heads * size]),
+            value: random([batch, keys, heads * size]),
+            heads,
+            causal: false,
+        };
         let seconds = time(|| {
-            gpu::attention(&q, &k, &v, heads, false).expect("a kernel");
+            attention.clone().run().expect("a kernel");
         });
         let work = 4.0 * (batch * heads * queries * keys * size) as f64;
         if size <= 160 {
@@ -169,7 +176,7 @@ fn main() {
             ] {
                 *FORCED_ATTENTION.lock().unwrap() = Some(cut);
                 let seconds = time(|| {
-                    gpu::attention(&q, &k, &v, heads, false).expect("a kernel");
+                    attention.clone().run().expect("a kernel");
                 });
                 println!("    {cut:?} {:.4} ms", seconds * 1e3);
             }
@@ -197,14 +204,20 @@ fn main() {
         }
         let x = random([batch, channels, side, side]);
         // As the networks have it: channels last.
-        let x = gpu::concat_channels(
-            &x.clone().narrow(1, 0, channels / 2),
-            &x.narrow(1, channels / 2, channels / 2),
-        )
-        .unwrap();
-        let (w, b) = (random([channels]), random([channels]));
+        let halves = ConcatChannels {
+            a: x.clone().narrow(1, 0, channels / 2),
+            b: x.narrow(1, channels / 2, channels / 2),
+        };
+        let norm = GroupNorm {
+            x: halves.run().expect("a kernel"),
+            weight: random([channels]),
+            bias: random([channels]),
+            groups: 32,
+            eps: 1e-5,
+            silu: true,
+        };
         let seconds = time(|| {
-            gpu::group_norm(&x, &w, &b, 32, 1e-5, true).expect("a kernel");
+            norm.clone().run().expect("a kernel");
         });
         let bytes = (batch * channels * side * side * 6) as f64;
         println!(
@@ -217,13 +230,14 @@ fn main() {
         if !wanted("norm") {
             break;
         }
-        let (x, w, b) = (
-            random([rows, columns]),
-            random([columns]),
-            random([columns]),
-        );
+        let norm = LayerNorm {
+            x: random([rows, columns]),
+            weight: random([columns]),
+            bias: random([columns]),
+            eps: 1e-5,
+        };
         let seconds = time(|| {
-            gpu::layer_norm(&x, &w, &b, 1e-5).expect("a kernel");
+            norm.clone().run().expect("a kernel");
         });
         println!(
             "layer norm {rows} {columns}: {:.4} ms = {:.0} GB/s",
@@ -248,28 +262,28 @@ fn main() {
             break;
         }
         let x = random([batch, from, side, side]);
-        let x = gpu::concat_channels(
-            &x.clone().narrow(1, 0, from / 2),
-            &x.narrow(1, from / 2, from / 2),
-        )
-        .unwrap();
-        let w = gpu::convolution_weight(&random([to, from, kernel, kernel])).unwrap();
-        let b = random([to]);
+        let halves = ConcatChannels {
+            a: x.clone().narrow(1, 0, from / 2),
+            b: x.narrow(1, from / 2, from / 2),
+        };
+        let weight = ArrangeConvWeight {
+            weight: random([to, from, kernel, kernel]),
+        };
+        let conv = Conv2d {
+            x: halves.run().expect("a kernel"),
+            weight: weight.run().expect("a kernel"),
+            bias: Some(random([to])),
+            geometry: ConvGeometry::same(kernel),
+            upsample: false,
+            channel_bias: None,
+            residual: None,
+        };
         sweep(
             &format!("conv{kernel}"),
             [batch * side * side, to, from * kernel * kernel],
             true,
             || {
-                let conv = Conv2d {
-                    stride: 1,
-                    padding: kernel / 2,
-                    output: [side; 2],
-                    enlarged: false,
-                    bias: Some(b.clone()),
-                    channel_bias: None,
-                    residual: None,
-                };
-                gpu::conv2d(&x, &w, conv).expect("a kernel");
+                conv.clone().run().expect("a kernel");
             },
         );
     }
@@ -286,9 +300,14 @@ fn main() {
         if !wanted("linear") {
             break;
         }
-        let (x, w, b) = (random([rows, from]), random([to, from]), random([to]));
+        let linear = Linear {
+            x: random([rows, from]),
+            weight: random([to, from]),
+            bias: Some(random([to])),
+            residual: None,
+        };
         sweep("linear", [rows, to, from], true, || {
-            gpu::linear(&x, &w, Some(&b), None).expect("a kernel");
+            linear.clone().run().expect("a kernel");
         });
     }
     for (rows, from, to) in [
@@ -300,9 +319,13 @@ fn main() {
         if !wanted("geglu") {
             break;
         }
-        let (x, w, b) = (random([1, rows, from]), random([to, from]), random([to]));
+        let linear = LinearGeglu {
+            x: random([1, rows, from]),
+            weight: random([to, from]),
+            bias: Some(random([to])),
+        };
         sweep("geglu", [rows, to, from], false, || {
-            gpu::linear_geglu(&x, &w, Some(&b)).expect("a kernel");
+            linear.clone().run().expect("a kernel");
         });
     }
 }

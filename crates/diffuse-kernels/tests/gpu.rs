@@ -4,7 +4,10 @@
 //! first CUDA device. With `DIFFUSE_GPU_SIZES=full` they run the sizes of Stable Diffusion v1 as well, for a card.
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
-use diffuse_kernels::gpu::{self, Conv2d};
+use diffuse_kernels::{
+    Activation, Attention, ConcatChannels, Conv2d, ConvGeometry, Function, GroupNorm, LayerNorm,
+    Linear, LinearGeglu, Linears,
+};
 use half::f16;
 
 #[cfg(feature = "wgpu")]
@@ -128,9 +131,21 @@ fn linear_layers() {
                     .sum::<f64>()
             };
             let name = format!("linear {rows} {from} {to}");
-            let y = gpu::linear(&xt, &wt, None, None).expect("a kernel");
+            let linear = Linear {
+                x: xt.clone(),
+                weight: wt.clone(),
+                bias: None,
+                residual: None,
+            };
+            let y = linear.run().expect("a kernel");
             compare(&name, dtype, &read(y), product);
-            let y = gpu::linear(&xt, &wt, Some(&bt), Some(&rt)).expect("a kernel");
+            let linear = Linear {
+                x: xt,
+                weight: wt,
+                bias: Some(bt),
+                residual: Some(rt),
+            };
+            let y = linear.run().expect("a kernel");
             compare(&name, dtype, &read(y), |at| {
                 product(at) + f64::from(b[at % to]) + f64::from(r[at])
             });
@@ -150,31 +165,32 @@ fn several_linear_layers() {
     }
     for (rows, from, to, count) in cases {
         for dtype in dtypes() {
-            let x = numbers(rows * from, 1, dtype);
-            let w: Vec<Vec<f32>> = (0..count)
-                .map(|i| numbers(to * from, 2 + i, dtype))
-                .collect();
-            let weights: Vec<Tensor<B, 2>> =
-                w.iter().map(|w| tensor(w, [to, from], dtype)).collect();
-            let weights: Vec<&Tensor<B, 2>> = weights.iter().collect();
-            // Without tensor cores they are computed one by one.
-            let Some(results) = gpu::linears(&tensor(&x, [rows, from], dtype), &weights) else {
-                continue;
-            };
-            for (y, w) in results.into_iter().zip(&w) {
-                compare(
-                    &format!("linears {rows} {from} {to}"),
-                    dtype,
-                    &read(y),
-                    |at| {
-                        let terms = x[at / to * from..][..from]
-                            .iter()
-                            .zip(&w[at % to * from..][..from]);
-                        terms.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-                    },
-                );
+            match count {
+                2 => check_linears::<2>([rows, from, to], dtype),
+                _ => check_linears::<3>([rows, from, to], dtype),
             }
         }
+    }
+}
+
+fn check_linears<const N: usize>([rows, from, to]: [usize; 3], dtype: DType) {
+    let x = numbers(rows * from, 1, dtype);
+    let w: [Vec<f32>; N] = std::array::from_fn(|i| numbers(to * from, 2 + i as u64, dtype));
+    let linears = Linears {
+        x: tensor(&x, [rows, from], dtype),
+        weights: w.each_ref().map(|w| tensor(w, [to, from], dtype)),
+    };
+    // Without tensor cores they are computed one by one.
+    let Ok(results) = linears.run() else {
+        return;
+    };
+    for (y, w) in results.into_iter().zip(&w) {
+        let name = format!("linears {rows} {from} {to}");
+        compare(&name, dtype, &read(y), |at| {
+            let terms = x[at / to * from..][..from].iter();
+            let terms = terms.zip(&w[at % to * from..][..from]);
+            terms.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        });
     }
 }
 
@@ -194,12 +210,12 @@ fn gated_linear_layers() {
             let x = numbers(batch * tokens * from, 1, dtype);
             let w = numbers(2 * to * from, 2, dtype);
             let b = numbers(2 * to, 3, dtype);
-            let y = gpu::linear_geglu(
-                &tensor(&x, [batch, tokens, from], dtype),
-                &tensor(&w, [2 * to, from], dtype),
-                Some(&tensor(&b, [2 * to], dtype)),
-            )
-            .expect("a kernel");
+            let linear = LinearGeglu {
+                x: tensor(&x, [batch, tokens, from], dtype),
+                weight: tensor(&w, [2 * to, from], dtype),
+                bias: Some(tensor(&b, [2 * to], dtype)),
+            };
+            let y = linear.run().expect("a kernel");
             compare(
                 &format!("geglu {batch} {tokens} {from} {to}"),
                 dtype,
@@ -332,20 +348,21 @@ fn check_convolution(case: &ConvCase, dtype: DType) {
     let b = numbers(to, 3, dtype);
     let cb = numbers(batch * to, 4, dtype);
     let r = numbers(batch * to * rows * columns, 5, dtype);
-    let y = gpu::conv2d(
-        &tensor(&x, [batch, from, height, width], dtype),
-        &tensor(&w, [to, from, kernel, kernel], dtype),
-        Conv2d {
+    let conv = Conv2d {
+        x: tensor(&x, [batch, from, height, width], dtype),
+        weight: tensor(&w, [to, from, kernel, kernel], dtype),
+        bias: Some(tensor(&b, [to], dtype)),
+        geometry: ConvGeometry {
             stride,
-            padding,
-            output: case.output,
-            enlarged,
-            bias: Some(tensor(&b, [to], dtype)),
-            channel_bias: Some(tensor(&cb, [batch, to], dtype)),
-            residual: Some(tensor(&r, [batch, to, rows, columns], dtype)),
+            padding_start: padding,
+            padding_end: kernel / 2,
         },
-    )
-    .expect("a kernel");
+        upsample: enlarged,
+        channel_bias: Some(tensor(&cb, [batch, to], dtype)),
+        residual: Some(tensor(&r, [batch, to, rows, columns], dtype)),
+    };
+    assert_eq!(conv.output_size(), Some(case.output));
+    let y = conv.run().expect("a kernel");
     let name = format!("conv {batch} {from} {to} {height}x{width} {kernel} {stride}");
     let factor = if enlarged { 2 } else { 1 };
     compare(&name, dtype, &read(y), |at| {
@@ -416,15 +433,15 @@ fn group_norms() {
                 })
                 .collect();
             for silu in [false, true] {
-                let y = gpu::group_norm(
-                    &tensor(&x, [batch, channels, height, width], dtype),
-                    &tensor(&w, [channels], DType::F32),
-                    &tensor(&b, [channels], DType::F32),
+                let norm = GroupNorm {
+                    x: tensor(&x, [batch, channels, height, width], dtype),
+                    weight: tensor(&w, [channels], DType::F32),
+                    bias: tensor(&b, [channels], DType::F32),
                     groups,
-                    1e-5,
+                    eps: 1e-5,
                     silu,
-                )
-                .expect("a kernel");
+                };
+                let y = norm.run().expect("a kernel");
                 let name = format!("group norm {batch} {channels} {height}x{width} {groups}");
                 compare(&name, dtype, &read(y), |at| {
                     let channel = at / (height * width) % channels;
@@ -448,13 +465,13 @@ fn layer_norms() {
                 .collect();
             let w = numbers(columns, 2, dtype);
             let b = numbers(columns, 3, dtype);
-            let y = gpu::layer_norm(
-                &tensor(&x, [rows, columns], dtype),
-                &tensor(&w, [columns], dtype),
-                &tensor(&b, [columns], dtype),
-                1e-5,
-            )
-            .expect("a kernel");
+            let norm = LayerNorm {
+                x: tensor(&x, [rows, columns], dtype),
+                weight: tensor(&w, [columns], dtype),
+                bias: tensor(&b, [columns], dtype),
+                eps: 1e-5,
+            };
+            let y = norm.run().expect("a kernel");
             compare(
                 &format!("layer norm {rows} {columns}"),
                 dtype,
@@ -483,31 +500,21 @@ fn activations() {
                 .into_iter()
                 .map(|x| x * 8.0)
                 .collect();
-            let t = || tensor(&x, [len], dtype);
-            compare(
-                "silu",
-                dtype,
-                &read(gpu::silu(&t()).expect("a kernel")),
-                |at| {
-                    let x = f64::from(x[at]);
-                    x / (1.0 + (-x).exp())
-                },
-            );
-            compare(
-                "gelu",
-                dtype,
-                &read(gpu::gelu(&t()).expect("a kernel")),
-                |at| gelu(f64::from(x[at])),
-            );
-            compare(
-                "quick gelu",
-                dtype,
-                &read(gpu::quick_gelu(&t()).expect("a kernel")),
-                |at| {
-                    let x = f64::from(x[at]);
-                    x / (1.0 + (-1.702 * x).exp())
-                },
-            );
+            let apply = |function| {
+                let x = tensor(&x, [len], dtype);
+                read(Activation { x, function }.run().expect("a kernel"))
+            };
+            compare("silu", dtype, &apply(Function::Silu), |at| {
+                let x = f64::from(x[at]);
+                x / (1.0 + (-x).exp())
+            });
+            compare("gelu", dtype, &apply(Function::Gelu), |at| {
+                gelu(f64::from(x[at]))
+            });
+            compare("quick gelu", dtype, &apply(Function::QuickGelu), |at| {
+                let x = f64::from(x[at]);
+                x / (1.0 + (-1.702 * x).exp())
+            });
         }
     }
 }
@@ -518,11 +525,11 @@ fn concatenations() {
         for dtype in dtypes() {
             let a = numbers(batch * a_channels * side * side, 1, dtype);
             let b = numbers(batch * b_channels * side * side, 2, dtype);
-            let y = gpu::concat_channels(
-                &tensor(&a, [batch, a_channels, side, side], dtype),
-                &tensor(&b, [batch, b_channels, side, side], dtype),
-            )
-            .expect("a kernel");
+            let concat = ConcatChannels {
+                a: tensor(&a, [batch, a_channels, side, side], dtype),
+                b: tensor(&b, [batch, b_channels, side, side], dtype),
+            };
+            let y = concat.run().expect("a kernel");
             let (area, channels) = (side * side, a_channels + b_channels);
             compare("concat", dtype, &read(y), |at| {
                 let (image, channel, pixel) =
@@ -570,14 +577,14 @@ fn attentions() {
                 .collect();
             let k = numbers(batch * keys * width, 2, dtype);
             let v = numbers(batch * keys * width, 3, dtype);
-            let y = gpu::attention(
-                &tensor(&q, [batch, queries, width], dtype),
-                &tensor(&k, [batch, keys, width], dtype),
-                &tensor(&v, [batch, keys, width], dtype),
+            let attention = Attention {
+                query: tensor(&q, [batch, queries, width], dtype),
+                key: tensor(&k, [batch, keys, width], dtype),
+                value: tensor(&v, [batch, keys, width], dtype),
                 heads,
                 causal,
-            )
-            .expect("a kernel");
+            };
+            let y = attention.run().expect("a kernel");
             compare(
                 &format!("attention {batch} {queries} {keys} {heads} {size} {causal}"),
                 dtype,

@@ -137,8 +137,13 @@ impl<B: Backend> DDPMPipeline<B> {
         }
         check_finite("latents", &sample)?;
         let denoised = Instant::now();
+        let images = if interrupted {
+            Vec::new()
+        } else {
+            to_pictures(sample.clone())?
+        };
         Ok(Generated {
-            images: to_pictures(sample.clone())?,
+            images,
             latents: sample,
             timesteps,
             truncated: Vec::new(),

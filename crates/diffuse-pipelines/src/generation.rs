@@ -38,7 +38,7 @@ pub struct StageTimes {
 /// The result of a run.
 #[derive(Debug, Clone)]
 pub struct Generated<B: Backend> {
-    /// The pictures, prompt by prompt.
+    /// The images, prompt by prompt; none if the callback stopped the run.
     pub images: Vec<RgbImage>,
     /// What the last step left, in `f32`: `[batch, channels, height, width]`. Stable Diffusion's are not yet divided
     /// by the autoencoder's scaling factor; DDPM's are the picture before it is clamped to `[-1, 1]`.

@@ -5,33 +5,23 @@ use cubecl::prelude::*;
 
 use super::launch::{array, empty, grid, lanes};
 use super::layout::Image;
+use crate::Function;
 
 /// Elements that a unit computes are `N` neighbours; a launch has this many units a cube.
 const UNITS: u32 = 256;
 
-/// An element-wise function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Activation {
-    /// `x · σ(x)`
-    Silu,
-    /// `x · Φ(x)`
-    Gelu,
-    /// `x · σ(1.702 x)`
-    QuickGelu,
-}
-
 /// The function in `f32`.
 #[cube]
-pub fn activate<N: Size>(x: Vector<f32, N>, #[comptime] activation: Activation) -> Vector<f32, N> {
+pub fn activate<N: Size>(x: Vector<f32, N>, #[comptime] function: Function) -> Vector<f32, N> {
     let one = Vector::<f32, N>::new(1.0f32);
     // CubeCL's CUDA has no negative of a vector.
     let zero = Vector::<f32, N>::new(0.0f32);
-    match activation {
-        Activation::Silu => x / (one + Vector::<f32, N>::exp(zero - x)),
-        Activation::QuickGelu => {
+    match function {
+        Function::Silu => x / (one + Vector::<f32, N>::exp(zero - x)),
+        Function::QuickGelu => {
             x / (one + Vector::<f32, N>::exp((zero - x) * Vector::<f32, N>::new(1.702f32)))
         }
-        Activation::Gelu => {
+        Function::Gelu => {
             let root_half = Vector::<f32, N>::new(comptime!(std::f32::consts::FRAC_1_SQRT_2));
             let half = Vector::<f32, N>::new(0.5f32);
             x * half * (one + Vector::<f32, N>::erf(x * root_half))
@@ -44,18 +34,18 @@ fn activation_kernel<E: Float, N: Size>(
     x: &Array<Vector<E, N>>,
     y: &mut Array<Vector<E, N>>,
     vectors: u32,
-    #[comptime] activation: Activation,
+    #[comptime] function: Function,
     #[define(E)] _dtype: StorageType,
 ) {
     let i = ABSOLUTE_POS as u32;
     if i < vectors {
         let value = Vector::<f32, N>::cast_from(x[i as usize]);
-        y[i as usize] = Vector::cast_from(activate(value, activation));
+        y[i as usize] = Vector::cast_from(activate(value, function));
     }
 }
 
-/// `activation(x)` for a tensor whose values lie next to each other in any order of dimensions.
-pub fn activation<R: CubeRuntime>(x: CubeTensor<R>, activation: Activation) -> CubeTensor<R> {
+/// `function(x)` for a tensor whose values lie next to each other in any order of dimensions.
+pub fn activation<R: CubeRuntime>(x: CubeTensor<R>, function: Function) -> CubeTensor<R> {
     let x = if x.meta.num_elements() as u64 * x.dtype.size() as u64 <= x.handle.size_in_used()
         && super::launch::is_dense(&x)
     {
@@ -81,7 +71,7 @@ pub fn activation<R: CubeRuntime>(x: CubeTensor<R>, activation: Activation) -> C
             array(&x),
             array(&y),
             (len / n) as u32,
-            activation,
+            function,
             x.dtype.into(),
         );
     }

@@ -4,21 +4,14 @@
 //! the tokens of a transformer, `[batch, height · width, channels]`, are the same memory. A tensor in another order is
 //! copied once, where it enters.
 
-#[cfg(feature = "gpu")]
 mod attention;
-#[cfg(feature = "gpu")]
+mod dispatch;
 mod elementwise;
-#[cfg(feature = "gpu")]
 mod launch;
-#[cfg(feature = "gpu")]
 mod layout;
-#[cfg(feature = "gpu")]
 mod matrix;
-#[cfg(feature = "gpu")]
 mod norm;
-#[cfg(feature = "gpu")]
 mod product;
-#[cfg(feature = "gpu")]
 mod tiles;
 
 /// Products with a given cut, for measuring.
@@ -26,7 +19,5 @@ mod tiles;
 pub mod tuning {
     pub use super::tiles::{Cut, FORCED, FORCED_ATTENTION, tile};
 }
-
-mod dispatch;
 
 pub use dispatch::*;

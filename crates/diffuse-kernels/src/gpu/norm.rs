@@ -4,7 +4,9 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use super::elementwise::{Activation, activate};
+use crate::Function;
+
+use super::elementwise::activate;
 use super::launch::{array, empty, empty_of, lanes};
 use super::layout::{Image, Rows};
 
@@ -258,7 +260,7 @@ fn group_apply<E: Float, N: Size, W: Float>(
                 let position = position + comptime!(i as u32) * rows;
                 let mut value = values[i] * scale + shift;
                 if silu {
-                    value = activate(value, Activation::Silu);
+                    value = activate(value, Function::Silu);
                 }
                 if position < end {
                     let at = first + position * sizes.vectors + vector;

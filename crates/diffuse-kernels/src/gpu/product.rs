@@ -14,7 +14,9 @@ use cubecl::ir::MatrixIdent;
 use cubecl::prelude::barrier::{Barrier, copy_async_checked};
 use cubecl::prelude::*;
 
-use super::elementwise::{Activation, activate};
+use crate::Function;
+
+use super::elementwise::activate;
 use super::norm::{ROW_UNITS, over_row};
 
 /// Vectors of a row of a tile in shared memory.
@@ -1035,7 +1037,7 @@ fn write_gated<O: Float, P: Size>(
         value[1] = value_1;
         let mut gate = Vector::<f32, P>::new(gate_0);
         gate[1] = gate_1;
-        let gate = activate(gate, Activation::Gelu);
+        let gate = activate(gate, Function::Gelu);
         out[((row * half + column) / 2) as usize] = Vector::cast_from(value * gate);
     }
 }

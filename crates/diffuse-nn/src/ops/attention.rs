@@ -1,8 +1,8 @@
 use burn::tensor::{Bool, Tensor, activation::softmax, backend::Backend};
 
-use diffuse_kernels::gpu;
+use diffuse_kernels::Attention;
 
-use super::{flex, in_f32};
+use super::in_f32;
 
 /// Scores held at once, so that long token sequences do not need `tokens²` of memory.
 const SCORES_AT_ONCE: usize = 1 << 24;
@@ -19,18 +19,57 @@ pub fn attention<B: Backend>(
     value: Tensor<B, 3>,
     heads: usize,
 ) -> Tensor<B, 3> {
-    let [batch, tokens, inner] = query.dims();
-    let [_, context, _] = key.dims();
-    if inner.is_multiple_of(heads)
-        && let Some(y) = flex::attention(&query, &key, &value, heads, false)
-            .or_else(|| gpu::attention(&query, &key, &value, heads, false))
-    {
-        return y;
-    }
+    any_attention(Attention {
+        query,
+        key,
+        value,
+        heads,
+        causal: false,
+    })
+}
+
+/// [`attention`] in which each token attends to itself and the tokens before it; shapes are the same.
+pub fn causal_attention<B: Backend>(
+    query: Tensor<B, 3>,
+    key: Tensor<B, 3>,
+    value: Tensor<B, 3>,
+    heads: usize,
+) -> Tensor<B, 3> {
+    any_attention(Attention {
+        query,
+        key,
+        value,
+        heads,
+        causal: true,
+    })
+}
+
+fn any_attention<B: Backend>(operation: Attention<B>) -> Tensor<B, 3> {
+    let [batch, tokens, inner] = operation.query.dims();
+    let [_, context, _] = operation.key.dims();
+    let heads = operation.heads;
+    assert!(
+        inner.is_multiple_of(heads),
+        "{inner} features cannot be split into {heads} heads"
+    );
+    let Attention {
+        query,
+        key,
+        value,
+        causal,
+        ..
+    } = match operation.run() {
+        Ok(y) => return y,
+        Err(operation) => operation,
+    };
     let query = split_heads(query, heads);
     let key = split_heads(key, heads).swap_dims(2, 3);
     let value = split_heads(value, heads);
 
+    if causal {
+        let later = Tensor::<B, 2, Bool>::tril_mask([tokens, tokens], 0, &query.device());
+        return merge_heads(attend(query, key, value, Some(later)));
+    }
     let chunk = (SCORES_AT_ONCE / (batch * heads * context).max(1)).max(1);
     if chunk >= tokens {
         return merge_heads(attend(query, key, value, None));
@@ -43,27 +82,6 @@ pub fn attention<B: Backend>(
         })
         .collect();
     merge_heads(Tensor::cat(chunks, 2))
-}
-
-/// [`attention`] in which each token sees itself and the tokens before it; shapes are the same.
-pub fn causal_attention<B: Backend>(
-    query: Tensor<B, 3>,
-    key: Tensor<B, 3>,
-    value: Tensor<B, 3>,
-    heads: usize,
-) -> Tensor<B, 3> {
-    let [_, tokens, inner] = query.dims();
-    if inner.is_multiple_of(heads)
-        && let Some(y) = flex::attention(&query, &key, &value, heads, true)
-            .or_else(|| gpu::attention(&query, &key, &value, heads, true))
-    {
-        return y;
-    }
-    let later = Tensor::<B, 2, Bool>::tril_mask([tokens, tokens], 0, &query.device());
-    let query = split_heads(query, heads);
-    let key = split_heads(key, heads).swap_dims(2, 3);
-    let value = split_heads(value, heads);
-    merge_heads(attend(query, key, value, Some(later)))
 }
 
 /// `query`: `[batch, heads, tokens, d]`, `key`: `[batch, heads, d, context]`, `value`: `[batch, heads, context, d]`;
@@ -94,10 +112,6 @@ fn attend<B: Backend>(
 /// `[batch, tokens, heads · d]` to `[batch, heads, tokens, d]`.
 fn split_heads<B: Backend>(x: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
     let [batch, tokens, inner] = x.dims();
-    assert!(
-        inner.is_multiple_of(heads),
-        "{inner} features cannot be split into {heads} heads"
-    );
     x.reshape([batch, tokens, heads, inner / heads])
         .swap_dims(1, 2)
 }

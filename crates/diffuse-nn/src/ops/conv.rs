@@ -1,37 +1,10 @@
 use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend, module};
 
-use diffuse_kernels::gpu;
+pub use diffuse_kernels::ConvGeometry;
+use diffuse_kernels::{ArrangeConvWeight, Conv2d, Upsample2x};
 
-use super::{add_channel_bias, flex};
-
-/// Stride and zero padding of a convolution, the same for height and width.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConvGeometry {
-    /// Step between output positions.
-    pub stride: usize,
-    /// Zeros added above and to the left.
-    pub padding_start: usize,
-    /// Zeros added below and to the right, at least as many.
-    pub padding_end: usize,
-}
-
-impl ConvGeometry {
-    /// That of a convolution that keeps the size of a picture, for an odd kernel.
-    pub fn same(kernel: usize) -> Self {
-        Self {
-            stride: 1,
-            padding_start: kernel / 2,
-            padding_end: kernel / 2,
-        }
-    }
-
-    /// Height or width of the output; none if the kernel has no room.
-    pub fn output(self, input: usize, kernel: usize) -> Option<usize> {
-        let room = (input + self.padding_start + self.padding_end).checked_sub(kernel)?;
-        Some(room / self.stride + 1)
-    }
-}
+use super::add_channel_bias;
 
 /// A 2-D convolution (cross-correlation, as everywhere in the field).
 ///
@@ -49,7 +22,15 @@ pub fn conv2d<B: Backend>(
     bias: Option<Tensor<B, 1>>,
     geometry: ConvGeometry,
 ) -> Tensor<B, 4> {
-    any_conv2d(x, weight, bias, geometry, None)
+    any_conv2d(Conv2d {
+        x,
+        weight,
+        bias,
+        geometry,
+        upsample: false,
+        channel_bias: None,
+        residual: None,
+    })
 }
 
 /// [`conv2d`], and a residual that its result is added to.
@@ -66,7 +47,15 @@ pub fn conv2d_add<B: Backend>(
     geometry: ConvGeometry,
     residual: Tensor<B, 4>,
 ) -> Tensor<B, 4> {
-    any_conv2d(x, weight, bias, geometry, Some(residual))
+    any_conv2d(Conv2d {
+        x,
+        weight,
+        bias,
+        geometry,
+        upsample: false,
+        channel_bias: None,
+        residual: Some(residual),
+    })
 }
 
 /// [`conv2d`], and a value for each channel of each image that its result is added to.
@@ -83,28 +72,15 @@ pub fn conv2d_channel_bias<B: Backend>(
     geometry: ConvGeometry,
     channel_bias: Tensor<B, 2>,
 ) -> Tensor<B, 4> {
-    let ([batch, _, height, width], [outputs, _, kernel, _]) = (x.dims(), weight.dims());
-    assert_eq!(
-        channel_bias.dims(),
-        [batch, outputs],
-        "a bias of another size"
-    );
-    let size = [height, width].map(|size| geometry.output(size, kernel));
-    if let [Some(height), Some(width)] = size {
-        let conv = gpu::Conv2d {
-            stride: geometry.stride,
-            padding: geometry.padding_start,
-            output: [height, width],
-            enlarged: false,
-            bias: bias.clone(),
-            channel_bias: Some(channel_bias.clone()),
-            residual: None,
-        };
-        if let Some(y) = gpu::conv2d(&x, &weight, conv) {
-            return y;
-        }
-    }
-    add_channel_bias(conv2d(x, weight, bias, geometry), channel_bias)
+    any_conv2d(Conv2d {
+        x,
+        weight,
+        bias,
+        geometry,
+        upsample: false,
+        channel_bias: Some(channel_bias),
+        residual: None,
+    })
 }
 
 /// [`upsample_nearest`] to twice the size, then a [`conv2d`] that keeps the size.
@@ -120,82 +96,77 @@ pub fn upsample_conv2d<B: Backend>(
     weight: Tensor<B, 4>,
     bias: Option<Tensor<B, 1>>,
 ) -> Tensor<B, 4> {
-    let ([_, _, height, width], [_, _, kernel, _]) = (x.dims(), weight.dims());
-    let geometry = ConvGeometry::same(kernel);
-    let conv = gpu::Conv2d {
-        stride: 1,
-        padding: geometry.padding_start,
-        output: [2 * height, 2 * width],
-        enlarged: true,
-        bias: bias.clone(),
+    let [_, _, kernel, _] = weight.dims();
+    any_conv2d(Conv2d {
+        x,
+        weight,
+        bias,
+        geometry: ConvGeometry::same(kernel),
+        upsample: true,
         channel_bias: None,
         residual: None,
-    };
-    if let Some(y) = gpu::conv2d(&x, &weight, conv) {
-        return y;
-    }
-    conv2d(
-        upsample_nearest(x, [2 * height, 2 * width]),
+    })
+}
+
+fn any_conv2d<B: Backend>(operation: Conv2d<B>) -> Tensor<B, 4> {
+    check_conv2d(&operation);
+    let Conv2d {
+        x,
         weight,
         bias,
         geometry,
-    )
-}
-
-fn any_conv2d<B: Backend>(
-    x: Tensor<B, 4>,
-    weight: Tensor<B, 4>,
-    bias: Option<Tensor<B, 1>>,
-    geometry: ConvGeometry,
-    residual: Option<Tensor<B, 4>>,
-) -> Tensor<B, 4> {
-    let [batch, channels, height, width] = x.dims();
-    let [outputs, expected, kernel, _] = weight.dims();
-    assert_eq!(
-        channels, expected,
-        "a convolution for {expected} channels got {channels}"
-    );
-    if let Some(bias) = &bias {
-        assert_eq!(bias.dims(), [outputs], "a bias of another size");
-    }
-    assert!(
-        geometry.padding_end >= geometry.padding_start,
-        "more padding at the start than at the end"
-    );
-    if let Some(residual) = &residual {
-        let [rows, columns] = [height, width].map(|size| geometry.output(size, kernel));
-        let [_, _, height, width] = residual.dims();
-        let fits = residual.dims() == [batch, outputs, height, width]
-            && [rows, columns] == [Some(height), Some(width)];
-        assert!(fits, "a residual of another shape");
-        assert_eq!(residual.dtype(), x.dtype(), "a residual of another type");
-    }
-    let residual = match flex::conv2d(&x, &weight, bias.as_ref(), geometry, residual) {
+        upsample,
+        channel_bias,
+        residual,
+    } = match operation.run() {
         Ok(y) => return y,
-        Err(residual) => residual,
+        Err(operation) => operation,
     };
     let weight = weight.cast(x.dtype());
-    if let [Some(height), Some(width)] = [height, width].map(|size| geometry.output(size, kernel)) {
-        let conv = gpu::Conv2d {
-            stride: geometry.stride,
-            padding: geometry.padding_start,
-            output: [height, width],
-            enlarged: false,
-            bias: bias.clone(),
-            channel_bias: None,
-            residual: residual.clone(),
-        };
-        if let Some(y) = gpu::conv2d(&x, &weight, conv) {
-            return y;
-        }
-    }
+    let x = if upsample {
+        let [_, _, height, width] = x.dims();
+        upsample_nearest(x, [2 * height, 2 * width])
+    } else {
+        x
+    };
     let extra = geometry.padding_end - geometry.padding_start;
     let x = zeros_after(zeros_after(x, 2, extra), 3, extra);
     let options = ConvOptions::new([geometry.stride; 2], [geometry.padding_start; 2], [1; 2], 1);
     let y = module::conv2d(x, weight, bias, options);
+    let y = match channel_bias {
+        Some(bias) => add_channel_bias(y, bias),
+        None => y,
+    };
     match residual {
         Some(residual) => y + residual,
         None => y,
+    }
+}
+
+fn check_conv2d<B: Backend>(operation: &Conv2d<B>) {
+    let [batch, channels, _, _] = operation.x.dims();
+    let [outputs, expected, _, _] = operation.weight.dims();
+    assert_eq!(
+        channels, expected,
+        "a convolution for {expected} channels got {channels}"
+    );
+    if let Some(bias) = &operation.bias {
+        assert_eq!(bias.dims(), [outputs], "a bias of another size");
+    }
+    if let Some(bias) = &operation.channel_bias {
+        assert_eq!(bias.dims(), [batch, outputs], "a bias of another size");
+    }
+    let geometry = operation.geometry;
+    assert!(
+        geometry.padding_end >= geometry.padding_start,
+        "more padding at the start than at the end"
+    );
+    if let Some(residual) = &operation.residual {
+        let output = operation.output_size();
+        let shape = output.map(|[height, width]| [batch, outputs, height, width]);
+        assert_eq!(Some(residual.dims()), shape, "a residual of another shape");
+        let dtype = operation.x.dtype();
+        assert_eq!(residual.dtype(), dtype, "a residual of another type");
     }
 }
 
@@ -219,9 +190,10 @@ fn zeros_after<B: Backend>(x: Tensor<B, 4>, dim: usize, count: usize) -> Tensor<
 pub fn upsample_nearest<B: Backend>(x: Tensor<B, 4>, size: [usize; 2]) -> Tensor<B, 4> {
     let [_, _, height, width] = x.dims();
     if size == [2 * height, 2 * width] {
-        if let Some(y) = flex::upsample_twice(&x) {
-            return y;
-        }
+        let Upsample2x { x } = match (Upsample2x { x }).run() {
+            Ok(y) => return y,
+            Err(operation) => operation,
+        };
         let options = InterpolateOptions::new(InterpolateMode::Nearest);
         return module::interpolate(x, size, options);
     }
@@ -239,5 +211,7 @@ pub fn upsample_nearest<B: Backend>(x: Tensor<B, 4>, size: [usize; 2]) -> Tensor
 /// A convolution's weight `[out, in, kernel, kernel]` in the order in memory in which the backend's kernels read it;
 /// loading calls it, so that they need not do it at each use.
 pub fn convolution_weight<B: Backend>(weight: Tensor<B, 4>) -> Tensor<B, 4> {
-    gpu::convolution_weight(&weight).unwrap_or(weight)
+    ArrangeConvWeight { weight }
+        .run()
+        .unwrap_or_else(|operation| operation.weight)
 }

@@ -1,8 +1,8 @@
 use burn::tensor::{Tensor, backend::Backend};
 
-use diffuse_kernels::gpu;
+use diffuse_kernels::{Linear, LinearGeglu, LinearToImage, Linears};
 
-use super::{flex, gelu, tokens_to_image};
+use super::{gelu, tokens_to_image};
 
 /// `x Wᵀ + b` over the last dimension.
 ///
@@ -19,7 +19,12 @@ pub fn linear<B: Backend, const D: usize>(
     weight: Tensor<B, 2>,
     bias: Option<Tensor<B, 1>>,
 ) -> Tensor<B, D> {
-    any_linear(x, weight, bias, None)
+    any_linear(Linear {
+        x,
+        weight,
+        bias,
+        residual: None,
+    })
 }
 
 /// `x Wᵀ` for several weights of one size: as [`linear`] without a bias for each, and faster where the backend computes
@@ -34,13 +39,11 @@ pub fn linears<B: Backend, const D: usize, const N: usize>(
     for weight in &weights {
         check_linear(&x, weight, None);
     }
-    let all: Vec<&Tensor<B, 2>> = weights.iter().collect();
-    if let Some(results) = gpu::linears(&x, &all)
-        && let Ok(results) = results.try_into()
-    {
-        return results;
-    }
-    weights.map(|weight| linear(x.clone(), weight, None))
+    Linears { x, weights }
+        .run()
+        .unwrap_or_else(|Linears { x, weights }| {
+            weights.map(|weight| linear(x.clone(), weight, None))
+        })
 }
 
 /// [`linear`], and a residual that its result is added to.
@@ -56,30 +59,38 @@ pub fn linear_add<B: Backend, const D: usize>(
     bias: Option<Tensor<B, 1>>,
     residual: Tensor<B, D>,
 ) -> Tensor<B, D> {
-    any_linear(x, weight, bias, Some(residual))
+    any_linear(Linear {
+        x,
+        weight,
+        bias,
+        residual: Some(residual),
+    })
 }
 
-fn any_linear<B: Backend, const D: usize>(
-    x: Tensor<B, D>,
-    weight: Tensor<B, 2>,
-    bias: Option<Tensor<B, 1>>,
-    residual: Option<Tensor<B, D>>,
-) -> Tensor<B, D> {
-    let d_output = check_linear(&x, &weight, bias.as_ref());
-    if let Some(residual) = &residual {
+fn any_linear<B: Backend, const D: usize>(operation: Linear<B, D>) -> Tensor<B, D> {
+    let Linear {
+        x,
+        weight,
+        bias,
+        residual,
+    } = &operation;
+    let d_output = check_linear(x, weight, bias.as_ref());
+    if let Some(residual) = residual {
         let mut shape = x.dims();
         shape[D - 1] = d_output;
         assert_eq!(residual.dims(), shape, "a residual of another shape");
         assert_eq!(residual.dtype(), x.dtype(), "a residual of another type");
     }
-    let residual = match flex::linear(&x, &weight, bias.as_ref(), residual) {
+    let Linear {
+        x,
+        weight,
+        bias,
+        residual,
+    } = match operation.run() {
         Ok(y) => return y,
-        Err(residual) => residual,
+        Err(operation) => operation,
     };
     let weight = weight.cast(x.dtype());
-    if let Some(y) = gpu::linear(&x, &weight, bias.as_ref(), residual.as_ref()) {
-        return y;
-    }
     // One matrix product over all rows, not one a batch row.
     let (mut shape, d_input) = (x.dims(), weight.dims()[1]);
     let rows = shape[..D - 1].iter().product::<usize>();
@@ -118,14 +129,21 @@ pub fn linear_to_image<B: Backend>(
     let fits = shape == [batch, d_output, height, width] && height * width == tokens;
     assert!(fits, "a residual of another shape");
     assert_eq!(residual.dtype(), x.dtype(), "a residual of another type");
-    let residual = match flex::linear_to_image(&x, &weight, bias.as_ref(), residual) {
-        Ok(y) => return y,
-        Err(residual) => residual,
+    let operation = LinearToImage {
+        x,
+        weight,
+        bias,
+        residual,
     };
-    let weight = weight.cast(x.dtype());
-    if let Some(y) = gpu::linear_to_image(&x, &weight, bias.as_ref(), &residual) {
-        return y;
-    }
+    let LinearToImage {
+        x,
+        weight,
+        bias,
+        residual,
+    } = match operation.run() {
+        Ok(y) => return y,
+        Err(operation) => operation,
+    };
     tokens_to_image(linear(x, weight, bias), [height, width]) + residual
 }
 
@@ -165,13 +183,10 @@ pub fn linear_geglu<B: Backend>(
 ) -> Tensor<B, 3> {
     let width = check_linear(&x, &weight, bias.as_ref());
     assert!(width.is_multiple_of(2), "{width} columns have no halves");
-    if let Some(y) = flex::linear_geglu(&x, &weight, bias.as_ref()) {
-        return y;
-    }
-    let weight = weight.cast(x.dtype());
-    if let Some(y) = gpu::linear_geglu(&x, &weight, bias.as_ref()) {
-        return y;
-    }
+    let LinearGeglu { x, weight, bias } = match (LinearGeglu { x, weight, bias }).run() {
+        Ok(y) => return y,
+        Err(operation) => operation,
+    };
     let y = linear(x, weight, bias);
     let values = y.clone().narrow(2, 0, width / 2);
     values * gelu(y.narrow(2, width / 2, width / 2))

@@ -1,8 +1,8 @@
 use burn::tensor::{Tensor, backend::Backend};
 
-use diffuse_kernels::gpu;
+use diffuse_kernels::{GroupNorm, LayerNorm};
 
-use super::{flex, in_f32, reshape::channel_rows, silu};
+use super::{in_f32, reshape::channel_rows, silu};
 
 /// Group normalisation: `(x - mean) / sqrt(var + eps) · weight + bias`, with the statistics of each of `groups`
 /// groups of channels.
@@ -20,14 +20,50 @@ pub fn group_norm<B: Backend>(
     groups: usize,
     eps: f64,
 ) -> Tensor<B, 4> {
-    check_channels(&x, [&weight, &bias], groups);
-    let x = match flex::group_norm(x, &weight, &bias, groups, eps, false) {
+    any_group_norm(GroupNorm {
+        x,
+        weight,
+        bias,
+        groups,
+        eps,
+        silu: false,
+    })
+}
+
+/// [`group_norm`], then [`silu`].
+pub fn group_norm_silu<B: Backend>(
+    x: Tensor<B, 4>,
+    weight: Tensor<B, 1>,
+    bias: Tensor<B, 1>,
+    groups: usize,
+    eps: f64,
+) -> Tensor<B, 4> {
+    any_group_norm(GroupNorm {
+        x,
+        weight,
+        bias,
+        groups,
+        eps,
+        silu: true,
+    })
+}
+
+fn any_group_norm<B: Backend>(operation: GroupNorm<B>) -> Tensor<B, 4> {
+    let GroupNorm {
+        x, weight, bias, ..
+    } = &operation;
+    check_channels(x, [weight, bias], operation.groups);
+    let GroupNorm {
+        x,
+        weight,
+        bias,
+        groups,
+        eps,
+        silu: activate,
+    } = match operation.run() {
         Ok(y) => return y,
-        Err(x) => x,
+        Err(operation) => operation,
     };
-    if let Some(y) = gpu::group_norm(&x, &weight, &bias, groups, eps, false) {
-        return y;
-    }
     in_f32(x, |x| {
         let [batch, channels, height, width] = x.dims();
         let dtype = x.dtype();
@@ -47,7 +83,8 @@ pub fn group_norm<B: Backend>(
         let (rows, shape) = channel_rows(x);
         let rows =
             rows * scale.reshape([batch * channels, 1]) + shift.reshape([batch * channels, 1]);
-        rows.reshape(shape)
+        let y = rows.reshape(shape);
+        if activate { silu(y) } else { y }
     })
 }
 
@@ -62,25 +99,6 @@ fn check_channels<B: Backend>(x: &Tensor<B, 4>, [weight, bias]: [&Tensor<B, 1>; 
         channels.is_multiple_of(groups),
         "{channels} channels cannot be split into {groups} groups"
     );
-}
-
-/// [`group_norm`], then [`silu`].
-pub fn group_norm_silu<B: Backend>(
-    x: Tensor<B, 4>,
-    weight: Tensor<B, 1>,
-    bias: Tensor<B, 1>,
-    groups: usize,
-    eps: f64,
-) -> Tensor<B, 4> {
-    check_channels(&x, [&weight, &bias], groups);
-    let x = match flex::group_norm(x, &weight, &bias, groups, eps, true) {
-        Ok(y) => return y,
-        Err(x) => x,
-    };
-    if let Some(y) = gpu::group_norm(&x, &weight, &bias, groups, eps, true) {
-        return y;
-    }
-    in_f32(x, |x| silu(group_norm(x, weight, bias, groups, eps)))
 }
 
 /// Layer normalisation over the last dimension: `(x - mean) / sqrt(var + eps) · weight + bias`.
@@ -103,11 +121,18 @@ pub fn layer_norm<B: Backend, const D: usize>(
         [[width]; 2],
         "a norm of another size"
     );
-    if let Some(y) = flex::layer_norm(&x, &weight, &bias, eps)
-        .or_else(|| gpu::layer_norm(&x, &weight, &bias, eps))
-    {
-        return y;
-    }
+    let operation = LayerNorm {
+        x,
+        weight,
+        bias,
+        eps,
+    };
+    let LayerNorm {
+        x, weight, bias, ..
+    } = match operation.run() {
+        Ok(y) => return y,
+        Err(operation) => operation,
+    };
     in_f32(x, |x| {
         let shape = x.dims();
         let d_model = shape[D - 1];

@@ -1,8 +1,6 @@
 use burn::tensor::{Tensor, backend::Backend};
 
-use diffuse_kernels::gpu;
-
-use super::flex;
+use diffuse_kernels::{AddChannelBias, ConcatChannels, ImageToTokens, TokensToImage};
 
 /// `[batch, channels, height, width]` as one row a channel, with the shape to go back to. Broadcasting over rows is
 /// much faster on CPU backends than over a middle dimension.
@@ -23,9 +21,9 @@ pub(super) fn channel_rows<B: Backend>(x: Tensor<B, 4>) -> (Tensor<B, 2>, [usize
 pub fn add_channel_bias<B: Backend>(x: Tensor<B, 4>, bias: Tensor<B, 2>) -> Tensor<B, 4> {
     let [batch, channels, _, _] = x.dims();
     assert_eq!(bias.dims(), [batch, channels], "a bias of another size");
-    let x = match flex::add_channel_bias(x, &bias) {
+    let AddChannelBias { x, bias } = match (AddChannelBias { x, bias }).run() {
         Ok(y) => return y,
-        Err(x) => x,
+        Err(operation) => operation,
     };
     let (rows, shape) = channel_rows(x);
     (rows + bias.reshape([shape[0] * shape[1], 1])).reshape(shape)
@@ -47,9 +45,9 @@ pub fn concat_channels<B: Backend>(a: Tensor<B, 4>, b: Tensor<B, 4>) -> Tensor<B
         [other, rows, columns],
         "pictures of two sizes"
     );
-    flex::concat_channels(&a, &b)
-        .or_else(|| gpu::concat_channels(&a, &b))
-        .unwrap_or_else(|| Tensor::cat(vec![a, b], 1))
+    ConcatChannels { a, b }
+        .run()
+        .unwrap_or_else(|ConcatChannels { a, b }| Tensor::cat(vec![a, b], 1))
 }
 
 /// `x · scale + shift`, a scale and a shift a channel.
@@ -70,29 +68,27 @@ pub fn scale_shift_channels<B: Backend>(
 /// `[batch, channels, height, width]` to `[batch, height · width, channels]`.
 pub fn image_to_tokens<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
     let [batch, channels, height, width] = x.dims();
-    if let Some(tokens) = gpu::image_to_tokens(&x) {
-        return tokens;
-    }
+    let ImageToTokens { x } = match (ImageToTokens { x }).run() {
+        Ok(tokens) => return tokens,
+        Err(operation) => operation,
+    };
     if height * width == 1 {
         return x.reshape([batch, 1, channels]);
     }
-    swapped(x.reshape([batch, channels, height * width]))
+    x.reshape([batch, channels, height * width]).swap_dims(1, 2)
 }
 
 /// `[batch, height · width, channels]` to `[batch, channels, height, width]`; `size` is `[height, width]`.
 pub fn tokens_to_image<B: Backend>(x: Tensor<B, 3>, size: [usize; 2]) -> Tensor<B, 4> {
     let [batch, _, channels] = x.dims();
-    if let Some(image) = gpu::tokens_to_image(&x, size) {
-        return image;
-    }
+    let TokensToImage { x, size } = match (TokensToImage { x, size }).run() {
+        Ok(image) => return image,
+        Err(operation) => operation,
+    };
     // Nothing to swap; and on GPUs, burn reshapes a swapped dimension of 1 wrongly where there is a batch.
     if size == [1, 1] {
         return x.reshape([batch, channels, 1, 1]);
     }
-    swapped(x).reshape([batch, channels, size[0], size[1]])
-}
-
-/// `[batch, a, b]` to `[batch, b, a]`.
-fn swapped<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
-    flex::swap_tokens(&x).unwrap_or_else(|| x.swap_dims(1, 2))
+    x.swap_dims(1, 2)
+        .reshape([batch, channels, size[0], size[1]])
 }

@@ -9,6 +9,7 @@ use super::kernel::{COLUMNS, Column, Line, ROWS, tile, turn};
 use super::memory::Room;
 use super::weights::{Weight, Weights};
 use super::{Values, gelu_of, tensor, vectorized};
+use crate::{Linear, LinearGeglu, LinearToImage};
 
 /// Lines of packed columns that are held at once, 4 MB: they stay in the cache that all cores share.
 const LINES: usize = 1 << 15;
@@ -342,24 +343,31 @@ fn each_lane(out: &mut [f32], f: impl Fn(usize, f32) -> f32) {
     }
 }
 
-/// See [`linear`](crate::ops::linear), and [`linear_add`](crate::ops::linear_add) for a residual, which else comes back.
+/// See [`Linear`].
 pub fn linear<B: Backend, const D: usize>(
-    x: &Tensor<B, D>,
-    weight: &Tensor<B, 2>,
-    bias: Option<&Tensor<B, 1>>,
-    residual: Option<Tensor<B, D>>,
-) -> Result<Tensor<B, D>, Option<Tensor<B, D>>> {
-    let mut shape = x.dims();
-    let [d_output, d_input] = weight.dims();
+    mut operation: Linear<B, D>,
+) -> Result<Tensor<B, D>, Linear<B, D>> {
+    let mut shape = operation.x.dims();
+    let [d_output, d_input] = operation.weight.dims();
     shape[D - 1] = d_output;
-    let Some((x, weight, bias)) = layer(x, weight, bias) else {
-        return Err(residual);
+    let operands = operands(&operation.x, &operation.weight, operation.bias.as_ref());
+    let Some((x, weight, bias)) = operands else {
+        return Err(operation);
     };
     let Some(weight) = weight.values() else {
-        return Err(residual);
+        return Err(operation);
     };
+    let residual = operation.residual.take();
     let onto = residual.is_some();
-    let mut results = Values::onto(residual, shape)?;
+    let mut results = match Values::onto(residual, shape) {
+        Ok(results) => results,
+        Err(residual) => {
+            return Err(Linear {
+                residual,
+                ..operation
+            });
+        }
+    };
     let (out, bias) = (results.make_mut(), bias.as_slice());
     if out.is_empty() {
         return Ok(results.tensor());
@@ -390,38 +398,44 @@ pub fn linear<B: Backend, const D: usize>(
     Ok(results.tensor())
 }
 
-/// What a linear layer computes with, if it is here.
-fn layer<B: Backend, const D: usize>(
+/// Input, weight and bias of a layer, if they are here and not empty. The bias may be zeros.
+pub fn operands<B: Backend, const D: usize, const W: usize>(
     x: &Tensor<B, D>,
-    weight: &Tensor<B, 2>,
+    weight: &Tensor<B, W>,
     bias: Option<&Tensor<B, 1>>,
 ) -> Option<(Values, Weight, Values)> {
-    let [d_output, d_input] = weight.dims();
-    if d_input == 0 {
+    let shape = weight.dims();
+    if shape.contains(&0) {
         return None;
     }
     Some((
         Values::of(x)?,
         Weight::of(weight)?,
-        Values::of_bias(bias, d_output)?,
+        Values::of_bias(bias, shape[0])?,
     ))
 }
 
-/// See [`linear_to_image`](crate::ops::linear_to_image): the tokens are the columns of a product for each picture.
+/// See [`LinearToImage`]: the tokens are the columns of a product for each image.
 pub fn linear_to_image<B: Backend>(
-    x: &Tensor<B, 3>,
-    weight: &Tensor<B, 2>,
-    bias: Option<&Tensor<B, 1>>,
-    residual: Tensor<B, 4>,
-) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
-    let [batch, tokens, d_input] = x.dims();
-    let Some((x, weight, bias)) = layer(x, weight, bias) else {
-        return Err(residual);
+    operation: LinearToImage<B>,
+) -> Result<Tensor<B, 4>, LinearToImage<B>> {
+    let [batch, tokens, d_input] = operation.x.dims();
+    let operands = operands(&operation.x, &operation.weight, operation.bias.as_ref());
+    let Some((x, weight, bias)) = operands else {
+        return Err(operation);
     };
     let Some(weight) = weight.values() else {
-        return Err(residual);
+        return Err(operation);
     };
-    let mut results = Values::take(residual)?;
+    let mut results = match Values::take(operation.residual) {
+        Ok(results) => results,
+        Err(residual) => {
+            return Err(LinearToImage {
+                residual,
+                ..operation
+            });
+        }
+    };
     let (out, x) = (results.make_mut(), x.as_slice());
     if out.is_empty() {
         return Ok(results.tensor());
@@ -494,16 +508,17 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest.sum::<f32>()
 }
 
-/// See [`linear_geglu`](crate::ops::linear_geglu): a value and its gate are sums of the same tile, so that what is gated is never
-/// in memory as a whole.
-pub fn linear_geglu<B: Backend>(
-    x: &Tensor<B, 3>,
-    weight: &Tensor<B, 2>,
-    bias: Option<&Tensor<B, 1>>,
-) -> Option<Tensor<B, 3>> {
+/// See [`LinearGeglu`]: a value and its gate are sums of the same tile, so that the values before the gate are never in
+/// memory as a whole.
+pub fn linear_geglu<B: Backend>(operation: LinearGeglu<B>) -> Result<Tensor<B, 3>, LinearGeglu<B>> {
+    gated(&operation).ok_or(operation)
+}
+
+fn gated<B: Backend>(operation: &LinearGeglu<B>) -> Option<Tensor<B, 3>> {
+    let LinearGeglu { x, weight, bias } = operation;
     let [batch, tokens, _] = x.dims();
     let [width, d_input] = weight.dims();
-    let (x, weight, bias) = layer(x, weight, bias)?;
+    let (x, weight, bias) = operands(x, weight, bias.as_ref())?;
     let (weight, half) = (weight.values()?, width / 2);
     let mut out = Room::new(batch * tokens * half);
     if out.is_empty() {

@@ -1,28 +1,29 @@
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::{Values, memory::Room, tensor, vectorized};
+use super::{Values, gelu_of, memory::Room, silu_of, tensor, vectorized};
+use crate::{
+    Activation, AddChannelBias, ConcatChannels, Function, ImageToTokens, TokensToImage, Upsample2x,
+};
 
 /// Values of one task: small enough for the cache next to a core, large enough to be worth a task.
 const CHUNK: usize = 1 << 14;
 
-/// See [`silu`](crate::ops::silu).
-pub fn silu<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<Tensor<B, D>> {
-    map(x, super::silu_of)
-}
-
-/// See [`gelu`](crate::ops::gelu).
-pub fn gelu<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<Tensor<B, D>> {
-    map(x, super::gelu_of)
-}
-
-/// See [`quick_gelu`](crate::ops::quick_gelu).
-pub fn quick_gelu<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<Tensor<B, D>> {
-    map(
-        x,
-        #[inline(always)]
-        |x| super::silu_of(1.702 * x) * (1.0 / 1.702),
-    )
+/// See [`Activation`].
+pub fn activation<B: Backend, const D: usize>(
+    operation: Activation<B, D>,
+) -> Result<Tensor<B, D>, Activation<B, D>> {
+    let x = &operation.x;
+    let y = match operation.function {
+        Function::Silu => map(x, silu_of),
+        Function::Gelu => map(x, gelu_of),
+        Function::QuickGelu => map(
+            x,
+            #[inline(always)]
+            |x| silu_of(1.702 * x) * (1.0 / 1.702),
+        ),
+    };
+    y.ok_or(operation)
 }
 
 #[inline(always)]
@@ -49,21 +50,25 @@ fn map<B: Backend, const D: usize>(
     Some(tensor(out, shape))
 }
 
-/// See [`add_channel_bias`](crate::ops::add_channel_bias); in place where nobody else has the values.
+/// See [`AddChannelBias`]; in place where nobody else has the values.
 pub fn add_channel_bias<B: Backend>(
-    x: Tensor<B, 4>,
-    bias: &Tensor<B, 2>,
-) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
+    operation: AddChannelBias<B>,
+) -> Result<Tensor<B, 4>, AddChannelBias<B>> {
+    let AddChannelBias { x, bias } = operation;
     let [batch, channels, height, width] = x.dims();
     if [batch, channels, height, width].contains(&0) {
         return Ok(x);
     }
-    let Some(bias) = Values::of(bias) else {
-        return Err(x);
+    let Some(values) = Values::of(&bias) else {
+        return Err(AddChannelBias { x, bias });
     };
-    let mut x = Values::take(x)?;
-    add_to_channels(x.make_mut(), bias.as_slice(), height * width);
-    Ok(x.tensor())
+    match Values::take(x) {
+        Ok(mut x) => {
+            add_to_channels(x.make_mut(), values.as_slice(), height * width);
+            Ok(x.tensor())
+        }
+        Err(x) => Err(AddChannelBias { x, bias }),
+    }
 }
 
 /// Adds a value to each channel, `area` values long, and begins again where the channels are more than the values.
@@ -78,8 +83,14 @@ pub fn add_to_channels(values: &mut [f32], bias: &[f32], area: usize) {
     });
 }
 
-/// See [`concat_channels`](crate::ops::concat_channels).
-pub fn concat_channels<B: Backend>(a: &Tensor<B, 4>, b: &Tensor<B, 4>) -> Option<Tensor<B, 4>> {
+/// See [`ConcatChannels`].
+pub fn concat_channels<B: Backend>(
+    operation: ConcatChannels<B>,
+) -> Result<Tensor<B, 4>, ConcatChannels<B>> {
+    concat(&operation.a, &operation.b).ok_or(operation)
+}
+
+fn concat<B: Backend>(a: &Tensor<B, 4>, b: &Tensor<B, 4>) -> Option<Tensor<B, 4>> {
     let ([batch, channels, height, width], [_, others, ..]) = (a.dims(), b.dims());
     let (a, b) = (Values::of(a)?, Values::of(b)?);
     let (a, b) = (a.as_slice(), b.as_slice());
@@ -106,13 +117,22 @@ pub fn copy(to: &mut [f32], from: &[f32]) {
     chunks.for_each(|(to, from)| to.copy_from_slice(from));
 }
 
-/// See [`upsample_nearest`](crate::ops::upsample_nearest): to twice the size.
-pub fn upsample_twice<B: Backend>(x: &Tensor<B, 4>) -> Option<Tensor<B, 4>> {
-    let [batch, channels, height, width] = x.dims();
-    let x = Values::of(x)?;
+/// See [`Upsample2x`].
+pub fn upsample_2x<B: Backend>(operation: Upsample2x<B>) -> Result<Tensor<B, 4>, Upsample2x<B>> {
+    let [_, _, _, width] = operation.x.dims();
+    match Values::of(&operation.x) {
+        Some(x) => Ok(upsampled(x, width).tensor()),
+        None => Err(operation),
+    }
+}
+
+/// Images of this width, enlarged.
+pub fn upsampled(x: Values, width: usize) -> Values {
+    let [batch, channels, height] = x.leading_dims();
+    let shape = [batch, channels, 2 * height, 2 * width];
     let mut out = Room::new(4 * x.as_slice().len());
     if out.is_empty() {
-        return None;
+        return Values::new(out, shape);
     }
     let rows = out
         .par_chunks_mut(4 * width)
@@ -125,19 +145,46 @@ pub fn upsample_twice<B: Backend>(x: &Tensor<B, 4>) -> Option<Tensor<B, 4>> {
         }
         second.copy_from_slice(first);
     });
-    Some(tensor(out, [batch, channels, 2 * height, 2 * width]))
+    Values::new(out, shape)
+}
+
+/// See [`ImageToTokens`].
+pub fn image_to_tokens<B: Backend>(
+    operation: ImageToTokens<B>,
+) -> Result<Tensor<B, 3>, ImageToTokens<B>> {
+    let [batch, channels, height, width] = operation.x.dims();
+    let positions = height * width;
+    match Values::of(&operation.x) {
+        Some(x) => Ok(tensor(
+            transposed(x.as_slice(), [channels, positions]),
+            [batch, positions, channels],
+        )),
+        None => Err(operation),
+    }
+}
+
+/// See [`TokensToImage`].
+pub fn tokens_to_image<B: Backend>(
+    operation: TokensToImage<B>,
+) -> Result<Tensor<B, 4>, TokensToImage<B>> {
+    let [batch, positions, channels] = operation.x.dims();
+    let [height, width] = operation.size;
+    match Values::of(&operation.x) {
+        Some(x) => Ok(tensor(
+            transposed(x.as_slice(), [positions, channels]),
+            [batch, channels, height, width],
+        )),
+        None => Err(operation),
+    }
 }
 
 /// `[batch, a, b]` to `[batch, b, a]`.
-pub fn swap_tokens<B: Backend>(x: &Tensor<B, 3>) -> Option<Tensor<B, 3>> {
+fn transposed(x: &[f32], [a, b]: [usize; 2]) -> Room {
     /// Side of the squares that are read along one way and written along the other.
     const SIDE: usize = 16;
-    let [batch, a, b] = x.dims();
-    let x = Values::of(x)?;
-    let x = x.as_slice();
     let mut out = Room::new(x.len());
     if out.is_empty() {
-        return Some(tensor(out, [batch, b, a]));
+        return out;
     }
     let stripes = out.par_chunks_mut(a * b).zip(x.par_chunks(a * b));
     stripes.for_each(|(out, x)| {
@@ -155,5 +202,5 @@ pub fn swap_tokens<B: Backend>(x: &Tensor<B, 3>) -> Option<Tensor<B, 3>> {
                 }
             });
     });
-    Some(tensor(out, [batch, b, a]))
+    out
 }

@@ -2,6 +2,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
 use super::{Values, memory::Room, silu_of, tensor, vectorized};
+use crate::{GroupNorm, LayerNorm};
 
 /// Sums that are kept side by side.
 const LANES: usize = 64;
@@ -45,22 +46,21 @@ fn statistics(values: &[f32], eps: f64) -> (f32, f32) {
     (mean, (1.0 / (variance + eps).sqrt()) as f32)
 }
 
-/// See [`group_norm`](crate::ops::group_norm); `activate` for [`group_norm_silu`](crate::ops::group_norm_silu). In place
-/// where nobody else has the values.
-pub fn group_norm<B: Backend>(
-    x: Tensor<B, 4>,
-    weight: &Tensor<B, 1>,
-    bias: &Tensor<B, 1>,
-    groups: usize,
-    eps: f64,
-    activate: bool,
-) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
-    let shape = x.dims();
+/// See [`GroupNorm`]. In place where nobody else has the values.
+pub fn group_norm<B: Backend>(operation: GroupNorm<B>) -> Result<Tensor<B, 4>, GroupNorm<B>> {
+    let shape = operation.x.dims();
     let [_, channels, height, width] = shape;
-    let (Some(weight), Some(bias)) = (Values::of(weight), Values::of(bias)) else {
-        return Err(x);
+    let parameters = [&operation.weight, &operation.bias].map(Values::of);
+    let [Some(weight), Some(bias)] = parameters else {
+        return Err(operation);
     };
-    let mut x = Values::take(x)?;
+    let GroupNorm {
+        groups, eps, silu, ..
+    } = operation;
+    let mut x = match Values::take(operation.x) {
+        Ok(x) => x,
+        Err(x) => return Err(GroupNorm { x, ..operation }),
+    };
     let (area, per_group) = (height * width, channels / groups);
     let size = per_group * area;
     if x.as_slice().is_empty() {
@@ -81,7 +81,7 @@ pub fn group_norm<B: Backend>(
                     let shift = bias.as_slice()[first + channel] - mean * scale;
                     for value in values {
                         let y = value.mul_add(scale, shift);
-                        *value = if activate { silu_of(y) } else { y };
+                        *value = if silu { silu_of(y) } else { y };
                     }
                 }
             },
@@ -99,15 +99,17 @@ pub fn group_norm<B: Backend>(
     Ok(tensor(out, shape))
 }
 
-/// See [`layer_norm`](crate::ops::layer_norm).
+/// See [`LayerNorm`].
 pub fn layer_norm<B: Backend, const D: usize>(
-    x: &Tensor<B, D>,
-    weight: &Tensor<B, 1>,
-    bias: &Tensor<B, 1>,
-    eps: f64,
-) -> Option<Tensor<B, D>> {
-    let shape = x.dims();
-    let (x, weight, bias) = (Values::of(x)?, Values::of(weight)?, Values::of(bias)?);
+    operation: LayerNorm<B, D>,
+) -> Result<Tensor<B, D>, LayerNorm<B, D>> {
+    normalized(&operation).ok_or(operation)
+}
+
+fn normalized<B: Backend, const D: usize>(operation: &LayerNorm<B, D>) -> Option<Tensor<B, D>> {
+    let (shape, eps) = (operation.x.dims(), operation.eps);
+    let x = Values::of(&operation.x)?;
+    let (weight, bias) = (Values::of(&operation.weight)?, Values::of(&operation.bias)?);
     let width = shape[D - 1];
     let mut out = Room::new(x.as_slice().len());
     if out.is_empty() {

@@ -1,11 +1,12 @@
-//! Fast bodies for `Flex`, burn's CPU backend, in `f32`.
+//! Kernels for `Flex`, burn's CPU backend, in `f32`.
 //!
-//! Each takes tensors of any backend and gives `None` (or the tensor back) where they are not `Flex`'s or not `f32`: then
-//! the caller's own body, in burn's operations, runs. Weights of products may also be of half precision. With gradients, the backend is `Autodiff`, so those go that way too.
+//! Weights of products may also be of half precision. With gradients the backend is `Autodiff`, which
+//! has no kernels.
 //!
-//! Products of all kinds are sums over packed tiles (`kernel.rs`); what packs them is where they differ. Other loops are written
-//! for the compiler's vectoriser, and [`vectorized`] compiles them for each generation of instructions. `unsafe` is only in
-//! `memory.rs`: results whose memory is used again, and a hint to the system.
+//! Products of all kinds are sums over packed tiles (`kernel.rs`); they differ in what packs them. Other
+//! loops are written for the compiler's vectoriser, and [`vectorized`] compiles them for each
+//! generation of instructions. `unsafe` is only in `memory.rs`: buffers that are used again, and a hint
+//! to the system.
 
 mod attention;
 mod conv;
@@ -23,18 +24,19 @@ use std::any::{Any, TypeId};
 use burn::tensor::{DType, Shape, Tensor, TensorPrimitive, backend::Backend};
 use burn_flex::{Flex, FlexTensor, Layout};
 
-pub(super) use attention::attention;
-pub(super) use conv::conv2d;
-pub(super) use elementwise::{
-    add_channel_bias, concat_channels, gelu, quick_gelu, silu, swap_tokens, upsample_twice,
+pub use attention::attention;
+pub use conv::conv2d;
+pub use elementwise::{
+    activation, add_channel_bias, concat_channels, image_to_tokens, tokens_to_image, upsample_2x,
 };
-pub(super) use matrix::{linear, linear_geglu, linear_to_image};
-pub(super) use norm::{group_norm, layer_norm};
+pub use matrix::{linear, linear_geglu, linear_to_image};
+pub use memory::free_pooled_memory;
+pub use norm::{group_norm, layer_norm};
 
 use kernel::vectorized;
 use memory::Room;
 
-/// See [`on_worker`](crate::ops::on_worker).
+/// See [`on_worker`](crate::on_worker).
 pub fn on_worker<B: Backend, R: Send>(network: impl FnOnce() -> R + Send) -> R {
     if TypeId::of::<B>() == TypeId::of::<Flex>() {
         rayon::scope(|_| network())
@@ -97,6 +99,12 @@ impl Values {
             TensorPrimitive::Float(values) => Self(values.to_contiguous()),
             TensorPrimitive::QFloat(_) => unreachable!("a quantised tensor is not f32"),
         }
+    }
+
+    /// The first three of four dimensions.
+    fn leading_dims(&self) -> [usize; 3] {
+        let shape = self.0.layout().shape();
+        [shape[0], shape[1], shape[2]]
     }
 
     fn as_slice(&self) -> &[f32] {

@@ -12,6 +12,7 @@ use super::matrix::{Rows, TASKS, in_parts, pack_columns};
 use super::memory::Room;
 use super::weights::Weights;
 use super::{Values, exp2, tensor, vectorized};
+use crate::Attention;
 
 /// Tiles of queries of a task at most.
 const TILES: usize = 4;
@@ -21,14 +22,20 @@ const KEYS: usize = 128;
 /// Keys, and values of a head, that are packed at once.
 const PACKED: usize = 128;
 
-/// See [`attention`](crate::ops::attention), and [`causal_attention`](crate::ops::causal_attention).
-pub fn attention<B: Backend>(
-    query: &Tensor<B, 3>,
-    key: &Tensor<B, 3>,
-    value: &Tensor<B, 3>,
-    heads: usize,
-    is_causal: bool,
-) -> Option<Tensor<B, 3>> {
+/// See [`Attention`].
+pub fn attention<B: Backend>(operation: Attention<B>) -> Result<Tensor<B, 3>, Attention<B>> {
+    attend(&operation).ok_or(operation)
+}
+
+fn attend<B: Backend>(operation: &Attention<B>) -> Option<Tensor<B, 3>> {
+    let Attention {
+        query,
+        key,
+        value,
+        heads,
+        causal,
+    } = operation;
+    let (heads, is_causal) = (*heads, *causal);
     let shape = query.dims();
     let [batch, tokens, inner] = shape;
     let [_, context, _] = key.dims();

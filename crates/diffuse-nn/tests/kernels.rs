@@ -1,13 +1,15 @@
-//! The fast bodies against the ones in burn's operations, which `NdArray` runs.
+//! The CPU's kernels beside burn's operations, which `NdArray` computes with.
 
 use std::any::TypeId;
 
-use burn::tensor::{ElementConversion, TensorData, Tolerance};
+use burn::tensor::{DType, ElementConversion, Tensor, TensorData, Tolerance, backend::Backend};
+use burn_flex::Flex;
 use burn_ndarray::NdArray;
+use diffuse_kernels::{Attention, Conv2d, Linear, LinearGeglu, LinearToImage};
+use diffuse_nn::ops::{self, ConvGeometry};
 
-use super::weights::Weights;
-use super::*;
-use crate::ops::{self, ConvGeometry};
+/// Terms that a kernel adds at once.
+const DEPTH: usize = 4096;
 
 /// A tensor of numbers between -1 and 1 that differ.
 fn numbers<B: Backend, const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<B, D> {
@@ -27,16 +29,27 @@ fn check_close(fast: TensorData, portable: TensorData, tolerance: f32) {
     fast.assert_approx_eq::<f32>(&portable, Tolerance::absolute(tolerance));
 }
 
-/// That a fast body computes on `Flex`, and on nothing else.
+/// That a kernel takes an operation on `Flex`, and on nothing else.
 #[track_caller]
-fn check_taken<B: Backend, T>(fast: Option<T>) {
-    assert_eq!(fast.is_some(), TypeId::of::<B>() == TypeId::of::<Flex>());
+fn check_taken<B: Backend, T, E>(result: Result<T, E>) {
+    assert_eq!(result.is_ok(), TypeId::of::<B>() == TypeId::of::<Flex>());
+}
+
+/// Fills the memory that the next results are written to, so that what is read before it is written shows.
+fn leave_nan_in_the_pool() {
+    let sizes = (12..22).map(|power| 1_usize << power);
+    let tensors = sizes.map(|size| {
+        let nan = Tensor::<Flex, 1>::full([size], f32::NAN, &Default::default());
+        ops::silu(nan)
+    });
+    drop(tensors.collect::<Vec<_>>());
 }
 
 /// Runs a test on one thread, and on more: how work is split depends on how many there are.
 fn on_threads(test: impl Fn() + Sync) {
     for threads in [1, 2, 16] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        leave_nan_in_the_pool();
         pool.unwrap().install(&test);
     }
 }
@@ -93,6 +106,36 @@ fn fan_in(channels: usize, kernel: usize) -> f32 {
     ((channels * kernel * kernel) as f32).powf(-0.5)
 }
 
+fn convolution<B: Backend>(
+    x: &Tensor<B, 4>,
+    weight: &Tensor<B, 4>,
+    bias: &Option<Tensor<B, 1>>,
+    geometry: ConvGeometry,
+) -> Conv2d<B> {
+    Conv2d {
+        x: x.clone(),
+        weight: weight.clone(),
+        bias: bias.clone(),
+        geometry,
+        upsample: false,
+        channel_bias: None,
+        residual: None,
+    }
+}
+
+fn layer<B: Backend, const D: usize>(
+    x: &Tensor<B, D>,
+    weight: &Tensor<B, 2>,
+    bias: &Option<Tensor<B, 1>>,
+) -> Linear<B, D> {
+    Linear {
+        x: x.clone(),
+        weight: weight.clone(),
+        bias: bias.clone(),
+        residual: None,
+    }
+}
+
 #[test]
 fn convolutions() {
     on_threads(|| {
@@ -106,7 +149,7 @@ fn convolutions() {
             let x = numbers(1, [batch, channels, height, width]);
             let weight = numbers(2, [outputs, channels, kernel, kernel]) * fan_in(channels, kernel);
             let bias = bias.then(|| numbers(3, [outputs]));
-            check_taken::<B, _>(super::conv2d(&x, &weight, bias.as_ref(), geometry, None).ok());
+            check_taken::<B, _, _>(convolution(&x, &weight, &bias, geometry).run());
             let size = [height, width].map(|size| geometry.output(size, kernel).unwrap());
             let shape = [batch, outputs, size[0], size[1]];
             residual.apply(shape, |residual| match residual {
@@ -142,124 +185,6 @@ fn convolutions() {
 }
 
 #[test]
-fn each_way_of_a_3x3_convolution() {
-    on_threads(|| {
-        // The last has more squares than are transformed at once, and more outputs than a task.
-        let more = [[1, 512, 70, 88, 90]];
-        for [batch, channels, outputs, height, width] in PICTURES.into_iter().chain(more) {
-            let x: Tensor<Flex, 4> = numbers(1, [batch, channels, height, width]);
-            let weight: Tensor<Flex, 4> =
-                numbers(2, [outputs, channels, 3, 3]) * fan_in(channels, 3);
-            let bias: Tensor<Flex, 1> = numbers(3, [outputs]);
-            let [x, weight, bias] = [
-                Values::of(&x).unwrap(),
-                Values::of(&weight).unwrap(),
-                Values::of(&bias).unwrap(),
-            ];
-            let pictures = conv::Pictures {
-                values: x.as_slice(),
-                batch,
-                channels,
-                height,
-                width,
-            };
-            let size = batch * outputs * height * width;
-            let (weight, bias) = (Weights::F32(weight.as_slice()), bias.as_slice());
-            let filters = matrix::Rows::new(weight, 9 * channels);
-            let (geometry, picture) = (ConvGeometry::same(3), [height, width]);
-            for onto in [false, true] {
-                let made = |way: &dyn Fn(conv::Outputs<'_>)| {
-                    let mut values = match onto {
-                        true => numbers::<Flex, 1>(9, [size])
-                            .into_data()
-                            .into_vec()
-                            .unwrap(),
-                        false => vec![f32::NAN; size],
-                    };
-                    way(conv::Outputs {
-                        values: &mut values,
-                        onto,
-                    });
-                    TensorData::new(values, [size])
-                };
-                let columns =
-                    made(&|out| conv::as_columns(pictures, weight, bias, geometry, picture, out));
-                let squares = made(&|out| winograd::by_squares(pictures, filters, bias, out));
-                let outputs = made(&|out| winograd::by_outputs(pictures, filters, bias, out));
-                check_close(columns, squares.clone(), 5e-5);
-                check_close(squares, outputs, 1e-6);
-            }
-        }
-    });
-}
-
-#[test]
-fn tiles_are_sums_of_products() {
-    use kernel::{COLUMNS, ROWS, Tile};
-    for depth in [0, 1, 7, 300] {
-        let rows: Tensor<Flex, 2> = numbers(1, [depth + 1, ROWS]);
-        let columns: Tensor<Flex, 2> = numbers(2, [depth + 1, COLUMNS]);
-        let (rows, columns) = (Values::of(&rows).unwrap(), Values::of(&columns).unwrap());
-        let (rows, _) = rows.as_slice()[ROWS..].as_chunks();
-        let (columns, _) = columns.as_slice()[COLUMNS..].as_chunks();
-        let kept: [f32; COLUMNS] = std::array::from_fn(|column| column as f32 / 16.0 - 1.0);
-        let check = |sum: &dyn Fn(Tile<'_>)| {
-            for (kept, before) in [(None, f32::NAN), (Some(&kept), 1.5)] {
-                let mut tile = [[before; COLUMNS]; ROWS];
-                sum(Tile {
-                    rows,
-                    columns,
-                    kept,
-                    tile: &mut tile,
-                });
-                for (row, sums) in tile.iter().enumerate() {
-                    for (column, sum) in sums.iter().enumerate() {
-                        let terms = rows.iter().zip(columns);
-                        let terms = terms.map(|(a, b)| f64::from(a[row]) * f64::from(b[column]));
-                        let kept = kept.map_or(0.0, |kept| f64::from(before * kept[column]));
-                        assert!((f64::from(*sum) - kept - terms.sum::<f64>()).abs() < 1e-5);
-                    }
-                }
-            }
-        };
-        // With the best instructions of this machine, with none, and with those of most others.
-        check(&|tile| kernel::tile(tile.rows, tile.columns, tile.kept, tile.tile));
-        check(&|tile| pulp::Simd::vectorize(pulp::Scalar, tile));
-        #[cfg(target_arch = "x86_64")]
-        if let Some(avx2) = pulp::x86::V3::try_new() {
-            check(&|tile| pulp::Simd::vectorize(avx2, tile));
-        }
-    }
-}
-
-#[test]
-fn rows_are_turned_to_columns() {
-    use kernel::{Column, ROWS, turn, turn_lanes};
-    let rows: [Column; ROWS] =
-        std::array::from_fn(|row| std::array::from_fn(|column| (10 * row + column) as f32));
-    let columns = turn(rows);
-    assert_eq!((columns[5][2], columns), (25.0, turn_lanes(rows)));
-}
-
-#[test]
-fn memory_is_used_again() {
-    // So large that no other test, beside this one, would take it.
-    let len = 20_000_001;
-    let mut room = Room::new(len);
-    room.fill(1.0);
-    let before = room.as_ptr();
-    let x: Tensor<Flex, 1> = tensor(room, [len]);
-    let other = Room::new(len);
-    assert_ne!(other.as_ptr(), before);
-    let some = x.clone().narrow(0, len - 3, 3);
-    assert_eq!(some.sum().into_scalar(), 3.0);
-    drop(x);
-    let again = Room::new(len);
-    assert_eq!(again.as_ptr(), before);
-    assert_eq!(again.as_ptr().addr() % 64, 0);
-}
-
-#[test]
 fn norms() {
     for [batch, channels, height, width] in [[2, 6, 5, 7], [1, 8, 1, 1], [3, 64, 33, 64]] {
         fn group<B: Backend>(shape: [usize; 4], activate: bool) -> Tensor<B, 4> {
@@ -292,20 +217,6 @@ fn norms() {
 }
 
 #[test]
-fn what_nobody_else_has_is_normalized_in_place() {
-    let x = Values::of(&numbers::<Flex, 4>(1, [2, 6, 5, 7])).unwrap();
-    let before = x.as_slice().as_ptr();
-    let y = ops::group_norm(
-        x.tensor::<Flex, 4>(),
-        numbers(2, [6]),
-        numbers(3, [6]),
-        2,
-        1e-5,
-    );
-    assert_eq!(Values::of(&y).unwrap().as_slice().as_ptr(), before);
-}
-
-#[test]
 fn attention_in_blocks() {
     on_threads(|| {
         fn attend<B: Backend>(
@@ -316,7 +227,14 @@ fn attention_in_blocks() {
             let inner = heads * d;
             let query = numbers::<B, 3>(1, [batch, tokens, inner]) * scale;
             let [key, value] = [2, 3].map(|seed| numbers(seed, [batch, context, inner]));
-            check_taken::<B, _>(super::attention(&query, &key, &value, heads, is_causal));
+            let attention = Attention {
+                query: query.clone(),
+                key: key.clone(),
+                value: value.clone(),
+                heads,
+                causal: is_causal,
+            };
+            check_taken::<B, _, _>(attention.run());
             if is_causal {
                 ops::causal_attention(query, key, value, heads)
             } else {
@@ -358,14 +276,14 @@ fn linear_layers() {
             let bias = bias.then(|| numbers(3, [d_output]));
             let x = numbers::<B, 3>(1, [2, rows, d_input]);
             let weight = numbers(2, [d_output, d_input]) * fan_in(d_input, 1);
-            check_taken::<B, _>(super::linear(&x, &weight, bias.as_ref(), None).ok());
+            check_taken::<B, _, _>(layer(&x, &weight, &bias).run());
             residual.apply([2, rows, d_output], |residual| match residual {
                 None => ops::linear(x, weight, bias),
                 Some(residual) => ops::linear_add(x, weight, bias, residual),
             })
         }
         // The last has more terms than are added at once.
-        let long = matrix::DEPTH + 52;
+        let long = DEPTH + 52;
         for shape in [[1, 33, 19], [3, 33, 19], [100, 33, 19], [5, long, 40]] {
             for (bias, residual) in [false, true, true].into_iter().zip(Residual::ALL) {
                 let fast = apply::<Flex>(shape, bias, residual).into_data();
@@ -388,12 +306,18 @@ fn linear_layers_to_a_picture() {
             let x = numbers::<B, 3>(1, [2, height * width, d_input]);
             let weight = numbers(2, [19, d_input]) * fan_in(d_input, 1);
             let picture = numbers(4, [2, 19, height, width]);
-            check_taken::<B, _>(super::linear_to_image(&x, &weight, bias.as_ref(), picture).ok());
+            let layer = LinearToImage {
+                x: x.clone(),
+                weight: weight.clone(),
+                bias: bias.clone(),
+                residual: picture,
+            };
+            check_taken::<B, _, _>(layer.run());
             residual.apply([2, 19, height, width], |residual| {
                 ops::linear_to_image(x, weight, bias, residual.unwrap())
             })
         }
-        for shape in [[1, 1, 7], [5, 9, 33], [8, 4, matrix::DEPTH + 52]] {
+        for shape in [[1, 1, 7], [5, 9, 33], [8, 4, DEPTH + 52]] {
             for (bias, residual) in [(false, Residual::Own), (true, Residual::Shared)] {
                 let fast = apply::<Flex>(shape, bias, residual).into_data();
                 let portable = apply::<NdArray>(shape, bias, residual).into_data();
@@ -409,7 +333,12 @@ fn gated_layers() {
         fn apply<B: Backend>(rows: usize, bias: bool) -> Tensor<B, 3> {
             let bias = bias.then(|| numbers(3, [38]));
             let (x, weight) = (numbers::<B, 3>(1, [2, rows, 33]), numbers(2, [38, 33]));
-            check_taken::<B, _>(super::linear_geglu(&x, &weight, bias.as_ref()));
+            let layer = LinearGeglu {
+                x: x.clone(),
+                weight: weight.clone(),
+                bias: bias.clone(),
+            };
+            check_taken::<B, _, _>(layer.run());
             ops::linear_geglu(x, weight, bias)
         }
         // The last are more rows than are computed at once.
@@ -440,14 +369,15 @@ fn weights_in_half_precision_are_widened() {
         for [outputs, inputs] in [[19, 33], [1, 1], [1500, 3000]] {
             check([outputs, inputs], dtype, |weight| {
                 let (x, bias) = (numbers::<Flex, 2>(1, [3, inputs]), numbers(3, [outputs]));
-                super::linear(&x, &weight, Some(&bias), None).unwrap()
+                layer(&x, &weight, &Some(bias)).run().unwrap()
             });
         }
         for [outputs, inputs, tokens] in [[19, 33, 3], [1400, 1500, 1030]] {
             check([2 * outputs, inputs], dtype, |weight| {
                 let x = numbers::<Flex, 3>(1, [1, tokens, inputs]);
                 let bias = numbers(3, [2 * outputs]);
-                super::linear_geglu(&x, &weight, Some(&bias)).unwrap()
+                let bias = Some(bias);
+                LinearGeglu { x, weight, bias }.run().unwrap()
             });
         }
         let pictures = PICTURES.into_iter().chain([[1, 500, 600, 5, 4]]);
@@ -460,7 +390,8 @@ fn weights_in_half_precision_are_widened() {
                 check([outputs, channels, kernel, kernel], dtype, |weight| {
                     let x = numbers::<Flex, 4>(1, [batch, channels, height, width]);
                     let bias = numbers(3, [outputs]);
-                    super::conv2d(&x, &weight, Some(&bias), geometry, None).unwrap()
+                    let convolution = convolution(&x, &weight, &Some(bias), geometry);
+                    convolution.run().unwrap()
                 });
             }
         }
@@ -548,28 +479,6 @@ fn a_tensor_that_someone_else_has_is_not_changed() {
 }
 
 #[test]
-fn functions_are_exact_to_their_last_digits() {
-    for step in -8_000..8_000 {
-        let x = step as f32 / 100.0;
-        let wide = f64::from(x);
-        let error = (f64::from(exp(x)) / wide.exp() - 1.0).abs();
-        assert!(error < 3e-7, "e^{x} is off by {error}");
-        let error = (f64::from(exp2(x)) / wide.exp2() - 1.0).abs();
-        assert!(error < 3e-7, "2^{x} is off by {error}");
-        let expected = wide / (1.0 + (-wide).exp());
-        assert!((f64::from(silu_of(x)) - expected).abs() < 3e-7 * wide.abs().max(1.0));
-    }
-    assert!(
-        exp(f32::NAN).is_nan()
-            && exp2(f32::NAN).is_nan()
-            && silu_of(f32::NAN).is_nan()
-            && gelu_of(f32::NAN).is_nan()
-    );
-    assert_eq!(silu_of(f32::MIN), 0.0);
-    assert!(exp(f32::NEG_INFINITY) < 1.3e-38 && exp2(f32::NEG_INFINITY) < 1.3e-38);
-}
-
-#[test]
 fn networks_run_on_a_worker_on_the_cpu_only() {
     let is_worker = || rayon::current_thread_index().is_some();
     assert!(ops::on_worker::<Flex, _>(is_worker));
@@ -577,11 +486,30 @@ fn networks_run_on_a_worker_on_the_cpu_only() {
 }
 
 #[test]
-fn other_tensors_are_given_back() {
-    let half = Tensor::<Flex, 1>::from_data([1.0, 2.0], (&Default::default(), DType::F16));
-    assert!(Values::of(&half).is_none());
-    assert!(Values::take(half).is_err());
-    let other = Tensor::<NdArray, 1>::from_floats([1.0], &Default::default());
-    assert!(Values::of(&other).is_none());
-    assert!(Values::take(other).is_err());
+fn convolutions_with_a_channel_bias_and_of_enlarged_images() {
+    fn convolve<B: Backend>(upsample: bool) -> Tensor<B, 4> {
+        let (x, weight) = (
+            numbers::<B, 4>(1, [2, 17, 23, 31]),
+            numbers(2, [33, 17, 3, 3]),
+        );
+        let (weight, bias) = (weight * fan_in(17, 3), Some(numbers(3, [33])));
+        if upsample {
+            ops::upsample_conv2d(x, weight, bias)
+        } else {
+            let geometry = ConvGeometry::same(3);
+            ops::conv2d_channel_bias(x, weight, bias, geometry, numbers(4, [2, 33]))
+        }
+    }
+    for upsample in [false, true] {
+        let fast = convolve::<Flex>(upsample).into_data();
+        check_close(fast, convolve::<NdArray>(upsample).into_data(), 2e-5);
+    }
+}
+
+#[test]
+fn pooled_memory_is_freed_on_request() {
+    let silu = || ops::silu(numbers::<Flex, 1>(1, [100_000]));
+    let before = silu().into_data();
+    ops::free_pooled_memory();
+    silu().into_data().assert_eq(&before, true);
 }

@@ -5,11 +5,12 @@ use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
 use super::Values;
-use super::matrix::{Bias, DEPTH, Rows, Start, pack_columns, product};
+use super::elementwise::{add_to_channels, upsampled};
+use super::matrix::{Bias, DEPTH, Rows, Start, operands, pack_columns, product};
 use super::memory::Room;
-use super::weights::{Weight, Weights};
+use super::weights::Weights;
 use super::winograd::winograd;
-use crate::ops::ConvGeometry;
+use crate::{Conv2d, ConvGeometry};
 
 /// Values of columns that are held at once, if that is a channel or more.
 const VALUES: usize = 1 << 21;
@@ -40,37 +41,33 @@ impl<'a> Pictures<'a> {
     }
 }
 
-/// See [`conv2d`](crate::ops::conv2d), and [`conv2d_add`](crate::ops::conv2d_add) for a residual, which else comes back: those
-/// with a kernel of 3, and of 1 that see each position by itself.
-pub fn conv2d<B: Backend>(
-    x: &Tensor<B, 4>,
-    weight: &Tensor<B, 4>,
-    bias: Option<&Tensor<B, 1>>,
-    geometry: ConvGeometry,
-    residual: Option<Tensor<B, 4>>,
-) -> Result<Tensor<B, 4>, Option<Tensor<B, 4>>> {
-    let [batch, channels, height, width] = x.dims();
-    let [outputs, _, kernel, other] = weight.dims();
+/// See [`Conv2d`]: those with a kernel of 3, and of 1 that see each position by itself.
+pub fn conv2d<B: Backend>(mut operation: Conv2d<B>) -> Result<Tensor<B, 4>, Conv2d<B>> {
+    let [batch, channels, height, width] = operation.x.dims();
+    let [outputs, _, kernel, other] = operation.weight.dims();
+    let geometry = operation.geometry;
     let keeps_size = geometry == ConvGeometry::same(kernel);
     let is_here = kernel == 3 || kernel == 1 && keeps_size;
-    let size = [height, width].map(|size| geometry.output(size, kernel).unwrap_or(0));
+    let size = operation.output_size().unwrap_or([0, 0]);
     let [rows, columns] = size;
     let sizes = [batch, channels, outputs, height, width, rows, columns];
     if !is_here || kernel != other || sizes.contains(&0) {
-        return Err(residual);
+        return Err(operation);
     }
-    let (x, weight, bias) = (
-        Values::of(x),
-        Weight::of(weight),
-        Values::of_bias(bias, outputs),
-    );
-    let (Some(x), Some(weight), Some(bias)) = (x, weight, bias) else {
-        return Err(residual);
+    let operands = operands(&operation.x, &operation.weight, operation.bias.as_ref());
+    let channel_bias = operation.channel_bias.as_ref().map(Values::of);
+    let (Some((x, weight, bias)), None | Some(Some(_))) = (operands, &channel_bias) else {
+        return Err(operation);
     };
     let Some(weight) = weight.values() else {
-        return Err(residual);
+        return Err(operation);
     };
-    let onto = residual.is_some();
+    let (x, [height, width]) = if operation.upsample {
+        (upsampled(x, width), [2 * height, 2 * width])
+    } else {
+        (x, [height, width])
+    };
+    let onto = operation.residual.is_some();
     let pictures = Pictures {
         values: x.as_slice(),
         batch,
@@ -78,7 +75,16 @@ pub fn conv2d<B: Backend>(
         height,
         width,
     };
-    let mut results = Values::onto(residual, [batch, outputs, rows, columns])?;
+    let residual = operation.residual.take();
+    let mut results = match Values::onto(residual, [batch, outputs, rows, columns]) {
+        Ok(results) => results,
+        Err(residual) => {
+            return Err(Conv2d {
+                residual,
+                ..operation
+            });
+        }
+    };
     let out = Outputs {
         values: results.make_mut(),
         onto,
@@ -91,6 +97,9 @@ pub fn conv2d<B: Backend>(
         winograd(pictures, weight, bias, out);
     } else {
         as_columns(pictures, weight, bias, geometry, size, out);
+    }
+    if let Some(Some(bias)) = channel_bias {
+        add_to_channels(results.make_mut(), bias.as_slice(), rows * columns);
     }
     Ok(results.tensor())
 }

@@ -1,0 +1,91 @@
+//! The latents that a run starts from.
+
+use burn::tensor::{DType, Tensor, backend::Backend};
+use diffuse_nn::checkpoint::float_dtype;
+use diffuse_schedulers::{NoiseSource, randn_tensor};
+use diffuse_unet::{Pretrained, SampleSize};
+
+use super::{StableDiffusionOptions, StableDiffusionPipeline};
+use crate::PipelineError;
+use crate::generation::check_pixels;
+
+impl<B: Backend> StableDiffusionPipeline<B> {
+    /// The noise that a run starts from, in `f32`, with the spread that the scheduler wants. Call it after
+    /// `set_timesteps`, which decides the spread.
+    ///
+    /// # Errors
+    /// If the options' sizes make no sense, or the noise source fails.
+    pub fn prepare_latents(
+        &self,
+        options: &StableDiffusionOptions<B>,
+        noise: &mut dyn NoiseSource,
+    ) -> Result<Tensor<B, 4>, PipelineError> {
+        let latents = match &options.latents {
+            Some(latents) => latents.clone(),
+            None => {
+                let shape = self.latent_shape(options)?;
+                let device = self.unet.conv_in.weight.device();
+                randn_tensor::<B>(noise, shape, float_dtype(&self.unet), &device)?
+            }
+        };
+        Ok(latents.cast(DType::F32) * self.scheduler.init_noise_sigma())
+    }
+
+    /// Shape of the latents of a run: `[batch, channels, height / 8, width / 8]`.
+    pub(super) fn latent_shape(
+        &self,
+        options: &StableDiffusionOptions<B>,
+    ) -> Result<[usize; 4], PipelineError> {
+        let texts = match &options.prompt_embeds {
+            Some(embeds) => embeds.dims()[0],
+            None => options.prompt.len(),
+        };
+        let batch = texts.saturating_mul(options.num_images_per_prompt);
+        let downscale = self.vae.config().downscale();
+        let default = match (&options.latents, self.sample_size) {
+            (Some(latents), _) => {
+                let [_, _, height, width] = latents.dims();
+                Some([height, width])
+            }
+            (None, size) => size.map(SampleSize::dims),
+        };
+        let side = |name: &str, given: Option<usize>, default: Option<usize>| {
+            let side = given
+                .or(default.map(|side| side * downscale))
+                .ok_or_else(|| {
+                    format!("give `{name}`: the UNet's configuration has no `sample_size`")
+                })?;
+            if side == 0 || !side.is_multiple_of(downscale) {
+                return Err(format!(
+                    "`height` and `width` have to be divisible by {downscale} and not zero, but `{name}` is {side}"
+                ));
+            }
+            Ok(side)
+        };
+        let height = side("height", options.height, default.map(|[height, _]| height));
+        let width = side("width", options.width, default.map(|[_, width]| width));
+        let (height, width) = (
+            height.map_err(PipelineError::Options)?,
+            width.map_err(PipelineError::Options)?,
+        );
+        check_pixels(batch, [height, width])?;
+        let least = self.least_latent_side();
+        if height / downscale < least || width / downscale < least {
+            return Err(PipelineError::Options(format!(
+                "a picture of {width} x {height} is too small for this UNet: {} on each side at least",
+                least * downscale
+            )));
+        }
+        let channels = self.unet.config().in_channels;
+        Ok([batch, channels, height / downscale, width / downscale])
+    }
+
+    /// A UNet that pads on one side only cannot halve a side of one.
+    fn least_latent_side(&self) -> usize {
+        let config = self.unet.config();
+        match config.downsample_padding {
+            0 => 1 << (config.block_out_channels.len() - 1),
+            _ => 1,
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Options of a run, and their checks.
+
+use burn::tensor::{Tensor, backend::Backend};
+use diffuse_schedulers::TimestepRequest;
+use diffuse_unet::Pretrained;
+
+use super::StableDiffusionPipeline;
+use crate::PipelineError;
+use crate::generation::check_generators;
+
+/// Options of [`StableDiffusionPipeline`], by the reference's names and with its defaults.
+#[derive(Debug, Clone)]
+pub struct StableDiffusionOptions<B: Backend> {
+    /// What to show; several are a batch.
+    pub prompt: Vec<String>,
+    /// What not to show: none, one for all prompts, or one for each.
+    pub negative_prompt: Vec<String>,
+    /// In place of `prompt`: `[batch, tokens, hidden_size]`.
+    pub prompt_embeds: Option<Tensor<B, 3>>,
+    /// In place of `negative_prompt`: shaped as `prompt_embeds`.
+    pub negative_prompt_embeds: Option<Tensor<B, 3>>,
+    /// Height in pixels, a multiple of 8; by default that of `latents`, or else what the UNet was made for.
+    pub height: Option<usize>,
+    /// Width in pixels, a multiple of 8; by default that of `latents`, or else what the UNet was made for.
+    pub width: Option<usize>,
+    /// Number of steps.
+    pub num_inference_steps: usize,
+    /// In place of `num_inference_steps`: the timesteps themselves, falling.
+    pub timesteps: Option<Vec<f64>>,
+    /// In place of `num_inference_steps`: the noise levels themselves, falling.
+    pub sigmas: Option<Vec<f64>>,
+    /// How far to go beyond the prompt's own prediction; there is no second forward pass at 1 and below.
+    pub guidance_scale: f64,
+    /// How much of the guided noise's spread is taken back, in `[0, 1]`.
+    pub guidance_rescale: f64,
+    /// Pictures of each prompt.
+    pub num_images_per_prompt: usize,
+    /// How much noise each step adds, for schedulers that take it (DDIM), from 0 (none) to 1 (as DDPM).
+    pub eta: f64,
+    /// How many of the text encoder's last layers the prompt leaves out; the negative prompt goes through all.
+    pub clip_skip: Option<usize>,
+    /// None: one at random. One: a generator for the whole batch. As many as pictures: a generator each.
+    pub seeds: Vec<u64>,
+    /// The initial noise of unit variance, in place of drawing it: `[batch, channels, height / 8, width / 8]`.
+    pub latents: Option<Tensor<B, 4>>,
+}
+
+impl<B: Backend> Default for StableDiffusionOptions<B> {
+    fn default() -> Self {
+        Self {
+            prompt: Vec::new(),
+            negative_prompt: Vec::new(),
+            prompt_embeds: None,
+            negative_prompt_embeds: None,
+            height: None,
+            width: None,
+            num_inference_steps: 50,
+            timesteps: None,
+            sigmas: None,
+            guidance_scale: 7.5,
+            guidance_rescale: 0.0,
+            num_images_per_prompt: 1,
+            eta: 0.0,
+            clip_skip: None,
+            seeds: Vec::new(),
+            latents: None,
+        }
+    }
+}
+
+impl<B: Backend> From<&str> for StableDiffusionOptions<B> {
+    fn from(prompt: &str) -> Self {
+        Self {
+            prompt: vec![prompt.to_string()],
+            ..Self::default()
+        }
+    }
+}
+
+impl<B: Backend> StableDiffusionPipeline<B> {
+    /// Checks options against each other and against the parts, before anything is computed.
+    ///
+    /// # Errors
+    /// If one makes no sense.
+    pub fn check_inputs(&self, options: &StableDiffusionOptions<B>) -> Result<(), PipelineError> {
+        check_options(options).map_err(PipelineError::Options)?;
+        let [batch, channels, height, width] = self.latent_shape(options)?;
+        check_generators(options.seeds.len(), batch)?;
+        if let Some(latents) = &options.latents {
+            let given = latents.dims();
+            let expected = [batch, channels, height, width];
+            if given != expected {
+                return Err(PipelineError::Options(format!(
+                    "`latents` has shape {given:?}, but these options need {expected:?}"
+                )));
+            }
+        }
+        let layers = self.text_encoder.text_model.encoder.layers.len();
+        if let Some(skip) = options.clip_skip.filter(|skip| *skip > layers) {
+            return Err(PipelineError::Options(format!(
+                "`clip_skip` is {skip}, but the text encoder has {layers} layers"
+            )));
+        }
+        let dim = self.text_encoder.config().hidden_size;
+        for (name, embeds) in [
+            ("prompt_embeds", &options.prompt_embeds),
+            ("negative_prompt_embeds", &options.negative_prompt_embeds),
+        ] {
+            let Some([rows, tokens, size]) = embeds.as_ref().map(Tensor::dims) else {
+                continue;
+            };
+            if size != dim || rows == 0 || tokens == 0 {
+                return Err(PipelineError::Options(format!(
+                    "`{name}` has shape {:?}, but the UNet takes embeddings of {dim}",
+                    [rows, tokens, size]
+                )));
+            }
+            let texts = self.tokenizer.max_length();
+            let both = options.prompt_embeds.is_some() && options.negative_prompt_embeds.is_some();
+            let guided = options.guidance_scale > 1.0;
+            if !both && guided && tokens != texts {
+                return Err(PipelineError::Options(format!(
+                    "`{name}` has {tokens} tokens, but the texts beside it have {texts}: give embeddings for both"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which timesteps the options ask for.
+pub(super) fn timestep_request<B: Backend>(options: &StableDiffusionOptions<B>) -> TimestepRequest {
+    match (&options.timesteps, &options.sigmas) {
+        (Some(timesteps), _) => TimestepRequest::Timesteps(timesteps.clone()),
+        (None, Some(sigmas)) => TimestepRequest::Sigmas(sigmas.clone()),
+        (None, None) => TimestepRequest::Steps(options.num_inference_steps),
+    }
+}
+
+/// What can be checked without the parts.
+fn check_options<B: Backend>(options: &StableDiffusionOptions<B>) -> Result<(), String> {
+    match (&options.prompt[..], &options.prompt_embeds) {
+        ([], None) => return Err("provide either `prompt` or `prompt_embeds`".into()),
+        ([_, ..], Some(_)) => {
+            return Err("provide only one of `prompt` and `prompt_embeds`".into());
+        }
+        _ => {}
+    }
+    if !options.negative_prompt.is_empty() && options.negative_prompt_embeds.is_some() {
+        return Err("provide only one of `negative_prompt` and `negative_prompt_embeds`".into());
+    }
+    let texts = match &options.prompt_embeds {
+        Some(embeds) => embeds.dims()[0],
+        None => options.prompt.len(),
+    };
+    let negative = options.negative_prompt.len();
+    if negative > 1 && negative != texts {
+        return Err(format!(
+            "{negative} negative prompts for {texts} prompts: give one for all, or one for each"
+        ));
+    }
+    if let Some(negative) = options.negative_prompt_embeds.as_ref().map(Tensor::dims) {
+        if let Some(positive) = options.prompt_embeds.as_ref().map(Tensor::dims)
+            && positive != negative
+        {
+            return Err(format!(
+                "`prompt_embeds` {positive:?} and `negative_prompt_embeds` {negative:?} must have the same shape"
+            ));
+        }
+        if negative[0] != texts {
+            return Err(format!(
+                "`negative_prompt_embeds` has {} rows for {texts} prompts",
+                negative[0]
+            ));
+        }
+    }
+    if options.timesteps.is_some() && options.sigmas.is_some() {
+        return Err("only one of `timesteps` or `sigmas` can be given".into());
+    }
+    if !options.guidance_scale.is_finite() {
+        return Err(format!("`guidance_scale` is {}", options.guidance_scale));
+    }
+    for (name, value) in [
+        ("guidance_rescale", options.guidance_rescale),
+        ("eta", options.eta),
+    ] {
+        if !(0.0..=1.0).contains(&value) {
+            return Err(format!("`{name}` is {value}, but has to be in [0, 1]"));
+        }
+    }
+    if options.num_images_per_prompt == 0 {
+        return Err("`num_images_per_prompt` is 0".into());
+    }
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! The parts of the pipeline: loading them, and whether they fit together.
+
+use std::path::Path;
+
+use burn::tensor::{DType, backend::Backend};
+use diffuse_clip::{CLIPTextModel, CLIPTokenizer};
+use diffuse_nn::ops::has_gpu_kernels;
+use diffuse_schedulers::{Overrides, Scheduler, scheduler_from_config};
+use diffuse_unet::{LoadOptions, Pretrained, SampleSize, UNet2DConditionModel};
+use diffuse_vae::AutoencoderKL;
+
+use crate::PipelineError;
+use crate::folder::{ModelIndex, PipelineKind, component_folder, load_scheduler, pipeline_folder};
+
+/// The parts of a [`StableDiffusionPipeline`].
+pub struct StableDiffusionParts<B: Backend> {
+    /// Text to token ids.
+    pub tokenizer: CLIPTokenizer,
+    /// Token ids to embeddings.
+    pub text_encoder: CLIPTextModel<B>,
+    /// Predicts the noise in latents.
+    pub unet: UNet2DConditionModel<B>,
+    /// Latents to pictures.
+    pub vae: AutoencoderKL<B>,
+    /// Takes the noise out, step by step.
+    pub scheduler: Box<dyn Scheduler<B>>,
+}
+
+/// Text to image with Stable Diffusion v1. Its parts may be replaced at any time.
+pub struct StableDiffusionPipeline<B: Backend> {
+    /// Text to token ids.
+    pub tokenizer: CLIPTokenizer,
+    /// Token ids to embeddings.
+    pub text_encoder: CLIPTextModel<B>,
+    /// Predicts the noise in latents.
+    pub unet: UNet2DConditionModel<B>,
+    /// Latents to pictures.
+    pub vae: AutoencoderKL<B>,
+    /// Takes the noise out, step by step.
+    pub scheduler: Box<dyn Scheduler<B>>,
+    /// Height and width of the latents by default.
+    pub(super) sample_size: Option<SampleSize>,
+}
+
+impl<B: Backend> StableDiffusionPipeline<B> {
+    /// Puts a pipeline together. As the reference does, it corrects a scheduler of an early checkpoint
+    /// (`steps_offset` 1, `clip_sample` false) and a UNet's `sample_size`; a scheduler that is put in its place later
+    /// stays as it is.
+    ///
+    /// # Errors
+    /// If the parts do not fit together.
+    pub fn new(parts: StableDiffusionParts<B>) -> Result<Self, PipelineError> {
+        let StableDiffusionParts {
+            tokenizer,
+            text_encoder,
+            unet,
+            vae,
+            scheduler,
+        } = parts;
+        check_parts(&tokenizer, &text_encoder, &unet, &vae)?;
+        let scheduler = correct_scheduler(scheduler)?;
+        let sample_size = default_sample_size(&unet);
+        Ok(Self {
+            tokenizer,
+            text_encoder,
+            unet,
+            vae,
+            scheduler,
+            sample_size,
+        })
+    }
+
+    /// Loads a published folder, such as that of `CompVis/stable-diffusion-v1-4`. With the crate's feature `hub` that
+    /// name will do: what is not in the cache is fetched.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, or asks for something that is not computed here.
+    pub fn from_pretrained(
+        folder: impl AsRef<Path>,
+        device: &B::Device,
+    ) -> Result<Self, PipelineError> {
+        Self::from_pretrained_with(folder, &LoadOptions::default(), device)
+    }
+
+    /// [`from_pretrained`](Self::from_pretrained) with a variant or a float type. Where `f16` is asked for, the
+    /// autoencoder computes in it on GPUs, and in `f32` again where an activation exceeds its range; otherwise it
+    /// computes in `f32`. Its weights are kept in [`weights`](LoadOptions::weights), if that is given.
+    ///
+    /// # Errors
+    /// As [`from_pretrained`](Self::from_pretrained).
+    pub fn from_pretrained_with(
+        folder: impl AsRef<Path>,
+        options: &LoadOptions,
+        device: &B::Device,
+    ) -> Result<Self, PipelineError> {
+        let kind = PipelineKind::StableDiffusion;
+        let folder = pipeline_folder(folder.as_ref(), kind, options.variant.as_deref())?;
+        let index = ModelIndex::read(&folder)?;
+        kind.check(&index)?;
+        let component = |name| component_folder(&folder, name);
+
+        // Small files first: what is wrong with them is told before gigabytes are read.
+        let tokenizer = CLIPTokenizer::from_pretrained(component("tokenizer"))?;
+        let scheduler = load_scheduler(&folder, &index)?;
+        let vae_options = LoadOptions {
+            dtype: match options.dtype {
+                Some(DType::F16) if has_gpu_kernels::<B>() => options.dtype,
+                _ => Some(DType::F32),
+            },
+            ..options.clone()
+        };
+        Self::new(StableDiffusionParts {
+            tokenizer,
+            text_encoder: CLIPTextModel::from_pretrained_with(
+                component("text_encoder"),
+                options,
+                device,
+            )?,
+            vae: AutoencoderKL::from_pretrained_with(component("vae"), &vae_options, device)?,
+            unet: UNet2DConditionModel::from_pretrained_with(component("unet"), options, device)?,
+            scheduler,
+        })
+    }
+}
+
+fn check_parts<B: Backend>(
+    tokenizer: &CLIPTokenizer,
+    text_encoder: &CLIPTextModel<B>,
+    unet: &UNet2DConditionModel<B>,
+    vae: &AutoencoderKL<B>,
+) -> Result<(), PipelineError> {
+    let (text, unet, vae) = (text_encoder.config(), unet.config(), vae.config());
+    let cross = unet
+        .cross_attention_dim
+        .levels(unet.block_out_channels.len());
+    let cross = cross.unwrap_or_default();
+    let message = if tokenizer.vocab_size() > text.vocab_size {
+        format!(
+            "the tokenizer has {} ids, the text encoder {}",
+            tokenizer.vocab_size(),
+            text.vocab_size
+        )
+    } else if tokenizer.max_length() > text.max_position_embeddings {
+        format!(
+            "the tokenizer gives {} ids, the text encoder takes {}",
+            tokenizer.max_length(),
+            text.max_position_embeddings
+        )
+    } else if let Some(cross) = cross.iter().find(|cross| **cross != text.hidden_size) {
+        format!(
+            "the text encoder gives embeddings of {}, the UNet takes {cross}",
+            text.hidden_size
+        )
+    } else if unet.in_channels == 2 * vae.latent_channels + 1 {
+        format!(
+            "the UNet takes {} channels: it is for inpainting, not for text to image",
+            unet.in_channels
+        )
+    } else if unet.in_channels != vae.latent_channels || unet.out_channels != vae.latent_channels {
+        format!(
+            "the autoencoder's latents have {} channels, the UNet takes {} and gives {}",
+            vae.latent_channels, unet.in_channels, unet.out_channels
+        )
+    } else if vae.out_channels != 3 && vae.out_channels != 1 {
+        format!(
+            "a picture has 3 channels or 1, but the autoencoder's `out_channels` is {}",
+            vae.out_channels
+        )
+    } else {
+        return Ok(());
+    };
+    Err(PipelineError::Parts(message))
+}
+
+/// The reference's corrections of early checkpoints' schedulers.
+fn correct_scheduler<B: Backend>(
+    scheduler: Box<dyn Scheduler<B>>,
+) -> Result<Box<dyn Scheduler<B>>, PipelineError> {
+    let mut config = scheduler.config().clone();
+    let offset = config.get("steps_offset").and_then(|value| value.as_f64());
+    let wrong_offset = offset.is_some_and(|offset| offset != 1.0);
+    let clips = config.get("clip_sample").and_then(|value| value.as_bool()) == Some(true);
+    if wrong_offset {
+        config.patch("steps_offset", 1);
+    }
+    if clips {
+        config.patch("clip_sample", false);
+    }
+    if wrong_offset || clips {
+        Ok(scheduler_from_config(&config, None, &Overrides::new())?)
+    } else {
+        Ok(scheduler)
+    }
+}
+
+/// The UNet's `sample_size`; early files have a wrong one, which the reference takes for 64.
+fn default_sample_size<B: Backend>(unet: &UNet2DConditionModel<B>) -> Option<SampleSize> {
+    let config = unet.config();
+    let early = config.diffusers_version.as_deref().is_some_and(|version| {
+        let mut numbers = version
+            .split('.')
+            .map(|part| part.parse::<u32>().unwrap_or(0));
+        let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        (major, minor) < (0, 9)
+    });
+    match config.sample_size {
+        Some(SampleSize::Square(size)) if early && size < 64 => Some(SampleSize::Square(64)),
+        size => size,
+    }
+}

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::{cargo, features, no_arguments};
 
 /// What a crate must not depend on, by any path. `docs/architecture.md` says why.
-const FORBIDDEN: [(&str, &[&str]); 7] = [
+const FORBIDDEN: [(&str, &[&str]); 8] = [
     (
         "diffuse-schedulers",
         &[
@@ -19,7 +19,7 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
             "burn-store",
             "safetensors",
             "tokenizers",
-            "hf-hub",
+            "diffuse-hub",
             "image",
         ],
     ),
@@ -32,7 +32,7 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
             "burn-store",
             "safetensors",
             "tokenizers",
-            "hf-hub",
+            "diffuse-hub",
             "image",
         ],
     ),
@@ -45,7 +45,7 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
             "diffuse-clip",
             "diffuse-pipelines",
             "tokenizers",
-            "hf-hub",
+            "diffuse-hub",
             "image",
         ],
     ),
@@ -57,7 +57,7 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
             "diffuse-clip",
             "diffuse-pipelines",
             "tokenizers",
-            "hf-hub",
+            "diffuse-hub",
             "image",
         ],
     ),
@@ -69,7 +69,7 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
             "diffuse-clip",
             "diffuse-pipelines",
             "tokenizers",
-            "hf-hub",
+            "diffuse-hub",
             "image",
         ],
     ),
@@ -80,8 +80,22 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
             "diffuse-unet",
             "diffuse-vae",
             "diffuse-pipelines",
-            "hf-hub",
+            "diffuse-hub",
             "image",
+        ],
+    ),
+    (
+        "diffuse-hub",
+        &[
+            "burn",
+            "diffuse-schedulers",
+            "diffuse-nn",
+            "diffuse-pipelines",
+            "image",
+            "safetensors",
+            "tokenizers",
+            // `hf-hub` 1.0 and its asynchronous runtime.
+            "tokio",
         ],
     ),
     (
@@ -94,8 +108,7 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
             "burn-wgpu",
             "burn-cuda",
             // Only with the feature `hub`, which is off by default.
-            "hf-hub",
-            "ureq",
+            "diffuse-hub",
         ],
     ),
 ];

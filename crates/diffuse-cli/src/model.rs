@@ -7,7 +7,7 @@ use diffuse_pipelines::PipelineKind;
 #[cfg(feature = "hub")]
 use diffuse_pipelines::{
     PipelineError,
-    hub::{self, FetchOptions, HubError, Snapshot},
+    hub::{self, FetchOptions, HubError, PipelineFiles, Snapshot},
 };
 use tempfile::TempDir;
 
@@ -115,15 +115,17 @@ impl<'a> Wanted<'a> {
     /// The snapshot of a repository; with `update`, of the commit that the revision means today.
     #[cfg(feature = "hub")]
     pub fn fetch(&self, id: &str, update: bool) -> Result<Snapshot, HubError> {
+        let files = PipelineFiles {
+            pipeline: self.pipeline,
+            variant: self.variant.map(String::from),
+        };
         let options = FetchOptions {
             revision: self.revision.map(String::from),
-            variant: self.variant.map(String::from),
-            pipeline: self.pipeline,
             update,
             ..FetchOptions::from_env()
         };
         let mut progress = DownloadProgress::new(self.quiet);
-        let snapshot = hub::fetch(id, &options, |event| progress.update(&event));
+        let snapshot = hub::fetch(id, &files, &options, |event| progress.update(&event));
         progress.finish();
         snapshot
     }

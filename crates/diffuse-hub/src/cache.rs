@@ -19,10 +19,8 @@ use std::time::Duration;
 
 use hf_hub::{Cache, CacheRepo, Repo};
 
-use super::HubError;
-use super::client::Remote;
-use super::files::Listing;
-use crate::replace_file;
+use crate::client::Remote;
+use crate::{HubError, Listing};
 
 /// How often to look whether another program has let go of a lock.
 const LOCK_INTERVAL: Duration = Duration::from_millis(200);
@@ -65,7 +63,7 @@ impl RepoCache {
         }
         let path = self.folder().join("refs").join(revision);
         make_folder_of(&path)
-            .and_then(|()| replace_text(&path, commit))
+            .and_then(|()| replace(&path, |path| fs::write(path, commit)))
             .map_err(HubError::writing(&path))
     }
 
@@ -92,7 +90,7 @@ impl RepoCache {
                 listing.push(name);
             }
         }
-        Listing::new(listing)
+        listing.into_iter().collect()
     }
 
     /// Whether a commit is known not to have a file.
@@ -127,15 +125,18 @@ impl RepoCache {
         fs::rename(self.incomplete(etag), &blob).map_err(HubError::writing(&blob))
     }
 
-    /// Puts a blob into its commit's snapshot under its own name.
-    pub fn link(&self, remote: &Remote) -> Result<(), HubError> {
+    /// Puts a blob into its commit's snapshot under its own name, by a link or a copy.
+    pub fn link(&self, remote: &Remote, no_links: bool) -> Result<(), HubError> {
         let path = self.snapshot(&remote.commit).join(&remote.file);
         if path.is_file() {
             return Ok(());
         }
         let blob = self.paths.blob_path(&remote.etag);
         make_folder_of(&path)
-            .and_then(|()| link(&blob, &path))
+            .and_then(|()| match no_links {
+                true => copy(&blob, &path),
+                false => link(&blob, &path),
+            })
             .map_err(HubError::writing(&path))
     }
 
@@ -176,14 +177,15 @@ fn make_folder_of(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)
 }
 
-/// Replaces a small file. Several threads may do so at once, which the process's number alone does not tell apart.
-fn replace_text(path: &Path, text: &str) -> io::Result<()> {
+/// Writes a file under another name and then renames it. Several threads may do so at once, which the process's number
+/// alone does not tell apart.
+fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     name.push(format!(".{}-{count}.part", std::process::id()));
     let temporary = path.with_file_name(name);
-    fs::write(&temporary, text)
+    write(&temporary)
         .and_then(|()| fs::rename(&temporary, path))
         .inspect_err(|_| {
             let _ = fs::remove_file(&temporary);
@@ -204,12 +206,14 @@ fn link(blob: &Path, path: &Path) -> io::Result<()> {
     target.push(blob.file_name().unwrap_or_default());
     symlink(&target, path)
         .or_else(|_| fs::hard_link(blob, path))
-        .or_else(|_| {
-            if path.is_file() {
-                return Ok(());
-            }
-            replace_file(path, |temporary| fs::copy(blob, temporary).map(drop))
+        .or_else(|_| match path.is_file() {
+            true => Ok(()),
+            false => copy(blob, path),
         })
+}
+
+fn copy(blob: &Path, path: &Path) -> io::Result<()> {
+    replace(path, |temporary| fs::copy(blob, temporary).map(drop))
 }
 
 #[cfg(unix)]

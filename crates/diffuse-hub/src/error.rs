@@ -4,10 +4,9 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::PipelineError;
-
 /// Why a repository could not be had.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum HubError {
     /// Neither a folder nor `owner/name`.
     #[error("`{0}` is neither a folder nor the name of a repository (`owner/name`)")]
@@ -18,16 +17,33 @@ pub enum HubError {
     /// There is no place for the cache.
     #[error("there is no home folder to keep the cache in: say where with `HF_HOME`")]
     NoCache,
-    /// The hub may not be asked, and the cache does not have it.
+    /// The hub may not be asked, and the cache has nothing of the revision.
     #[error(
-        "`{id}` (revision `{revision}`) is not in the cache `{}`, and `HF_HUB_OFFLINE` forbids asking the hub: unset \
-         it to fetch the model", cache.display()
+        "`{id}` (revision `{revision}`) is not in the cache `{}`, and the program works offline: unset \
+         `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` to fetch it", cache.display()
     )]
     Offline {
         /// The repository.
         id: String,
         /// The revision.
         revision: String,
+        /// The repository's folder in the cache.
+        cache: PathBuf,
+    },
+    /// The hub may not be asked, and the cache has a part of the revision only.
+    #[error(
+        "`{file}` of `{id}` (revision `{revision}`) is not in the cache `{}`{hint}, and the program works offline: \
+         unset `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` to fetch it", cache.display()
+    )]
+    NotCached {
+        /// The repository.
+        id: String,
+        /// The revision.
+        revision: String,
+        /// The file.
+        file: String,
+        /// What is there instead.
+        hint: String,
         /// The repository's folder in the cache.
         cache: PathBuf,
     },
@@ -89,17 +105,14 @@ pub enum HubError {
         /// What is there instead.
         hint: String,
     },
-    /// The repository is of another kind of model.
-    #[error("`{id}` is a {class}, which cannot be run here; nothing else of it was fetched")]
-    Unsupported {
+    /// The repository is not what is wanted, or its first file is damaged.
+    #[error("`{id}` cannot be used, and nothing more of it was fetched")]
+    Unfit {
         /// The repository.
         id: String,
-        /// Its class in the reference.
-        class: String,
+        /// What is wrong with it.
+        source: Box<dyn Error + Send + Sync>,
     },
-    /// The index of the repository is damaged, or names something else than the pipeline needs.
-    #[error(transparent)]
-    Index(Box<PipelineError>),
     /// The hub is overloaded or down.
     #[error("the hub answers {status} for `{url}`: try again later")]
     Busy {
@@ -169,7 +182,7 @@ pub enum HubError {
 
 impl HubError {
     /// What it means that a file of the cache could not be written.
-    pub(super) fn writing(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn writing(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
@@ -177,11 +190,5 @@ impl HubError {
             }
             _ => Self::Write { path, source },
         }
-    }
-}
-
-impl From<PipelineError> for HubError {
-    fn from(error: PipelineError) -> Self {
-        Self::Index(Box::new(error))
     }
 }

@@ -8,8 +8,8 @@ use hf_hub::{Repo, RepoType};
 use ureq::Body;
 use ureq::http::{HeaderMap, Response};
 
-use super::cache::is_file_name;
-use super::{FetchOptions, HubError};
+use crate::cache::is_file_name;
+use crate::{FetchOptions, HubError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the network may be silent.

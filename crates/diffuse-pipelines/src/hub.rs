@@ -1,65 +1,69 @@
-//! Which files of a repository a pipeline needs.
+//! Checkpoints by their names on the Hugging Face hub.
+//!
+//! [`PipelineFiles`] says which files a pipeline needs; [`diffuse_hub`], re-exported here, has the rest: the cache and the
+//! transfers.
+//!
+//! ```no_run
+//! use diffuse_pipelines::hub::{FetchOptions, PipelineFiles, resolve};
+//!
+//! let wanted = PipelineFiles {
+//!     variant: Some("fp16".into()),
+//!     ..PipelineFiles::default()
+//! };
+//! let options = FetchOptions::from_env();
+//! let folder = resolve("CompVis/stable-diffusion-v1-4", &wanted, &options)?;
+//! assert!(folder.join("model_index.json").is_file());
+//! # Ok::<(), diffuse_pipelines::hub::HubError>(())
+//! ```
 
-use std::collections::BTreeSet;
+pub use diffuse_hub::*;
 
-use crate::{MODEL_INDEX_NAME, PipelineKind};
+use std::path::Path;
 
-/// The paths of a repository's files.
+use crate::{MODEL_INDEX_NAME, ModelIndex, PipelineError, PipelineKind};
+
+/// The files that a pipeline needs: `model_index.json`, which names the components; of each component the configuration
+/// and one weights file; and the tokenizer's files.
 #[derive(Debug, Clone, Default)]
-pub struct Listing(BTreeSet<String>);
+pub struct PipelineFiles {
+    /// The pipeline; the one that the repository's index names by default.
+    pub pipeline: Option<PipelineKind>,
+    /// Variant of the weights: `fp16` is `*.fp16.safetensors`.
+    pub variant: Option<String>,
+}
 
-impl Listing {
-    pub fn new(files: impl IntoIterator<Item = String>) -> Self {
-        Self(files.into_iter().collect())
+impl Wanted for PipelineFiles {
+    fn first(&self) -> Option<&str> {
+        Some(MODEL_INDEX_NAME)
     }
 
-    pub fn has(&self, file: &str) -> bool {
-        self.0.contains(file)
-    }
-
-    /// Where a component's files are: in its own folder or, as in the DDPM repositories, at the root.
-    fn prefix(&self, component: &str) -> String {
-        let own = format!("{component}/");
-        if self.0.iter().any(|file| file.starts_with(&own)) {
-            own
-        } else {
-            String::new()
-        }
+    fn select(&self, folder: &Path, listing: &Listing) -> Result<Selection, Refusal> {
+        let unfit = |error: PipelineError| Refusal::Unfit(error.into());
+        let index = ModelIndex::read(folder).map_err(unfit)?;
+        let kind = match self.pipeline {
+            Some(kind) => kind,
+            None => PipelineKind::require_of(&index).map_err(unfit)?,
+        };
+        kind.check(&index).map_err(unfit)?;
+        needed(kind, self.variant.as_deref(), listing)
     }
 }
 
-/// The files that a pipeline needs.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Needed {
-    /// Small ones first.
-    pub files: Vec<String>,
-    /// Files that would be needed too, if the repository had them.
-    pub absent: Vec<String>,
-}
-
-/// A file that a pipeline needs and a repository does not have.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Missing {
-    pub file: String,
-    /// What is there instead.
-    pub hint: String,
-}
-
-/// The files that a pipeline needs: configurations, the tokenizer's files, and one weights file of the variant a
-/// component, safetensors before pickles.
-pub fn needed(
+/// Configurations, the tokenizer's files, and one weights file of the variant a component, safetensors before pickles.
+/// Small ones first.
+fn needed(
     kind: PipelineKind,
     variant: Option<&str>,
     listing: &Listing,
-) -> Result<Needed, Missing> {
+) -> Result<Selection, Refusal> {
     let mut files = vec![MODEL_INDEX_NAME.to_string()];
     let mut weights = Vec::new();
     let mut absent = Vec::new();
 
-    let scheduler = listing.prefix("scheduler");
+    let scheduler = prefix(listing, "scheduler");
     files.push(format!("{scheduler}scheduler_config.json"));
     for &(component, _) in kind.components() {
-        let prefix = listing.prefix(component);
+        let prefix = prefix(listing, component);
         if component == "tokenizer" {
             let pair = ["vocab.json", "merges.txt"].map(|name| format!("{prefix}{name}"));
             let single = format!("{prefix}tokenizer.json");
@@ -83,11 +87,18 @@ pub fn needed(
     }
     files.extend(weights);
     match files.iter().find(|file| !listing.has(file)) {
-        None => Ok(Needed { files, absent }),
-        Some(file) => Err(Missing {
-            file: file.clone(),
-            hint: String::new(),
-        }),
+        None => Ok(Selection { files, absent }),
+        Some(file) => Err(Refusal::missing(file)),
+    }
+}
+
+/// Where a component's files are: in its own folder or, as in the DDPM repositories, at the root.
+fn prefix(listing: &Listing, component: &str) -> String {
+    let own = format!("{component}/");
+    if listing.iter().any(|file| file.starts_with(&own)) {
+        own
+    } else {
+        String::new()
     }
 }
 
@@ -96,7 +107,7 @@ fn weights_file(
     component: &str,
     variant: Option<&str>,
     listing: &Listing,
-) -> Result<String, Missing> {
+) -> Result<String, Refusal> {
     // The stems of `Pretrained::WEIGHTS`, which cannot be asked for without a backend.
     let [safetensors, bin] = match component {
         "text_encoder" => ["model", "pytorch_model"],
@@ -113,7 +124,6 @@ fn weights_file(
     let [wanted, other] = names;
     let stems = [safetensors, bin].map(|stem| format!("{prefix}{stem}"));
     let there: Vec<String> = listing
-        .0
         .iter()
         .filter(|file| stems.iter().any(|stem| file.starts_with(stem)))
         .map(|file| format!("`{file}`"))
@@ -122,7 +132,7 @@ fn weights_file(
     if !there.is_empty() {
         hint.push_str(&format!("; it has {}", there.join(", ")));
     }
-    Err(Missing { file: wanted, hint })
+    Err(Refusal::Missing { file: wanted, hint })
 }
 
 #[cfg(test)]
@@ -166,7 +176,7 @@ mod tests {
     ];
 
     fn listing(files: &[&str]) -> Listing {
-        Listing::new(files.iter().map(|file| file.to_string()))
+        files.iter().map(|file| file.to_string()).collect()
     }
 
     #[track_caller]
@@ -254,30 +264,40 @@ mod tests {
         );
     }
 
+    #[track_caller]
+    fn check_missing(
+        kind: PipelineKind,
+        variant: Option<&str>,
+        files: &[&str],
+        expected: &str,
+        expected_hint: &str,
+    ) {
+        match needed(kind, variant, &listing(files)) {
+            Err(Refusal::Missing { file, hint }) => {
+                assert_eq!((file.as_str(), hint.as_str()), (expected, expected_hint));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn what_is_missing_is_named_with_what_is_there() {
-        let missing = needed(StableDiffusion, Some("ema"), &listing(STABLE_DIFFUSION)).unwrap_err();
-        assert_eq!(missing.file, "text_encoder/model.ema.safetensors");
-        assert!(
-            missing
-                .hint
-                .contains("`text_encoder/pytorch_model.ema.bin`"),
-            "{}",
-            missing.hint
+        check_missing(
+            StableDiffusion,
+            Some("ema"),
+            STABLE_DIFFUSION,
+            "text_encoder/model.ema.safetensors",
+            ", nor `text_encoder/pytorch_model.ema.bin`; it has `text_encoder/model.fp16.safetensors`, \
+             `text_encoder/model.onnx`, `text_encoder/model.safetensors`, `text_encoder/pytorch_model.bin`, \
+             `text_encoder/pytorch_model.fp16.bin`",
         );
-        assert!(
-            missing
-                .hint
-                .contains("`text_encoder/model.fp16.safetensors`"),
-            "{}",
-            missing.hint
-        );
-        let missing = needed(
+        check_missing(
             Unconditional,
             None,
-            &listing(&["model_index.json", "diffusion_pytorch_model.bin"]),
+            &["model_index.json", "diffusion_pytorch_model.bin"],
+            "scheduler_config.json",
+            "",
         );
-        assert_eq!(missing.unwrap_err().file, "scheduler_config.json");
     }
 
     #[test]

@@ -10,8 +10,8 @@ use std::time::Duration;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use super::HubError;
-use super::client::{Client, Remote};
+use crate::HubError;
+use crate::client::{Client, Remote};
 
 /// How long to wait after a failure, times the number of failures in a row.
 const PAUSE: Duration = Duration::from_millis(500);

@@ -128,10 +128,10 @@ const SELECTIONS: [&[&str]; 2] = [
 
 pub fn run(arguments: &[String]) -> Result<()> {
     no_arguments(arguments)?;
-    println!("formatting");
+    say!("formatting");
     crate::run(cargo().args(["fmt", "--all", "--check"]))?;
     for selection in SELECTIONS {
-        println!("lints: {}", selection.join(" "));
+        say!("lints: {}", selection.join(" "));
         crate::run(
             cargo()
                 .arg("clippy")
@@ -140,7 +140,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
                 .args(features())
                 .args(["--", "-D", "warnings"]),
         )?;
-        println!("documentation: {}", selection.join(" "));
+        say!("documentation: {}", selection.join(" "));
         crate::run(
             cargo()
                 .arg("doc")
@@ -149,7 +149,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
                 .env("RUSTDOCFLAGS", "-D warnings"),
         )?;
     }
-    println!("dependency arrows");
+    say!("dependency arrows");
     for (package, forbidden) in FORBIDDEN {
         check_arrows(package, forbidden)?;
     }

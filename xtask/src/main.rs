@@ -1,4 +1,22 @@
 //! The workspace's own commands: `cargo xtask COMMAND`.
+// They panic when nobody reads; the macros below do not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+/// `println!` that ignores a closed pipe.
+macro_rules! say {
+    ($($argument:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($argument)*);
+    }};
+}
+
+/// `eprintln!` that ignores a closed pipe.
+macro_rules! complain {
+    ($($argument:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($argument)*);
+    }};
+}
 
 mod arguments;
 mod bench;
@@ -62,7 +80,7 @@ fn main() -> ExitCode {
             _ => bench::bench(rest),
         },
         "help" | "--help" | "-h" => {
-            print!("{HELP}");
+            say!("{}", HELP.trim_end());
             Ok(())
         }
         other => Err(anyhow::anyhow!("there is no command `{other}`\n\n{HELP}")),
@@ -70,7 +88,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            complain!("error: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -9,6 +9,7 @@ use diffuse_pipelines::hub::Snapshot;
 
 use crate::args::Fetch;
 use crate::model::Wanted;
+use crate::output::say;
 
 /// Short names, with the repositories they mean. The first home of Stable Diffusion 1.5 (`runwayml`) is gone; the third
 /// is a copy of it by others.
@@ -40,7 +41,8 @@ pub fn run(args: &Fetch) -> Result<()> {
         None => &snapshot.folder,
     };
     if !args.quiet {
-        println!("commit {}\n{}", snapshot.commit, folder.display());
+        say(format_args!("commit {}", snapshot.commit));
+        say(folder.display());
     }
     Ok(())
 }
@@ -57,7 +59,7 @@ fn check_free(folder: &Path) -> Result<()> {
     }
 }
 
-/// Makes a plain folder of a snapshot: under a temporary name first, so that it is never half there.
+/// Copies a snapshot into a plain folder: under a temporary name first, so that the folder is never half there.
 fn copy(snapshot: &Snapshot, into: &Path) -> io::Result<()> {
     let mut name = into
         .file_name()
@@ -80,13 +82,6 @@ fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder)?;
     }
-    // Gigabytes are shared with the cache where that is possible; what a person may edit is not.
-    let from = fs::canonicalize(from)?;
-    let is_weights = to
-        .extension()
-        .is_some_and(|extension| extension == "safetensors" || extension == "bin");
-    if is_weights && fs::hard_link(&from, to).is_ok() {
-        return Ok(());
-    }
-    fs::copy(&from, to).map(drop)
+    // Never a link, by which editing the folder would edit the cache of all programs.
+    fs::copy(from, to).map(drop)
 }

@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -140,12 +141,18 @@ fn folder_without_a_cache() {
         "scheduler_config.json",
     ];
     assert_eq!(names, expected);
-    // Itself, without a hub or a cache; not links into it.
-    fs::remove_dir_all(world.path("home")).unwrap();
+    // Copies: editing them edits no file of the cache.
+    let cached = world.check(&["fetch", CAT]);
+    let cached = Path::new(cached.lines().last().unwrap());
     for name in names {
         let published = fs::read(reference().join("ddpm/cat").join(&name)).unwrap();
-        assert_eq!(fs::read(world.path("cat").join(name)).unwrap(), published);
+        let copied = world.path("cat").join(&name);
+        assert_eq!(fs::read(&copied).unwrap(), published, "{name}");
+        let mut file = fs::OpenOptions::new().write(true).open(copied).unwrap();
+        file.write_all(b"edited").unwrap();
+        assert_eq!(fs::read(cached.join(&name)).unwrap(), published, "{name}");
     }
+    fs::remove_dir_all(world.path("home")).unwrap();
     world.hub.requests();
     world.check_error(&["fetch", CAT, "--into", "cat"], &["`cat` is not empty"]);
     assert!(world.hub.requests().is_empty());
@@ -167,10 +174,18 @@ fn fetch_tells_the_folder_in_the_cache() {
     assert_eq!(world.check(&["fetch", CAT, "--quiet"]), "");
 }
 
+/// As in `diffuse fetch MODEL | true`.
+#[test]
+fn fetch_into_a_closed_pipe() {
+    let world = World::new();
+    common::check_closed_pipe(world.command(&["fetch", CAT]));
+    common::check_closed_pipe(world.command(&["inspect", CAT]));
+}
+
 #[test]
 fn errors_say_what_to_do() {
     let world = World::new();
-    let nothing = "there is no folder `no/body`, and no repository of that name can be had";
+    let nothing = "there is no folder `no/body`, nor can it be had from the hub: ";
     world.check_error(
         &["ddpm", "--model", "no/body"],
         &[nothing, "there is no repository `no/body`"],

@@ -227,6 +227,32 @@ fn inspect_tells_what_a_checkpoint_is() {
     assert_eq!(result.status.code(), Some(1));
 }
 
+/// As in `diffuse schedulers | true`.
+#[test]
+fn closed_pipes_are_no_errors() {
+    let (folder, path) = output("out.png");
+    let model = model("ddpm/new-names");
+    let converted = folder.path().join("converted").display().to_string();
+    for arguments in [
+        &["ddpm", "--model", &model, "--steps", "1", "--output", &path][..],
+        &["inspect", &model],
+        &["convert", &model, &converted],
+        &["devices"],
+        &["schedulers"],
+        &["--help"],
+        &["help", "ddpm"],
+        &["--version"],
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_diffuse"));
+        command.args(arguments);
+        if arguments.contains(&path.as_str()) {
+            command.args(["--backend", "flex"]);
+        }
+        common::check_closed_pipe(command);
+    }
+    assert!(Path::new(&path).is_file());
+}
+
 #[test]
 fn wrong_options_are_errors() {
     check_option(&["--width", "100"], "`width` is 100");

@@ -14,3 +14,15 @@ pub fn diffuse(arguments: &[&str]) -> Command {
     }
     command
 }
+
+/// Runs a command whose output nobody reads: it has to succeed without a word.
+#[allow(dead_code)]
+#[track_caller]
+pub fn check_closed_pipe(mut command: Command) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command.stdout(writer).output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{command:?}: {message}");
+    assert_eq!(message, "", "{command:?}");
+}

@@ -1,14 +1,7 @@
-//! What the examples share: the backend they compute on, checkpoints that need no download, the scenes that the training
-//! examples learn from, and the training itself.
-
-// Names such as `Sky::Night` say what they are.
-#![allow(missing_docs)]
-
-pub mod scenes;
-pub mod training;
+//! What the examples share: the backend they compute on, and checkpoints that need no download.
 
 /// The CPU or, with a feature, something faster. Nothing else in an example changes with it.
-#[cfg(not(any(feature = "wgpu", feature = "cuda", feature = "libtorch")))]
+#[cfg(not(any(feature = "wgpu", feature = "cuda")))]
 pub type Backend = burn_flex::Flex;
 /// A GPU through Vulkan, Metal, DirectX 12 or WebGPU.
 #[cfg(all(feature = "wgpu", not(feature = "cuda")))]
@@ -16,10 +9,6 @@ pub type Backend = burn::backend::Wgpu;
 /// An NVIDIA GPU.
 #[cfg(feature = "cuda")]
 pub type Backend = burn::backend::Cuda;
-/// PyTorch's kernels, on the CPU.
-#[cfg(all(feature = "libtorch", not(any(feature = "wgpu", feature = "cuda"))))]
-pub type Backend = burn::backend::LibTorch;
-
 /// The default device of a [`Backend`]. From here on, what burn panics about, a missing driver for one, is a message
 /// and exit code 1: it panics in threads of its own, and goes on with buffers that were never written.
 pub fn default_device<D: Default>() -> D {

@@ -113,14 +113,16 @@ const FORBIDDEN: [(&str, &[&str]); 8] = [
     ),
 ];
 
-/// What is checked: everything and, since the program switches the feature `hub` on for all, and it and the examples
-/// `flex`, the libraries without them.
+/// What is checked: everything and, since the program switches the feature `hub` on for all, and it, training and the
+/// examples `flex`, the libraries without them.
 const SELECTIONS: [&[&str]; 2] = [
     &["--workspace"],
     &[
         "--workspace",
         "--exclude",
         "diffuse-cli",
+        "--exclude",
+        "diffuse-training",
         "--exclude",
         "diffuse-examples",
     ],

@@ -73,7 +73,7 @@ fn main() -> ExitCode {
         "convert" => diffuse("convert", rest),
         "bench" => match rest.split_first() {
             Some((what, rest)) if what == "quality" => {
-                start(&["diffuse-examples", "--example", "scene-quality"], rest)
+                start(&["diffuse-training", "--bin", "scene-quality"], rest)
             }
             Some((what, rest)) if what == "cpu" => cpu::bench(rest),
             Some((what, rest)) if what == "gpu" => gpu::bench(rest),

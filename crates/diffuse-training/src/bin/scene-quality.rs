@@ -1,22 +1,22 @@
 //! How often the small model draws what it is asked for: prompts of combinations that training never showed, each
 //! picture read again by the checker.
 //!
-//! `cargo xtask bench quality`, or `cargo run --release -p diffuse-examples --example scene-quality`
+//! `cargo xtask bench quality`, or `cargo run --release -p diffuse-training --bin scene-quality`
 
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use diffuse_examples::scenes::{
+use diffuse_pipelines::schedulers::{Overrides, scheduler_from_config};
+use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionPipeline};
+use diffuse_training::grid::grid;
+use diffuse_training::scenes::{
     Scene,
     caption::{Detail, caption},
     checker::{self, Verdict},
     render::render,
 };
-use diffuse_examples::training::grid::grid;
-use diffuse_examples::{Backend, default_device, shipped_model};
-use diffuse_pipelines::schedulers::{Overrides, scheduler_from_config};
-use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionPipeline};
+use diffuse_training::{Backend, default_device, shipped_model};
 use image::RgbImage;
 use rand::SeedableRng;
 use rand::rngs::StdRng;

@@ -10,18 +10,17 @@ use burn::module::Module;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Tensor};
 use clap::Parser;
-use diffuse_examples::scenes::{Scene, render::render};
-use diffuse_examples::training::{
-    Differentiable, Loss, Settings, Task,
-    grid::{grid, to_tensor},
-    train,
-};
-use diffuse_examples::{Backend as Inner, default_device};
 use diffuse_pipelines::schedulers::{Generator, randn_tensor};
 use diffuse_pipelines::to_pictures;
 use diffuse_pipelines::vae::{
     AutoencoderKL, AutoencoderKLConfig, AutoencoderKLDownBlock, AutoencoderKLUpBlock, Pretrained,
     SampleSize,
+};
+use diffuse_training::scenes::{Scene, render::render};
+use diffuse_training::{
+    Backend as Inner, Differentiable, default_device, Loss, Settings, Task,
+    grid::{grid, to_tensor},
+    train,
 };
 use image::{RgbImage, imageops};
 use rand::rngs::StdRng;

@@ -9,13 +9,6 @@ use burn::module::Module;
 use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use clap::Parser;
-use diffuse_examples::scenes::{Scene, render::render};
-use diffuse_examples::training::{
-    Differentiable, Loss, Settings, Task,
-    grid::{grid, to_tensor},
-    scaled, train, write_configs,
-};
-use diffuse_examples::{Backend as Inner, default_device};
 use diffuse_pipelines::schedulers::{
     DDIMScheduler, DDPMScheduler, Generator, Scheduler, SchedulerConfig, randn_tensor,
 };
@@ -23,6 +16,12 @@ use diffuse_pipelines::unet::{
     Pretrained, SampleSize, UNet2DConfig, UNet2DDownBlock, UNet2DModel, UNet2DUpBlock,
 };
 use diffuse_pipelines::{DDPMOptions, DDPMPipeline};
+use diffuse_training::scenes::{Scene, render::render};
+use diffuse_training::{
+    Backend as Inner, Differentiable, default_device, Loss, Settings, Task,
+    grid::{grid, to_tensor},
+    scaled, train, write_configs,
+};
 use image::RgbImage;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};

@@ -12,17 +12,6 @@ use burn::tensor::activation::log_sigmoid;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use clap::Parser;
-use diffuse_examples::scenes::{
-    Scene,
-    caption::{Detail, caption},
-    render::render,
-};
-use diffuse_examples::training::{
-    Differentiable, Loss, Settings, Task,
-    grid::{grid, to_tensor},
-    scaled, tokenizer, train, write_configs,
-};
-use diffuse_examples::{Backend as Inner, default_device};
 use diffuse_pipelines::clip::{CLIPTextConfig, CLIPTextModel, CLIPTokenizer};
 use diffuse_pipelines::schedulers::{
     DPMSolverMultistepScheduler, Generator, PNDMScheduler, Scheduler, SchedulerConfig, randn_tensor,
@@ -32,6 +21,16 @@ use diffuse_pipelines::unet::{
 };
 use diffuse_pipelines::vae::AutoencoderKL;
 use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionParts, StableDiffusionPipeline};
+use diffuse_training::scenes::{
+    Scene,
+    caption::{Detail, caption},
+    render::render,
+};
+use diffuse_training::{
+    Backend as Inner, Differentiable, default_device, Loss, Settings, Task,
+    grid::{grid, to_tensor},
+    scaled, tokenizer, train, write_configs,
+};
 use image::RgbImage;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};

@@ -1,15 +1,15 @@
-//! A sheet of the scenes that the training examples learn from, and their captions.
+//! A sheet of the scenes that the models are trained on, and their captions.
 //!
-//! `cargo run --release -p diffuse-examples --example scene-sheet`
+//! `cargo run --release -p diffuse-training --bin scene-sheet`
 
 use anyhow::Result;
-use diffuse_examples::scenes::{
+use diffuse_training::grid::grid;
+use diffuse_training::scenes::{
     Scene,
     caption::{Detail, caption},
     checker,
     render::render,
 };
-use diffuse_examples::training::grid::grid;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 

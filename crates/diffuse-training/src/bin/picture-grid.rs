@@ -1,11 +1,11 @@
 //! The README's picture: what the built-in model makes of twelve prompts, each from the seed 0.
 //!
-//! `cargo run --release -p diffuse-examples --example picture-grid -- docs/scenes.png`
+//! `cargo run --release -p diffuse-training --bin picture-grid -- docs/scenes.png`
 
 use anyhow::Result;
-use diffuse_examples::training::grid::grid;
-use diffuse_examples::{Backend, default_device, shipped_model};
 use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionPipeline};
+use diffuse_training::grid::grid;
+use diffuse_training::{Backend, default_device, shipped_model};
 
 const PROMPTS: [&str; 12] = [
     "a small red house on snow at night",

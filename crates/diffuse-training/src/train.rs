@@ -3,11 +3,6 @@
 //! Every step draws its own random numbers from the seed and the step's number, so a run that is stopped and goes on
 //! from its checkpoint sees the same data as one that is not.
 
-mod checkpoint;
-mod ema;
-pub mod grid;
-pub mod tokenizer;
-
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -22,10 +17,8 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use clap::Args;
 use serde_json::Value;
 
-use checkpoint::Checkpoint;
-
-/// [`Backend`](crate::Backend) with gradients.
-pub type Differentiable = burn::backend::Autodiff<crate::Backend>;
+use crate::checkpoint::Checkpoint;
+use crate::ema;
 
 /// What every training program takes.
 #[derive(Debug, Clone, Args)]

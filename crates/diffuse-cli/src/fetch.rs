@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use diffuse_pipelines::hub::Snapshot;
+use diffuse_pipelines::hub::{Snapshot, is_hub_id};
 
 use crate::args::Fetch;
 use crate::model::Wanted;
@@ -22,6 +22,9 @@ const ALIASES: [(&str, &str); 3] = [
 pub fn run(args: &Fetch) -> Result<()> {
     let alias = ALIASES.iter().find(|(alias, _)| *alias == args.model);
     let id = alias.map_or(args.model.as_str(), |(_, id)| id);
+    if !is_hub_id(id) && Path::new(id).exists() {
+        bail!("`{id}` is on this machine: there is nothing to fetch");
+    }
     if let Some(into) = &args.into {
         check_free(into)?;
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use diffuse_pipelines::PipelineKind;
+use diffuse_pipelines::{ModelIndex, PipelineKind};
 #[cfg(feature = "hub")]
 use diffuse_pipelines::{
     PipelineError,
@@ -50,7 +50,27 @@ pub fn find_model(model: &Model, pipeline: PipelineKind, quiet: bool) -> Result<
         pipeline: Some(pipeline),
         quiet,
     };
-    wanted.find()
+    let source = wanted.find()?;
+    check_command(&source.folder, pipeline)?;
+    Ok(source)
+}
+
+/// Names the other command, if a model is one of its. What else is wrong with it, loading says.
+fn check_command(folder: &Path, pipeline: PipelineKind) -> Result<()> {
+    let Ok(index) = ModelIndex::read(folder) else {
+        return Ok(());
+    };
+    let command = match PipelineKind::of(&index) {
+        Some(other) if other != pipeline => match other {
+            PipelineKind::StableDiffusion => "txt2img",
+            PipelineKind::Unconditional => "ddpm",
+        },
+        _ => return Ok(()),
+    };
+    match pipeline.check(&index) {
+        Ok(()) => Ok(()),
+        Err(error) => bail!("{error}; `diffuse {command}` is for it"),
+    }
 }
 
 /// Which model is wanted.
@@ -103,7 +123,7 @@ impl<'a> Wanted<'a> {
     fn find_on_hub(&self, id: &str) -> Result<Source> {
         let snapshot = self.fetch(id, false).map_err(|source| PipelineError::Hub {
             id: id.to_string(),
-            source,
+            source: Box::new(source),
         })?;
         Ok(Source {
             folder: snapshot.folder,

@@ -35,8 +35,13 @@ impl World {
         let mut command = common::diffuse(arguments);
         for name in [
             "HF_HUB_CACHE",
+            "HUGGINGFACE_HUB_CACHE",
             "HF_HUB_OFFLINE",
+            "TRANSFORMERS_OFFLINE",
+            "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+            "HF_HUB_DISABLE_SYMLINKS",
             "HF_TOKEN",
+            "HUGGING_FACE_HUB_TOKEN",
             "HF_TOKEN_PATH",
         ] {
             command.env_remove(name);
@@ -218,6 +223,29 @@ fn errors_say_what_to_do() {
         offline.env("HF_HUB_OFFLINE", "1").output().unwrap(),
         &[nothing, "HF_HUB_OFFLINE"],
     );
+    world.check(&["fetch", CAT]);
+    let config = format!(
+        "home/hub/models--someone--ddpm-cat/snapshots/{}/config.json",
+        world.hub.commit(CAT)
+    );
+    fs::remove_file(world.path(&config)).unwrap();
+    let mut offline = world.command(&["ddpm", "--model", CAT]);
+    let output = offline.env("TRANSFORMERS_OFFLINE", "1").output().unwrap();
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        format!(
+            "error: there is no folder `{CAT}`, nor can it be had from the hub: `config.json` of `{CAT}` (revision \
+             `main`) is not in the cache `{}`, and the program works offline: unset `HF_HUB_OFFLINE` and \
+             `TRANSFORMERS_OFFLINE` to fetch it\n",
+            world.path("home/hub/models--someone--ddpm-cat").display()
+        )
+    );
+    let folder = world.folder.path().display().to_string();
+    world.check_error(
+        &["fetch", &folder],
+        &["is on this machine: there is nothing to fetch"],
+    );
+
     let mut unreachable = world.command(&["ddpm", "--model", "no/body"]);
     check_error(
         unreachable

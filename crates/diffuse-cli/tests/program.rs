@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use diffuse_testing::reference;
@@ -376,21 +376,8 @@ fn outputs_that_cannot_be_written_are_errors_before_anything_is_computed() {
 /// A copy of the tiny checkpoint, to damage.
 fn copy_of(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    copy(&reference().join(name), folder.path());
+    common::copy(&reference().join(name), folder.path());
     folder
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let from: PathBuf = entry.unwrap().path();
-        let to = to.join(from.file_name().unwrap());
-        if from.is_dir() {
-            copy(&from, &to);
-        } else {
-            fs::write(&to, fs::read(&from).unwrap()).unwrap();
-        }
-    }
 }
 
 /// Damages one file of a checkpoint and checks the message.

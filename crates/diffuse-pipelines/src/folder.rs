@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::Backend;
 use diffuse_nn::files::read_text;
-use diffuse_schedulers::{Overrides, Scheduler, SchedulerConfig, scheduler_from_config};
+use diffuse_schedulers::{
+    Overrides, SCHEDULER_CONFIG_NAME, Scheduler, SchedulerConfig, scheduler_from_config,
+};
 use serde_json::{Map, Value};
 
 use crate::PipelineError;
@@ -95,7 +97,15 @@ fn what_is(folder: &Path) -> String {
         class.or_else(|| config.get("architectures")?.get(0)?.as_str())
     });
     if let Some(class) = class {
-        return format!("it holds a {class}, which is one component of a pipeline");
+        let is_part = folder
+            .parent()
+            .is_some_and(|parent| parent.join(MODEL_INDEX_NAME).is_file());
+        let advice = if is_part {
+            "; name the folder above it"
+        } else {
+            ""
+        };
+        return format!("it holds a {class}, which is one component of a pipeline{advice}");
     }
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names: Vec<PathBuf> = entries.map(|entry| entry.file_name().into()).collect();
@@ -160,8 +170,10 @@ impl PipelineKind {
     #[cfg(feature = "hub")]
     pub(crate) fn require_of(index: &ModelIndex) -> Result<Self, PipelineError> {
         Self::of(index).ok_or_else(|| {
-            let class = index.class().unwrap_or("pipeline without a class");
-            index.error(format!("it is a {class}, which cannot be run here"))
+            index.error(match index.class() {
+                Some(class) => format!("its class is {class}, which cannot be run here"),
+                None => "it has no `_class_name`".to_string(),
+            })
         })
     }
 
@@ -175,7 +187,7 @@ impl PipelineKind {
         };
         Err(index.error(match index.class() {
             Some(class) if Self::of(index) != Some(self) => {
-                format!("it is a {class}, not a {}: {problem}", self.class())
+                format!("its class is {class}, not {}: {problem}", self.class())
             }
             _ => problem,
         }))
@@ -216,7 +228,11 @@ pub(crate) fn load_scheduler<B: Backend>(
     let Some(class) = index.class_of("scheduler") else {
         return Err(index.error("it has no `scheduler`".into()));
     };
-    let config = SchedulerConfig::from_file(component_folder(folder, "scheduler"))?;
+    let folder = component_folder(folder, "scheduler");
+    let path = folder.join(SCHEDULER_CONFIG_NAME);
+    // Also where it is no JSON at all, which the scheduler's error cannot explain.
+    read_text(&path).map_err(|source| PipelineError::Read { path, source })?;
+    let config = SchedulerConfig::from_file(folder)?;
     Ok(scheduler_from_config(
         &config,
         Some(class),
@@ -240,7 +256,7 @@ pub(crate) fn pipeline_folder(
         let options = crate::hub::FetchOptions::from_env();
         return crate::hub::resolve(id, &wanted, &options).map_err(|source| PipelineError::Hub {
             id: id.to_string(),
-            source,
+            source: Box::new(source),
         });
     }
     Ok(folder.to_path_buf())

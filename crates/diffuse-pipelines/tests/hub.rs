@@ -232,15 +232,15 @@ fn nothing_but_the_index_is_fetched_for_another_pipeline() {
     let fetched = check(
         SD,
         Some(PipelineKind::Unconditional),
-        "`someone/stable-diffusion` cannot be used, and nothing more of it was fetched: `INDEX`: it is a \
-         StableDiffusionPipeline, not a DDPMPipeline: `unet` is a UNet2DConditionModel, but this pipeline needs a \
+        "`someone/stable-diffusion` cannot be used, and nothing more of it was fetched: `INDEX`: its class \
+         is StableDiffusionPipeline, not DDPMPipeline: `unet` is a UNet2DConditionModel, but this pipeline needs a \
          UNet2DModel",
     );
     assert_eq!(fetched, ["model_index.json"]);
     let fetched = check(
         "some/xl",
         None,
-        "`some/xl` cannot be used, and nothing more of it was fetched: `INDEX`: it is a StableDiffusionXLPipeline, \
+        "`some/xl` cannot be used, and nothing more of it was fetched: `INDEX`: its class is StableDiffusionXLPipeline, \
          which cannot be run here",
     );
     assert_eq!(fetched, ["model_index.json"]);

@@ -18,7 +18,7 @@ use diffuse_pipelines::vae::{
 };
 use diffuse_training::scenes::{Scene, render::render};
 use diffuse_training::{
-    Backend as Inner, Differentiable, default_device, Loss, Settings, Task,
+    Backend as Inner, Differentiable, Loss, Settings, Task, default_device,
     grid::{grid, to_tensor},
     train,
 };

@@ -27,7 +27,7 @@ use diffuse_training::scenes::{
     render::render,
 };
 use diffuse_training::{
-    Backend as Inner, Differentiable, default_device, Loss, Settings, Task,
+    Backend as Inner, Differentiable, Loss, Settings, Task, default_device,
     grid::{grid, to_tensor},
     scaled, tokenizer, train, write_configs,
 };

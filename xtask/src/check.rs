@@ -1,12 +1,13 @@
-//! `cargo xtask check`: formatting, lints, documentation, dependency arrows.
+//! `cargo xtask check`: formatting, lints, documentation, dependency arrows, packages.
 
 use std::collections::BTreeSet;
+use std::fs;
 
 use anyhow::{Context, Result, bail};
 
 use crate::{cargo, features, no_arguments};
 
-/// What a crate must not depend on, by any path. `docs/architecture.md` says why.
+/// What each library crate must not depend on, by any path. `docs/architecture.md` says why.
 const FORBIDDEN: [(&str, &[&str]); 8] = [
     (
         "diffuse-schedulers",
@@ -113,8 +114,8 @@ const FORBIDDEN: [(&str, &[&str]); 8] = [
     ),
 ];
 
-/// What is checked: everything and, since the program switches the feature `hub` on for all, and it, training and the
-/// examples `flex`, the libraries without them.
+/// What is checked: everything and, since the program switches the feature `hub` on for all, and
+/// it, training and the examples `flex`, the libraries without them.
 const SELECTIONS: [&[&str]; 2] = [
     &["--workspace"],
     &[
@@ -154,6 +155,30 @@ pub fn run(arguments: &[String]) -> Result<()> {
     say!("dependency arrows");
     for (package, forbidden) in FORBIDDEN {
         check_arrows(package, forbidden)?;
+    }
+    say!("packages");
+    check_packages()
+}
+
+/// Packs the libraries as for publishing, which fails where metadata or a file is missing.
+fn check_packages() -> Result<()> {
+    // The registry's limit.
+    const MAX_BYTES: u64 = 10 << 20;
+    let packages = || FORBIDDEN.iter().map(|(package, _)| *package);
+    crate::run(
+        cargo()
+            .args(["package", "--quiet", "--no-verify", "--allow-dirty"])
+            .args(packages().flat_map(|package| ["--package", package])),
+    )?;
+    for package in packages() {
+        let version = env!("CARGO_PKG_VERSION");
+        let path = crate::target().join(format!("package/{package}-{version}.crate"));
+        let size = fs::metadata(&path)
+            .with_context(|| format!("`cargo package` made no `{}`", path.display()))?
+            .len();
+        if size > MAX_BYTES {
+            bail!("the package of `{package}` has {size} bytes, more than {MAX_BYTES}");
+        }
     }
     Ok(())
 }

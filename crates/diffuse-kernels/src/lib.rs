@@ -5,5 +5,6 @@
 //!
 //! Kernels for GPUs are written in CubeCL and run on CUDA (feature `cuda`) and, through wgpu, on Vulkan, Metal and
 //! WebGPU (feature `wgpu`).
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod gpu;

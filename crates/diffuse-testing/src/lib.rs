@@ -1,7 +1,7 @@
 //! The reference's values, and how tests compare with them.
 //!
-//! The values lie in `crates/diffuse-pipelines/tests/reference`, made by `cargo xtask golden`. A larger set of the same
-//! layout can be named in the environment variable `DIFFUSE_REFERENCE`.
+//! The values lie in `crates/diffuse-pipelines/tests/reference`, made by `cargo xtask golden`. A
+//! larger set of the same layout can be named in the environment variable `DIFFUSE_REFERENCE`.
 
 pub mod hub;
 #[cfg(feature = "values")]

@@ -9,8 +9,9 @@ pub type Backend = burn::backend::Wgpu;
 /// An NVIDIA GPU.
 #[cfg(feature = "cuda")]
 pub type Backend = burn::backend::Cuda;
-/// The default device of a [`Backend`]. From here on, what burn panics about, a missing driver for one, is a message
-/// and exit code 1: it panics in threads of its own, and goes on with buffers that were never written.
+/// The default device of a [`Backend`]. From here on, what burn panics about, a missing driver for
+/// one, is a message and exit code 1: it panics in threads of its own, and goes on with buffers
+/// that were never written.
 pub fn default_device<D: Default>() -> D {
     std::panic::set_hook(Box::new(|info| {
         match info.payload_as_str() {
@@ -19,8 +20,9 @@ pub fn default_device<D: Default>() -> D {
         }
         if cfg!(any(feature = "wgpu", feature = "cuda")) {
             eprintln!(
-                "this example computes on a GPU: without its feature it computes on the CPU, and `diffuse devices`, \
-                 built with the feature, tells which GPUs there are and which driver is missing"
+                "this example computes on a GPU: without its feature it computes on the CPU, and \
+                 `diffuse devices`, built with the feature, tells which GPUs there are and which \
+                 driver is missing"
             );
         }
         std::process::exit(1);

@@ -1,5 +1,6 @@
-//! `cargo xtask bench`: the program `diffuse` on a model's folder and, if a Python is named, the reference on the same
-//! weights in the same run. The two take turns, each run in a process of its own; medians are printed.
+//! `cargo xtask bench`: the program `diffuse` on a model's folder and, if a Python is named, the
+//! reference on the same weights in the same run. The two take turns, each run in a process of its
+//! own; medians are printed.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,6 +1,6 @@
-//! `cargo xtask bench cpu`: operations and networks of `diffuse` on the CPU and, if a Python is named, of PyTorch, OpenVINO or
-//! ONNX Runtime, or of candle, in turns on the same cores. Both are programs that time one line of input after the other, so that
-//! neither pays for starting.
+//! `cargo xtask bench cpu`: operations and networks of `diffuse` on the CPU and, if a Python is
+//! named, of PyTorch, OpenVINO or ONNX Runtime, or of candle, in turns on the same cores. Both are
+//! programs that time one line of input after the other, so that neither pays for starting.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

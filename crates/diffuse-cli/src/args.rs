@@ -32,14 +32,16 @@ const FIRST_PICTURE: &str = "\
 A first picture, without a download:
   diffuse \"a small red house on snow at night\"
 
-The small model that is built in knows skies (day, sunset, night), grounds (meadow, sand, snow, sea), houses, trees,
-boats, mountains, the sun and the moon. For anything else, name a Stable Diffusion v1 checkpoint:
+The small model that is built in knows skies (day, sunset, night), grounds (meadow, sand, snow, sea),
+houses, trees, boats, mountains, the sun and the moon. For anything else, name a Stable Diffusion v1
+checkpoint:
   diffuse \"a lighthouse in a storm\" --model CompVis/stable-diffusion-v1-4
 
 `diffuse txt2img --help` explains the options.";
 
 impl Cli {
-    /// Reads the program's arguments. What begins with neither a command nor `--help` or `--version` is for `txt2img`.
+    /// Reads the program's arguments. What begins with neither a command nor `--help` or
+    /// `--version` is for `txt2img`.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut arguments: Vec<OsString> = arguments.into_iter().collect();
         let command = Self::command();
@@ -51,8 +53,8 @@ impl Cli {
                 let meant = names.iter().find(|name| strsim::jaro(name, &first) > 0.8);
                 if let Some(meant) = meant.filter(|meant| !meant.starts_with('-')) {
                     let message = format!(
-                        "there is no command `{first}`: for the command, `diffuse {meant}`; for a picture of it, \
-                         `diffuse txt2img {first}`\n"
+                        "there is no command `{first}`: for the command, `diffuse {meant}`; for a \
+                         picture of it, `diffuse txt2img {first}`\n"
                     );
                     return Err(clap::Error::raw(ErrorKind::InvalidSubcommand, message));
                 }
@@ -139,7 +141,8 @@ pub struct Txt2img {
         value_name = "G",
         value_parser = parse_number,
         help = format!(
-            "How closely to follow the prompt; 1 and less is no guidance [default: {}, of the built-in model {}]",
+            "How closely to follow the prompt; 1 and less is no guidance [default: {}, of the \
+             built-in model {}]",
             txt2img_defaults().guidance_scale,
             Builtin::of(PipelineKind::StableDiffusion).guidance_scale,
         )
@@ -176,7 +179,8 @@ pub struct Ddpm {
         value_name = "N",
         value_parser = parse_count,
         help = format!(
-            "Number of steps [default: {DDPM_STEPS} with DDPM, of the built-in model {}; else {OTHER_STEPS}]",
+            "Number of steps [default: {DDPM_STEPS} with DDPM, of the built-in model {}; else \
+             {OTHER_STEPS}]",
             Builtin::of(PipelineKind::Unconditional).steps,
         )
     )]
@@ -232,7 +236,8 @@ pub struct Convert {
     /// The folder to make
     #[arg(value_name = "DST")]
     pub destination: PathBuf,
-    /// Variant of the weights files to take [default: the plain ones, or `fp16` if there are only those]
+    /// Variant of the weights files to take [default: the plain ones, or `fp16` if there are only
+    /// those]
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
     /// Type of the weights [default: as they are]
@@ -246,8 +251,8 @@ pub struct Convert {
 /// Which weights, and what to compute them with.
 #[derive(Debug, Args)]
 pub struct Model {
-    /// The checkpoint: a folder in Diffusers' format, or a name on the hub (`CompVis/stable-diffusion-v1-4`) [default: a
-    /// small model of scenes that is built in]
+    /// The checkpoint: a folder in Diffusers' format, or a name on the hub
+    /// (`CompVis/stable-diffusion-v1-4`) [default: a small model of scenes that is built in]
     #[arg(long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
     /// Branch, tag or commit of a model from the hub [default: main]
@@ -256,7 +261,8 @@ pub struct Model {
     /// Variant of the weights files: `fp16` takes `*.fp16.safetensors`
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
-    /// What computes [default: `cuda` or else `wgpu` if it is built in and finds a GPU, else `flex`]
+    /// What computes [default: `cuda` or else `wgpu` if it is built in and finds a GPU, else
+    /// `flex`]
     #[arg(long, value_enum)]
     pub backend: Option<BackendName>,
     /// Which of the backend's devices, as `diffuse devices` counts them [default: the fastest kind]
@@ -265,10 +271,12 @@ pub struct Model {
     /// Type that is computed in [default: f32 on the CPU, f16 on GPUs that have it]
     #[arg(long, value_enum)]
     pub dtype: Option<FloatType>,
-    /// Type that weights are kept in, if not `--dtype`: `f16` halves the memory of a model that computes in f32
+    /// Type that weights are kept in, if not `--dtype`: `f16` halves the memory of a model that
+    /// computes in f32
     #[arg(long, value_enum)]
     pub weights: Option<FloatType>,
-    /// Scheduler in place of the checkpoint's: a class (`EulerDiscreteScheduler`) or a short name (`euler`)
+    /// Scheduler in place of the checkpoint's: a class (`EulerDiscreteScheduler`) or a short name
+    /// (`euler`)
     #[arg(long, value_name = "NAME")]
     pub scheduler: Option<String>,
     /// Option of the scheduler; the value is JSON or a bare word
@@ -311,7 +319,8 @@ impl Model {
 /// How many pictures, from which seeds, and where they go.
 #[derive(Debug, Args)]
 pub struct Run {
-    /// One seed for the whole batch, or one for each picture; -1 is 2^64-1, as in torch [default: random]
+    /// One seed for the whole batch, or one for each picture; -1 is 2^64-1, as in torch [default:
+    /// random]
     #[arg(
         long,
         value_name = "S[,S...]",
@@ -337,8 +346,8 @@ pub struct Run {
 }
 
 impl Txt2img {
-    /// Takes the prompts that stand behind an option: `others`, and, where no other prompt is given, all but the first
-    /// value of `--negative-prompt`.
+    /// Takes the prompts that stand behind an option: `others`, and, where no other prompt is
+    /// given, all but the first value of `--negative-prompt`.
     fn take_prompts(&mut self, matches: &ArgMatches, others: Vec<String>) {
         if self.prompts.is_empty() && others.is_empty() {
             self.negative_prompt.clear();
@@ -413,8 +422,8 @@ fn parse_seed(text: &str) -> Result<u64, String> {
     seed.ok_or_else(|| "a seed is a whole number from -2^63 to 2^64-1".to_string())
 }
 
-/// `--seed -1` as `--seed=-1`. Only `-h` and `-V` are options with one dash; anything else that begins with one, behind
-/// an option that takes a value, is the value.
+/// `--seed -1` as `--seed=-1`. Only `-h` and `-V` are options with one dash; anything else that
+/// begins with one, behind an option that takes a value, is the value.
 fn join_dashed_values(command: &clap::Command, arguments: Vec<OsString>) -> Vec<OsString> {
     let name = arguments.get(1).and_then(|name| name.to_str());
     let Some(command) = name.and_then(|name| command.find_subcommand(name)) else {
@@ -575,8 +584,8 @@ mod tests {
         ] {
             assert_eq!(
                 read(&arguments).unwrap_err().to_string(),
-                "error: `a boat` is not an option of the scheduler: `--scheduler-option` takes KEY=VALUE, as in \
-                 `use_karras_sigmas=true`\n"
+                "error: `a boat` is not an option of the scheduler: `--scheduler-option` takes \
+                 KEY=VALUE, as in `use_karras_sigmas=true`\n"
             );
         }
     }

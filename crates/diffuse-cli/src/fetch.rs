@@ -11,8 +11,8 @@ use crate::args::Fetch;
 use crate::model::Wanted;
 use crate::output::say;
 
-/// Short names, with the repositories they mean. The first home of Stable Diffusion 1.5 (`runwayml`) is gone; the third
-/// is a copy of it by others.
+/// Short names, with the repositories they mean. The first home of Stable Diffusion 1.5
+/// (`runwayml`) is gone; the third is a copy of it by others.
 const ALIASES: [(&str, &str); 3] = [
     ("ddpm-cat-256", "google/ddpm-cat-256"),
     ("sd-v1-4", "CompVis/stable-diffusion-v1-4"),
@@ -62,7 +62,8 @@ fn check_free(folder: &Path) -> Result<()> {
     }
 }
 
-/// Copies a snapshot into a plain folder: under a temporary name first, so that the folder is never half there.
+/// Copies a snapshot into a plain folder: under a temporary name first, so that the folder is never
+/// half there.
 fn copy(snapshot: &Snapshot, into: &Path) -> io::Result<()> {
     let mut name = into
         .file_name()

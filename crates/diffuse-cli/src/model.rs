@@ -25,7 +25,8 @@ pub struct Source {
     pub temporary: Option<TempDir>,
 }
 
-/// Finds the model for a pipeline: the one that was named, or else the small one that the program carries.
+/// Finds the model for a pipeline: the one that was named, or else the small one that the program
+/// carries.
 pub fn find_model(model: &Model, pipeline: PipelineKind, quiet: bool) -> Result<Source> {
     let Some(named) = &model.model else {
         for (option, given) in [
@@ -162,7 +163,8 @@ impl<'a> Wanted<'a> {
     #[cfg(not(feature = "hub"))]
     fn find_on_hub(&self, id: &str) -> Result<Source> {
         bail!(
-            "there is no folder `{id}`; to have it fetched from the hub, build the program with `--features hub`"
+            "there is no folder `{id}`; to have it fetched from the hub, build the program with \
+             `--features hub`"
         )
     }
 }

@@ -70,7 +70,8 @@ pub fn announce(run: &Run) {
     }
 }
 
-/// Adds the scheduler with all its options to a picture's record, and warns of keys that have no effect.
+/// Adds the scheduler with all its options to a picture's record, and warns of keys that have no
+/// effect.
 pub fn record_scheduler(record: &mut Map<String, Value>, config: &SchedulerConfig) {
     for key in config.ignored() {
         complain(format_args!(

@@ -234,9 +234,9 @@ fn errors_say_what_to_do() {
     assert_eq!(
         String::from_utf8(output.stderr).unwrap(),
         format!(
-            "error: there is no folder `{CAT}`, nor can it be had from the hub: `config.json` of `{CAT}` (revision \
-             `main`) is not in the cache `{}`, and the program works offline: unset `HF_HUB_OFFLINE` and \
-             `TRANSFORMERS_OFFLINE` to fetch it\n",
+            "error: there is no folder `{CAT}`, nor can it be had from the hub: `config.json` of \
+             `{CAT}` (revision `main`) is not in the cache `{}`, and the program works offline: \
+             unset `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` to fetch it\n",
             world.path("home/hub/models--someone--ddpm-cat").display()
         )
     );

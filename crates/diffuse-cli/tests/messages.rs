@@ -18,7 +18,7 @@ fn world(name: &str) -> TempDir {
     folder
 }
 
-/// Runs the program, which must fail with this message and leave no image.
+/// Runs the program, which must fail with this message and leave no picture.
 #[track_caller]
 fn check(folder: &TempDir, arguments: &[&str], expected: &str) {
     let mut command = common::diffuse(arguments);
@@ -42,8 +42,8 @@ fn check_stand_in(name: &str, file: &str, contents: &str, expected: &str) {
 
 #[test]
 fn pointers_of_git_lfs_and_web_pages_are_told_apart_from_damage() {
-    let pointer = "it is a git-lfs pointer, which stands for the file: install git-lfs and run `git lfs pull` in the \
-                   folder that was cloned";
+    let pointer = "it is a git-lfs pointer, which stands for the file: install git-lfs and run \
+                   `git lfs pull` in the folder that was cloned";
     check_stand_in(
         "sd/base",
         "unet/diffusion_pytorch_model.safetensors",
@@ -93,8 +93,8 @@ fn checkpoints_of_other_pipelines_say_what_they_are() {
     check(
         &world("ddpm/cat"),
         &boat,
-        "`m/model_index.json`: its class is DDPMPipeline, not StableDiffusionPipeline: it has no `tokenizer`; \
-         `diffuse ddpm` is for it",
+        "`m/model_index.json`: its class is DDPMPipeline, not StableDiffusionPipeline: it has no \
+         `tokenizer`; `diffuse ddpm` is for it",
     );
     check(
         &world("sd/base"),
@@ -121,8 +121,8 @@ fn checkpoints_of_other_pipelines_say_what_they_are() {
     check(
         &xl,
         &boat,
-        "`m/model_index.json`: its class is StableDiffusionXLPipeline, not StableDiffusionPipeline: it has a \
-         `text_encoder_2`, which would be left out",
+        "`m/model_index.json`: its class is StableDiffusionXLPipeline, not \
+         StableDiffusionPipeline: it has a `text_encoder_2`, which would be left out",
     );
     let ldm = world("ddpm/cat");
     edit(&ldm, "\"DDPMPipeline\"", "\"LDMPipeline\"");
@@ -134,7 +134,8 @@ fn checkpoints_of_other_pipelines_say_what_they_are() {
     check(
         &ldm,
         &["ddpm", "--model", "m"],
-        "`m/model_index.json`: its class is LDMPipeline, not DDPMPipeline: it has a `vqvae`, which would be left out",
+        "`m/model_index.json`: its class is LDMPipeline, not DDPMPipeline: it has a `vqvae`, which \
+         would be left out",
     );
     edit(
         &ldm,
@@ -144,8 +145,8 @@ fn checkpoints_of_other_pipelines_say_what_they_are() {
     check(
         &ldm,
         &boat,
-        "`m/model_index.json`: its class is LDMPipeline, not StableDiffusionPipeline: `tokenizer` is a BertTokenizer, \
-         but this pipeline needs a CLIPTokenizer or CLIPTokenizerFast",
+        "`m/model_index.json`: its class is LDMPipeline, not StableDiffusionPipeline: `tokenizer` \
+         is a BertTokenizer, but this pipeline needs a CLIPTokenizer or CLIPTokenizerFast",
     );
 }
 
@@ -155,8 +156,8 @@ fn folders_that_are_no_pipelines_say_what_they_are() {
     check(
         &folder,
         &["txt2img", "a boat", "--model", "m/unet"],
-        "`m/unet` has no `model_index.json`: it holds a UNet2DConditionModel, which is one component of a pipeline; \
-         name the folder above it",
+        "`m/unet` has no `model_index.json`: it holds a UNet2DConditionModel, which is one \
+         component of a pipeline; name the folder above it",
     );
     fs::create_dir(folder.path().join("f")).unwrap();
     let nothing = "`f` has no `model_index.json`: it is not a pipeline in Diffusers' format";
@@ -166,8 +167,8 @@ fn folders_that_are_no_pipelines_say_what_they_are() {
     check(
         &folder,
         &["txt2img", "a boat", "--model", "f"],
-        "`f` has no `model_index.json`: `v1-5-pruned.ckpt` may be a single-file checkpoint, which cannot be read; look \
-         for one in Diffusers' format",
+        "`f` has no `model_index.json`: `v1-5-pruned.ckpt` may be a single-file checkpoint, which \
+         cannot be read; look for one in Diffusers' format",
     );
 }
 
@@ -189,7 +190,7 @@ fn seeds_below_zero_are_torchs() {
     assert_eq!(image("-1", "a.png"), image("18446744073709551615", "b.png"));
 }
 
-/// A folder, weights and images whose names are not UTF-8.
+/// A folder, weights and pictures whose names are not UTF-8.
 #[cfg(unix)]
 #[test]
 fn paths_that_are_not_utf8() {

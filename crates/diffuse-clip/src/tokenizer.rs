@@ -1,4 +1,5 @@
-//! CLIP's byte-level pair encoding (Radford et al. 2021, <https://arxiv.org/abs/2103.00020>, section 2.4).
+//! CLIP's byte-level pair encoding (Radford et al. 2021, <https://arxiv.org/abs/2103.00020>,
+//! section 2.4).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -77,8 +78,8 @@ pub struct CLIPTokenizer {
 }
 
 impl CLIPTokenizer {
-    /// Loads a tokenizer from its folder: `vocab.json` and `merges.txt`, or `tokenizer.json`; and, if they are there,
-    /// `special_tokens_map.json` and `tokenizer_config.json`.
+    /// Loads a tokenizer from its folder: `vocab.json` and `merges.txt`, or `tokenizer.json`; and,
+    /// if they are there, `special_tokens_map.json` and `tokenizer_config.json`.
     ///
     /// # Errors
     /// If a file is missing or damaged.
@@ -183,8 +184,9 @@ impl CLIPTokenizer {
     }
 }
 
-/// The tokens that are matched before anything else. The reference adds them in this order, and a later one with the
-/// same content replaces an earlier one: so one that is given as a plain string is matched with regard to case.
+/// The tokens that are matched before anything else. The reference adds them in this order, and a
+/// later one with the same content replaces an earlier one: so one that is given as a plain string
+/// is matched with regard to case.
 struct SpecialTokens {
     start: AddedToken,
     end: AddedToken,

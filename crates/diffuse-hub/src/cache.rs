@@ -177,8 +177,8 @@ fn make_folder_of(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)
 }
 
-/// Writes a file under another name and then renames it. Several threads may do so at once, which the process's number
-/// alone does not tell apart.
+/// Writes a file under another name and then renames it. Several threads may do so at once, which
+/// the process's number alone does not tell apart.
 fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let mut name = path.file_name().unwrap_or_default().to_os_string();

@@ -105,8 +105,8 @@ impl Client {
     /// What the hub says about a file of a commit.
     pub fn remote(&self, commit: &str, file: &str) -> Result<Remote, HubError> {
         let mut url = format!("{}/resolve/{commit}/{file}", self.page);
-        // Redirects that stay at the hub are followed. The one that leaves it, to where large files are, is an answer:
-        // the checksum is in its headers, and no longer in those behind it.
+        // Redirects that stay at the hub are followed. The one that leaves it, to where large files
+        // are, is an answer: the checksum is in its headers, and no longer in those behind it.
         for _ in 0..MAX_REDIRECTS {
             let response = self.get(&url, Some(0..=0), 0)?;
             let response = self.accept(response, &url, About::File(file))?;

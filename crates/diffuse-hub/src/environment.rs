@@ -1,6 +1,8 @@
-//! The environment variables that Python's `huggingface_hub` reads, by its rules (its `constants.py`).
+//! The environment variables that Python's `huggingface_hub` reads, by its rules (its
+//! `constants.py`).
 //!
-//! One difference: a variable that is set to nothing counts as unset, also where Python would take the current folder.
+//! One difference: a variable that is set to nothing counts as unset, also where Python would take
+//! the current folder.
 
 use std::env;
 use std::ffi::OsString;
@@ -14,7 +16,8 @@ impl FetchOptions {
     ///
     /// | Variable | |
     /// |---|---|
-    /// | `HF_HOME` | folder of the cache (`hub`) and of the token (`token`); else `huggingface` in `XDG_CACHE_HOME`, else in `~/.cache` |
+    /// | `HF_HOME` | folder of the cache (`hub`) and of the token (`token`) |
+    /// | `XDG_CACHE_HOME` | its folder `huggingface` is the default of `HF_HOME`; else `~/.cache` |
     /// | `HF_HUB_CACHE`, else `HUGGINGFACE_HUB_CACHE` | folder of the cache |
     /// | `HF_TOKEN`, else `HUGGING_FACE_HUB_TOKEN` | access token |
     /// | `HF_TOKEN_PATH` | file of the token, if no variable has it |
@@ -23,8 +26,8 @@ impl FetchOptions {
     /// | `HF_HUB_OFFLINE`, else `TRANSFORMERS_OFFLINE` | never ask the hub |
     /// | `HF_HUB_DISABLE_SYMLINKS` | copy in place of links |
     ///
-    /// A switch is on at `1`, `on`, `yes` and `true`. In paths a leading `~` is the home folder, and `$NAME` and
-    /// `${NAME}` are variables; one that is not set stays as it is written.
+    /// A switch is on at `1`, `on`, `yes` and `true`. In paths a leading `~` is the home folder,
+    /// and `$NAME` and `${NAME}` are variables; one that is not set stays as it is written.
     pub fn from_env() -> Self {
         Environment {
             variable: |name: &str| env::var_os(name),
@@ -123,8 +126,8 @@ impl<F: Fn(&str) -> Option<OsString>> Environment<F> {
     }
 }
 
-/// What stands for a variable at the start of a text, and the variable's name: `("${A}", "A")` of `${A}/b`. The name is
-/// empty where the dollar is only a dollar.
+/// What stands for a variable at the start of a text, and the variable's name: `("${A}", "A")` of
+/// `${A}/b`. The name is empty where the dollar is only a dollar.
 fn variable_at_start(text: &str) -> (&str, &str) {
     if let Some(braced) = text.strip_prefix("${")
         && let Some(end) = braced.find('}')

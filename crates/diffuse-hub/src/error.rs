@@ -19,8 +19,8 @@ pub enum HubError {
     NoCache,
     /// The hub may not be asked, and the cache has nothing of the revision.
     #[error(
-        "`{id}` (revision `{revision}`) is not in the cache `{}`, and the program works offline: unset \
-         `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` to fetch it", cache.display()
+        "`{id}` (revision `{revision}`) is not in the cache `{}`, and the program works offline: \
+         unset `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` to fetch it", cache.display()
     )]
     Offline {
         /// The repository.
@@ -32,8 +32,9 @@ pub enum HubError {
     },
     /// The hub may not be asked, and the cache has a part of the revision only.
     #[error(
-        "`{file}` of `{id}` (revision `{revision}`) is not in the cache `{}`{hint}, and the program works offline: \
-         unset `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` to fetch it", cache.display()
+        "`{file}` of `{id}` (revision `{revision}`) is not in the cache `{}`{hint}, and the \
+         program works offline: unset `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` to fetch \
+         it", cache.display()
     )]
     NotCached {
         /// The repository.
@@ -49,8 +50,8 @@ pub enum HubError {
     },
     /// No connection.
     #[error(
-        "cannot reach the hub at `{endpoint}`: check the connection, `HTTPS_PROXY` and `HF_ENDPOINT`; to work without \
-         one, fetch the model elsewhere and copy its folder here"
+        "cannot reach the hub at `{endpoint}`: check the connection, `HTTPS_PROXY` and \
+         `HF_ENDPOINT`; to work without one, fetch the model elsewhere and copy its folder here"
     )]
     Unreachable {
         /// The hub's address.
@@ -60,8 +61,8 @@ pub enum HubError {
     },
     /// The hub does not tell strangers.
     #[error(
-        "the hub does not let us see `{id}`: check the name and, if the repository is private, give a token that may \
-         read it in `HF_TOKEN`"
+        "the hub does not let us see `{id}`: check the name and, if the repository is private, \
+         give a token that may read it in `HF_TOKEN`"
     )]
     Unauthorized {
         /// The repository.
@@ -69,7 +70,8 @@ pub enum HubError {
     },
     /// A licence has to be accepted.
     #[error(
-        "`{id}` is only for those who accepted its licence: do so at {page}, then give your token in `HF_TOKEN`"
+        "`{id}` is only for those who accepted its licence: do so at {page}, then give your token \
+         in `HF_TOKEN`"
     )]
     Gated {
         /// The repository.
@@ -79,7 +81,8 @@ pub enum HubError {
     },
     /// There is no such repository.
     #[error(
-        "there is no repository `{id}` on the hub: check the name; a private one needs a token in `HF_TOKEN`"
+        "there is no repository `{id}` on the hub: check the name; a private one needs a token in \
+         `HF_TOKEN`"
     )]
     NoRepository {
         /// The repository.
@@ -131,7 +134,8 @@ pub enum HubError {
     },
     /// A transfer broke off.
     #[error(
-        "the transfer of `{file}` broke off at {done} of {size} bytes: run again to continue from there"
+        "the transfer of `{file}` broke off at {done} of {size} bytes: run again to continue from \
+         there"
     )]
     Interrupted {
         /// The file.
@@ -148,8 +152,8 @@ pub enum HubError {
     Stopped(String),
     /// What arrived is not what the hub has.
     #[error(
-        "`{file}` arrived damaged and was removed: its checksum is {found}, the hub's {expected}; run again to fetch \
-         it anew"
+        "`{file}` arrived damaged and was removed: its checksum is {found}, the hub's {expected}; \
+         run again to fetch it anew"
     )]
     Checksum {
         /// The file.
@@ -161,7 +165,8 @@ pub enum HubError {
     },
     /// There is no room.
     #[error(
-        "no room for `{}`: make some, or move the cache with `HF_HOME`, and run again; what has arrived is kept",
+        "no room for `{}`: make some, or move the cache with `HF_HOME`, and run again; what has \
+         arrived is kept",
         path.display()
     )]
     DiskFull {

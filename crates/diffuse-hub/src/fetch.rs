@@ -33,8 +33,8 @@ pub struct FetchEvent<'a> {
     pub size: u64,
 }
 
-/// The folder of a checkpoint: what exists is itself, `owner/name` is the repository's snapshot in the cache, fetched
-/// if need be.
+/// The folder of a checkpoint: what exists is itself, `owner/name` is the repository's snapshot in
+/// the cache, fetched if need be.
 ///
 /// # Errors
 /// If it is neither, or cannot be fetched.
@@ -53,12 +53,15 @@ pub fn resolve(
     }
 }
 
-/// A repository's snapshot. The callback is called for each piece that arrives, and may stop the fetch.
+/// A repository's snapshot. The callback is called for each piece that arrives, and may stop the
+/// fetch.
 ///
-/// Where the cache has all wanted files, the hub is not asked, unless [`FetchOptions::update`] says so.
+/// Where the cache has all wanted files, the hub is not asked, unless [`FetchOptions::update`] says
+/// so.
 ///
 /// # Errors
-/// If a file is neither in the cache nor can be fetched. What has arrived until then is kept for the next time.
+/// If a file is neither in the cache nor can be fetched. What has arrived until then is kept for
+/// the next time.
 pub fn fetch(
     id: &str,
     wanted: &(impl Wanted + ?Sized),

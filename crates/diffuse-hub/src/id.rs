@@ -5,7 +5,8 @@ use std::path::Path;
 /// The longest that the hub gives; a folder of the cache has to have such a name.
 const MAX_LENGTH: usize = 193;
 
-/// The `owner/name` in a path that does not exist; `None` if the path exists, or cannot be a repository's name.
+/// The `owner/name` in a path that does not exist; `None` if the path exists, or cannot be a
+/// repository's name.
 pub fn as_hub_id(path: &Path) -> Option<&str> {
     let id = path.to_str().filter(|id| is_hub_id(id))?;
     (!path.exists()).then_some(id)

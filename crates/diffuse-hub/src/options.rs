@@ -8,7 +8,8 @@ use crate::HubError;
 /// The revision that a repository's name alone means.
 const DEFAULT_REVISION: &str = "main";
 
-/// How to fetch a repository. A program uses [`from_env`](Self::from_env); the default reads no environment variable.
+/// How to fetch a repository. A program uses [`from_env`](Self::from_env); the default reads no
+/// environment variable.
 #[derive(Clone)]
 pub struct FetchOptions {
     /// A branch, a tag or a commit; `main` by default.

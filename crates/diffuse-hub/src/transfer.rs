@@ -1,4 +1,5 @@
-//! Bytes from the hub into a file: continued where an earlier transfer broke off, and compared with the hub's checksum.
+//! Bytes from the hub into a file: continued where an earlier transfer broke off, and compared with
+//! the hub's checksum.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -17,7 +18,8 @@ use crate::client::{Client, Remote};
 const PAUSE: Duration = Duration::from_millis(500);
 const BUFFER: usize = 1 << 18;
 
-/// Completes the file at `path`, whatever part of it is there. After an error that part is kept, unless it is damaged.
+/// Completes the file at `path`, whatever part of it is there. After an error that part is kept,
+/// unless it is damaged.
 pub fn transfer(
     client: &Client,
     remote: &Remote,
@@ -81,7 +83,8 @@ fn continue_part(
         _ => None,
     };
     if start != Some(part.done) {
-        // Not what was asked for. What starts at 0 is of use; for the rest, the next request will ask for all.
+        // Not what was asked for. What starts at 0 is of use; for the rest, the next request will
+        // ask for all.
         part.restart()?;
         if start != Some(0) {
             return Err(interrupted(remote, 0, "the hub sent another part of it"));

@@ -31,7 +31,8 @@ impl FromIterator<String> for Listing {
 pub struct Selection {
     /// The files, in the order to fetch them in.
     pub files: Vec<String>,
-    /// Optional files that the repository does not have. The cache notes that, so that the next fetch need not ask.
+    /// Optional files that the repository does not have. The cache notes that, so that the next
+    /// fetch need not ask.
     pub absent: Vec<String>,
 }
 

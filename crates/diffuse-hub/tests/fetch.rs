@@ -1,4 +1,5 @@
-//! Fetching from a hub on this machine: what is asked for, what goes wrong, and what the cache is like afterwards.
+//! Fetching from a hub on this machine: what is asked for, what goes wrong, and what the cache is
+//! like afterwards.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -251,8 +252,8 @@ fn works_without_a_hub_from_the_cache() {
     assert_eq!(
         resolve(CAT, &Files, &offline).unwrap_err().to_string(),
         format!(
-            "`{CAT}` (revision `main`) is not in the cache `{}`, and the program works offline: unset \
-             `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` to fetch it",
+            "`{CAT}` (revision `main`) is not in the cache `{}`, and the program works offline: \
+             unset `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` to fetch it",
             cache.display()
         )
     );
@@ -272,8 +273,8 @@ fn file_that_is_missing_in_the_cache_is_fetched_or_named() {
         assert_eq!(
             resolve(SD, &Files, &offline).unwrap_err().to_string(),
             format!(
-                "`{file}` of `{SD}` (revision `main`) is not in the cache `{}`, and the program works offline: \
-                 unset `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` to fetch it",
+                "`{file}` of `{SD}` (revision `main`) is not in the cache `{}`, and the program \
+                 works offline: unset `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` to fetch it",
                 cache.display()
             )
         );
@@ -512,7 +513,8 @@ fn refusals_say_what_to_do() {
         "some/xl",
         world.options(),
         &[
-            "`some/xl` cannot be used, and nothing more of it was fetched: it is neither a cat nor a boat",
+            "`some/xl` cannot be used, and nothing more of it was fetched: it is neither a cat nor \
+             a boat",
         ],
     );
 

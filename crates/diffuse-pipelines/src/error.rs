@@ -68,7 +68,8 @@ pub enum PipelineError {
     Options(String),
     /// The result is not finite.
     #[error(
-        "the {what} have values that are not finite; try another scheduler, or `f32` instead of half precision"
+        "the {what} have values that are not finite; try another scheduler, or `f32` instead of \
+         half precision"
     )]
     NotFinite {
         /// `latents` or `pictures`.

@@ -16,7 +16,8 @@ use crate::PipelineError;
 /// The file that says which components a pipeline has.
 pub const MODEL_INDEX_NAME: &str = "model_index.json";
 
-/// Components that a pipeline does not need for its image, and the scheduler, which is chosen apart.
+/// Components that a pipeline needs for no picture, and the scheduler, which is chosen
+/// apart.
 const IGNORED: [&str; 4] = [
     "scheduler",
     "safety_checker",
@@ -116,7 +117,8 @@ fn what_is(folder: &Path) -> String {
     };
     match names.iter().find(is_single_file) {
         Some(file) => format!(
-            "`{}` may be a single-file checkpoint, which cannot be read; look for one in Diffusers' format",
+            "`{}` may be a single-file checkpoint, which cannot be read; look for one in \
+             Diffusers' format",
             file.display()
         ),
         None => "it is not a pipeline in Diffusers' format".to_string(),
@@ -177,7 +179,7 @@ impl PipelineKind {
         })
     }
 
-    /// Checks that an index has these components and no others that would change the image.
+    /// Checks that an index has these components and no others that would change the picture.
     ///
     /// # Errors
     /// If it has not.
@@ -217,7 +219,8 @@ impl PipelineKind {
     }
 }
 
-/// A pipeline's scheduler: of the class that the index names, which need not be the one that its file was written for.
+/// A pipeline's scheduler: of the class that the index names, which need not be the one that its
+/// file was written for.
 ///
 /// # Errors
 /// If the index names none, or it is not supported.
@@ -240,8 +243,8 @@ pub(crate) fn load_scheduler<B: Backend>(
     )?)
 }
 
-/// The folder that a pipeline is loaded from: the one that is named or, with the feature `hub`, the snapshot in the
-/// cache of a repository that is named.
+/// The folder that a pipeline is loaded from: the one that is named or, with the feature `hub`, the
+/// snapshot in the cache of a repository that is named.
 pub(crate) fn pipeline_folder(
     folder: &Path,
     _kind: PipelineKind,
@@ -262,7 +265,8 @@ pub(crate) fn pipeline_folder(
     Ok(folder.to_path_buf())
 }
 
-/// Where a component's files are: in its own folder or, as in the DDPM repositories, in the pipeline's.
+/// Where a component's files are: in its own folder or, as in the DDPM repositories, in the
+/// pipeline's.
 pub fn component_folder(folder: &Path, component: &str) -> PathBuf {
     let own = folder.join(component);
     if own.is_dir() {

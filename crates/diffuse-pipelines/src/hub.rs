@@ -1,7 +1,7 @@
 //! Checkpoints by their names on the Hugging Face hub.
 //!
-//! [`PipelineFiles`] says which files a pipeline needs; [`diffuse_hub`], re-exported here, has the rest: the cache and the
-//! transfers.
+//! [`PipelineFiles`] says which files a pipeline needs; [`diffuse_hub`], re-exported here, has the
+//! rest: the cache and the transfers.
 //!
 //! ```no_run
 //! use diffuse_pipelines::hub::{FetchOptions, PipelineFiles, resolve};
@@ -22,8 +22,8 @@ use std::path::Path;
 
 use crate::{MODEL_INDEX_NAME, ModelIndex, PipelineError, PipelineKind};
 
-/// The files that a pipeline needs: `model_index.json`, which names the components; of each component the configuration
-/// and one weights file; and the tokenizer's files.
+/// The files that a pipeline needs: `model_index.json`, which names the components; of each
+/// component the configuration and one weights file; and the tokenizer's files.
 #[derive(Debug, Clone, Default)]
 pub struct PipelineFiles {
     /// The pipeline; the one that the repository's index names by default.
@@ -49,8 +49,8 @@ impl Wanted for PipelineFiles {
     }
 }
 
-/// Configurations, the tokenizer's files, and one weights file of the variant a component, safetensors before pickles.
-/// Small ones first.
+/// Configurations, the tokenizer's files, and one weights file of the variant a component,
+/// safetensors before pickles. Small ones first.
 fn needed(
     kind: PipelineKind,
     variant: Option<&str>,
@@ -287,8 +287,9 @@ mod tests {
             Some("ema"),
             STABLE_DIFFUSION,
             "text_encoder/model.ema.safetensors",
-            ", nor `text_encoder/pytorch_model.ema.bin`; it has `text_encoder/model.fp16.safetensors`, \
-             `text_encoder/model.onnx`, `text_encoder/model.safetensors`, `text_encoder/pytorch_model.bin`, \
+            ", nor `text_encoder/pytorch_model.ema.bin`; it has \
+             `text_encoder/model.fp16.safetensors`, `text_encoder/model.onnx`, \
+             `text_encoder/model.safetensors`, `text_encoder/pytorch_model.bin`, \
              `text_encoder/pytorch_model.fp16.bin`",
         );
         check_missing(

@@ -90,7 +90,8 @@ fn numbers<const N: usize>(bytes: &[u8], convert: impl Fn([u8; N]) -> f32) -> Ve
     numbers.iter().map(|number| convert(*number)).collect()
 }
 
-/// Panics unless shapes are equal and each value is within `absolute + relative · |expected|`; names the worst value.
+/// Panics unless shapes are equal and each value is within `absolute + relative · |expected|`;
+/// names the worst value.
 #[track_caller]
 pub fn assert_close<B: Backend, const D: usize>(
     what: &str,

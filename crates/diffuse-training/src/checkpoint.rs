@@ -1,4 +1,5 @@
-//! What a run needs to go on: weights, averaged weights, the optimizer's state, and the number of steps taken.
+//! What a run needs to go on: weights, averaged weights, the optimizer's state, and the number of
+//! steps taken.
 
 use std::fs;
 use std::path::Path;

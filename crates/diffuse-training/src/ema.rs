@@ -1,4 +1,5 @@
-//! An exponential moving average of a model's weights, which samples better than the weights themselves.
+//! An exponential moving average of a model's weights, which samples better than the weights
+//! themselves.
 
 use std::collections::VecDeque;
 

@@ -1,4 +1,5 @@
-//! Trains a tokenizer in CLIP's format: byte pairs with an end-of-word mark, `vocab.json` and `merges.txt`.
+//! Trains a tokenizer in CLIP's format: byte pairs with an end-of-word mark, `vocab.json` and
+//! `merges.txt`.
 
 use std::fs;
 use std::path::Path;
@@ -10,13 +11,14 @@ use tokenizers::{Model, Trainer};
 
 const END_OF_WORD: &str = "</w>";
 
-/// Learns `merges` pairs from texts and writes a tokenizer's folder. Texts are encoded to at most `max_length` ids.
+/// Learns `merges` pairs from texts and writes a tokenizer's folder. Texts are encoded to at most
+/// `max_length` ids.
 ///
 /// # Errors
 /// If a file cannot be written.
 pub fn train(texts: &[String], merges: usize, max_length: usize, folder: &Path) -> Result<()> {
-    // CLIP's vocabulary begins with all bytes, in the order of the characters that stand for them, then the same at a
-    // word's end, so that any text can be encoded.
+    // CLIP's vocabulary begins with all bytes, in the order of the characters that stand for them,
+    // then the same at a word's end, so that any text can be encoded.
     let bytes = byte_characters();
     let mut vocabulary: Vec<String> = bytes.iter().map(char::to_string).collect();
     vocabulary.extend(bytes.iter().map(|byte| format!("{byte}{END_OF_WORD}")));
@@ -71,7 +73,11 @@ pub fn train(texts: &[String], merges: usize, max_length: usize, folder: &Path) 
     fs::write(folder.join("vocab.json"), serde_json::to_string(&ids)?)?;
     let special = |content: &str| {
         json!({
-            "content": content, "lstrip": false, "normalized": true, "rstrip": false, "single_word": false
+            "content": content,
+            "lstrip": false,
+            "normalized": true,
+            "rstrip": false,
+            "single_word": false,
         })
     };
     let map = json!({
@@ -102,8 +108,8 @@ pub fn train(texts: &[String], merges: usize, max_length: usize, folder: &Path) 
     Ok(())
 }
 
-/// The characters that stand for the 256 bytes in vocabularies (Radford et al. 2019): printable bytes for themselves,
-/// the others shifted out of the way.
+/// The characters that stand for the 256 bytes in vocabularies (Radford et al. 2019): printable
+/// bytes for themselves, the others shifted out of the way.
 fn byte_characters() -> Vec<char> {
     let is_printable = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let printable = (0..256).filter(|byte| is_printable(*byte));

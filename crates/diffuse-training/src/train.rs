@@ -1,7 +1,8 @@
-//! Training on any backend that burn differentiates on: steps, averaged weights, checkpoints and a log.
+//! Training on any backend that burn differentiates on: steps, averaged weights, checkpoints and a
+//! log.
 //!
-//! Every step draws its own random numbers from the seed and the step's number, so a run that is stopped and goes on
-//! from its checkpoint sees the same data as one that is not.
+//! Every step draws its own random numbers from the seed and the step's number, so a run that is
+//! stopped and goes on from its checkpoint sees the same data as one that is not.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -23,10 +24,12 @@ use crate::ema;
 /// What every training program takes.
 #[derive(Debug, Clone, Args)]
 pub struct Settings {
-    /// Folder for checkpoint, log and sample pictures; a run goes on from the checkpoint that it finds there
+    /// Folder for checkpoint, log and sample pictures; a run goes on from the checkpoint that it
+    /// finds there
     #[arg(long, default_value = "training")]
     pub folder: PathBuf,
-    /// Number of steps, of which the learning rate knows: it falls along a cosine to zero at the last
+    /// Number of steps, of which the learning rate knows: it falls along a cosine to zero at the
+    /// last
     #[arg(long)]
     pub steps: usize,
     /// Scenes a step
@@ -159,7 +162,8 @@ struct Log {
 }
 
 impl Log {
-    /// Continues the log of a run that has taken `step` steps: later lines are of steps that will be taken again.
+    /// Continues the log of a run that has taken `step` steps: later lines are of steps that will
+    /// be taken again.
     fn open(folder: &Path, step: usize) -> Result<Self> {
         let path = folder.join("log.csv");
         if let Ok(text) = fs::read_to_string(&path) {

@@ -1,5 +1,5 @@
-//! How often the small model draws what it is asked for: prompts of combinations that training never showed, each
-//! picture read again by the checker.
+//! How often the small model draws what it is asked for: prompts of combinations that training
+//! never showed, each picture read again by the checker.
 //!
 //! `cargo xtask bench quality`, or `cargo run --release -p diffuse-training --bin scene-quality`
 
@@ -37,7 +37,8 @@ struct Arguments {
     /// Scheduler in place of the model's own
     #[arg(long)]
     scheduler: Option<String>,
-    /// Which prompts: other numbers give others, for choosing settings without those that are reported
+    /// Which prompts: other numbers give others, for choosing settings without those that are
+    /// reported
     #[arg(long, default_value_t = 4)]
     prompt_seed: u64,
     /// Where the noise starts

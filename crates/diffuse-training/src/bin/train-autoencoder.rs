@@ -43,7 +43,8 @@ struct Arguments {
 
 /// Side of the scenes.
 const SIZE: u32 = 128;
-/// Weight of the divergence of the latents from normal ones, per value, against an error of 1 per value of the picture.
+/// Weight of the divergence of the latents from normal ones, per value, against an error of 1 per
+/// value of the picture.
 const KL_WEIGHT: f64 = 2e-4;
 
 struct Reconstruction {

@@ -47,7 +47,8 @@ struct PixelTask {
 impl<B: AutodiffBackend> Task<B> for PixelTask {
     type Model = UNet2DModel<B>;
 
-    /// The error of the predicted noise (Ho et al. 2020, <https://arxiv.org/abs/2006.11239>, equation 14).
+    /// The error of the predicted noise (Ho et al. 2020, <https://arxiv.org/abs/2006.11239>,
+    /// equation 14).
     fn loss(&self, model: &UNet2DModel<B>, seed: u64) -> Result<Loss<B>> {
         let device = Default::default();
         let mut rng = StdRng::seed_from_u64(seed);

@@ -1,4 +1,5 @@
-//! Trains a text encoder and a UNet together on the latents of captioned scenes, and writes a Stable Diffusion folder.
+//! Trains a text encoder and a UNet together on the latents of captioned scenes, and writes a
+//! Stable Diffusion folder.
 //!
 //! `docs/training.md` has the commands that made the weights of this repository.
 
@@ -73,13 +74,15 @@ const MAX_LENGTH: usize = 32;
 const MERGES: usize = 180;
 /// How many captions are left empty, so that the UNet learns to do without: guidance needs both.
 const EMPTY_CAPTIONS: f64 = 0.1;
-/// Signal-to-noise ratio above which a timestep counts less (Hang et al. 2023, <https://arxiv.org/abs/2303.09556>).
+/// Signal-to-noise ratio above which a timestep counts less (Hang et al. 2023,
+/// <https://arxiv.org/abs/2303.09556>).
 ///
-/// Below it, errors of the noise count `1 / ᾱ`, as if the velocity were predicted (Salimans & Ho 2022,
-/// <https://arxiv.org/abs/2202.00512>): what a text decides, it decides where hardly anything but noise is left, and
-/// there an error of the picture is only a small one of the noise.
+/// Below it, errors of the noise count `1 / ᾱ`, as if the velocity were predicted (Salimans & Ho
+/// 2022, <https://arxiv.org/abs/2202.00512>): what a text decides, it decides where hardly anything
+/// but noise is left, and there an error of the picture is only a small one of the noise.
 const MAX_SNR: f32 = 5.0;
-/// How many of a text's last states must tell the scene: they are at the text's end or behind it and see all of it.
+/// How many of a text's last states must tell the scene: they are at the text's end or behind it
+/// and see all of it.
 const TELLING_STATES: usize = 8;
 
 /// What is trained together.
@@ -87,8 +90,9 @@ const TELLING_STATES: usize = 8;
 struct TextToLatents<B: Backend> {
     text_encoder: CLIPTextModel<B>,
     unet: UNet2DConditionModel<B>,
-    /// Reads a scene's [features](Scene::features) off the states of its caption. Only training has it: what the UNet
-    /// asks of a text is too little, at first, for the text encoder to learn from.
+    /// Reads a scene's [features](Scene::features) off the states of its caption. Only training has
+    /// it: what the UNet asks of a text is too little, at first, for the text encoder to learn
+    /// from.
     reader: Linear<B>,
 }
 
@@ -176,8 +180,8 @@ impl<I: Backend> TextToImageTask<I> {
 impl<B: AutodiffBackend> Task<B> for TextToImageTask<B::InnerBackend> {
     type Model = TextToLatents<B>;
 
-    /// The error of the predicted noise (Ho et al. 2020, <https://arxiv.org/abs/2006.11239>, equation 14), weighted by
-    /// the timestep's signal-to-noise ratio.
+    /// The error of the predicted noise (Ho et al. 2020, <https://arxiv.org/abs/2006.11239>,
+    /// equation 14), weighted by the timestep's signal-to-noise ratio.
     fn loss(&self, model: &TextToLatents<B>, seed: u64) -> Result<Loss<B>> {
         let device: B::Device = Default::default();
         let mut rng = StdRng::seed_from_u64(seed);
@@ -287,7 +291,8 @@ fn text_config(vocab_size: usize) -> CLIPTextConfig {
     }
 }
 
-/// Fresh weights, in a state from which they learn fast: small embeddings, and a UNet that predicts nothing.
+/// Fresh weights, in a state from which they learn fast: small embeddings, and a UNet that predicts
+/// nothing.
 fn fresh<B: Backend>(
     arguments: &Arguments,
     tokenizer: &CLIPTokenizer,

@@ -1,7 +1,8 @@
 //! Reads a scene off a picture: sky, ground, kinds of subjects and the color of a house or boat.
 //!
-//! The light is known once the sky is, so every material has one color. Each pixel is given to the material or background
-//! nearest to it, and a subject is there if enough pixels of its material are where it belongs.
+//! The light is known once the sky is, so every material has one color. Each pixel is given to the
+//! material or background nearest to it, and a subject is there if enough pixels of its material
+//! are where it belongs.
 
 use image::RgbImage;
 

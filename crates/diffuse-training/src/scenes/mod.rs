@@ -1,7 +1,8 @@
-//! Small captioned scenes: a sky, a ground, and one or two subjects. They are the whole data set of the training
-//! examples, drawn as they are needed.
+//! Small captioned scenes: a sky, a ground, and one or two subjects. They are the whole data set of
+//! the training examples, drawn as they are needed.
 //!
-//! [`render`] draws a [`Scene`], [`caption`] puts it into words, and [`checker`] reads it off a picture's pixels again.
+//! [`render`] draws a [`Scene`], [`caption`] puts it into words, and [`checker`] reads it off a
+//! picture's pixels again.
 
 pub mod caption;
 pub mod checker;
@@ -125,7 +126,8 @@ pub struct Scene {
     pub subjects: Vec<Subject>,
 }
 
-/// What stays of a scene without sizes, sides and numbers: what a caption promises and a picture is checked for.
+/// What stays of a scene without sizes, sides and numbers: what a caption promises and a picture is
+/// checked for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Combination {
     pub sky: Sky,
@@ -147,7 +149,8 @@ impl Combination {
         let hash = digits.fold(0xcbf2_9ce4_8422_2325_u64, |hash, digit| {
             (hash ^ (digit + 1)).wrapping_mul(0x0100_0000_01b3)
         });
-        // The three low bits hardly depend on the last digit and hold out colors together; the high one parts them.
+        // The three low bits hardly depend on the last digit and hold out colors together; the high
+        // one parts them.
         hash & (0b111 << 17 | 1 << 41) == 0
     }
 }
@@ -193,7 +196,8 @@ impl Scene {
         }
     }
 
-    /// A scene that training may show. Boats are at sea only, and would be seldom: most scenes without one are drawn again.
+    /// A scene that training may show. Boats are at sea only, and would be seldom: most scenes
+    /// without one are drawn again.
     pub fn for_training(rng: &mut impl Rng) -> Self {
         loop {
             let scene = Self::random_where(rng, false);
@@ -222,8 +226,9 @@ impl Scene {
     pub const FEATURES: usize =
         Sky::ALL.len() + Ground::ALL.len() + Color::ALL.len() + 6 * Kind::ALL.len();
 
-    /// Everything about the scene as numbers, 1 for what it has and 0 for what it has not: sky, ground and color, and of
-    /// each kind whether it is there, twice, small, large, to the left and to the right.
+    /// Everything about the scene as numbers, 1 for what it has and 0 for what it has not: sky,
+    /// ground and color, and of each kind whether it is there, twice, small, large, to the left and
+    /// to the right.
     pub fn features(&self) -> Vec<f32> {
         let color = self.combination().color;
         let mut features: Vec<bool> = Vec::with_capacity(Self::FEATURES);
@@ -260,7 +265,8 @@ impl Scene {
 }
 
 impl Kind {
-    /// Whether a scene may have both: not two that are colored differently, and only one sun or moon.
+    /// Whether a scene may have both: not two that are colored differently, and only one sun or
+    /// moon.
     fn goes_with(self, other: Kind) -> bool {
         if self == other {
             matches!(self, Kind::House | Kind::Tree | Kind::Boat)

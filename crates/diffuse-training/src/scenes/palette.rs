@@ -1,4 +1,5 @@
-//! Colors of things and how the light changes them; used to draw a scene and to read it off a picture.
+//! Colors of things and how the light changes them; used to draw a scene and to read it off a
+//! picture.
 
 use super::{Color, Ground, Sky};
 

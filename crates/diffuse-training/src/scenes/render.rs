@@ -1,4 +1,5 @@
-//! Draws a scene, with mild variation: the horizon, places, sizes, clouds and stars are drawn anew each time.
+//! Draws a scene, with mild variation: the horizon, places, sizes, clouds and stars are drawn anew
+//! each time.
 
 use image::RgbImage;
 use rand::Rng;

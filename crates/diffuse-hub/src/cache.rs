@@ -1,10 +1,10 @@
 //! The cache that all programs for the hub share.
 //!
 //! ```text
-//! models--owner--name/refs/main                      the commit that a revision means
+//! models--owner--name/refs/main                      the commit of a revision
 //! models--owner--name/snapshots/COMMIT/unet/...      links to blobs
-//! models--owner--name/blobs/ETAG                     contents, whole and checked
-//! models--owner--name/blobs/ETAG.incomplete          contents on their way
+//! models--owner--name/blobs/ETAG                     contents, complete and checked
+//! models--owner--name/blobs/ETAG.incomplete          contents that are still arriving
 //! models--owner--name/.no_exist/COMMIT/FILE          files that a commit is known not to have
 //! .locks/models--owner--name/ETAG.lock               held while a blob is being fetched
 //! ```
@@ -22,7 +22,7 @@ use hf_hub::{Cache, CacheRepo, Repo};
 use crate::client::Remote;
 use crate::{HubError, Listing};
 
-/// How often to look whether another program has let go of a lock.
+/// How often to try again for a lock that another program holds.
 const LOCK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// One repository's part of the cache.
@@ -46,7 +46,7 @@ impl RepoCache {
         self.root.join(&self.folder_name)
     }
 
-    /// The commit that a revision means, as far as the cache knows.
+    /// The commit of a revision, if the cache knows it.
     pub fn commit(&self, revision: &str) -> Option<String> {
         if self.snapshot(revision).is_dir() {
             return Some(revision.to_string());
@@ -56,7 +56,7 @@ impl RepoCache {
         is_file_name(commit).then(|| commit.to_string())
     }
 
-    /// Makes a revision mean a commit.
+    /// Notes the commit of a revision.
     pub fn set_commit(&self, revision: &str, commit: &str) -> Result<(), HubError> {
         if revision == commit {
             return Ok(());
@@ -71,26 +71,11 @@ impl RepoCache {
         self.paths.pointer_path(commit)
     }
 
-    /// The files of a commit that are here.
+    /// The files of a commit that the cache has.
     pub fn listing(&self, commit: &str) -> Listing {
-        let folder = self.snapshot(commit);
-        let files = |folder: &Path| {
-            let entries = fs::read_dir(folder).into_iter().flatten();
-            entries.filter_map(|entry| {
-                let entry = entry.ok()?;
-                Some((entry.file_name().into_string().ok()?, entry.path()))
-            })
-        };
-        let mut listing = Vec::new();
-        for (name, path) in files(&folder) {
-            if path.is_dir() {
-                let inner = files(&path).filter(|(_, path)| path.is_file());
-                listing.extend(inner.map(|(file, _)| format!("{name}/{file}")));
-            } else if path.is_file() {
-                listing.push(name);
-            }
-        }
-        listing.into_iter().collect()
+        let mut files = Vec::new();
+        list(&self.snapshot(commit), "", &mut files);
+        files.into_iter().collect()
     }
 
     /// Whether a commit is known not to have a file.
@@ -98,7 +83,7 @@ impl RepoCache {
         self.absent(commit, file).is_file()
     }
 
-    /// Takes note that a commit does not have a file.
+    /// Notes that a commit does not have a file.
     pub fn set_absent(&self, commit: &str, file: &str) -> Result<(), HubError> {
         let path = self.absent(commit, file);
         make_folder_of(&path)
@@ -114,12 +99,12 @@ impl RepoCache {
         self.paths.blob_path(etag).is_file()
     }
 
-    /// Where a blob's contents are while they arrive.
+    /// The file of a blob that is not complete yet.
     pub fn incomplete(&self, etag: &str) -> PathBuf {
         self.paths.blob_path(&format!("{etag}.incomplete"))
     }
 
-    /// Gives contents that are whole and checked the name of a blob.
+    /// Renames a complete and checked file to its blob's name.
     pub fn complete(&self, etag: &str) -> Result<(), HubError> {
         let blob = self.paths.blob_path(etag);
         fs::rename(self.incomplete(etag), &blob).map_err(HubError::writing(&blob))
@@ -165,6 +150,21 @@ impl RepoCache {
     }
 }
 
+/// Adds the files below a folder. A link whose contents are gone is not one.
+fn list(folder: &Path, prefix: &str, files: &mut Vec<String>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        let name = format!("{prefix}{name}");
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            list(&entry.path(), &format!("{name}/"), files);
+        } else if entry.path().is_file() {
+            files.push(name);
+        }
+    }
+}
+
 /// Whether a commit or an etag can be a file's name.
 pub fn is_file_name(text: &str) -> bool {
     (1..=128).contains(&text.len())
@@ -192,7 +192,7 @@ fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Resu
         })
 }
 
-/// A link to a blob; a copy where there are no links. Someone else may be making the same one.
+/// Links a blob, or copies it where links are not supported. Another program may be doing the same.
 fn link(blob: &Path, path: &Path) -> io::Result<()> {
     // `path` is `snapshots/COMMIT/...`, and blobs are beside `snapshots`.
     let folders = path

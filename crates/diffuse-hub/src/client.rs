@@ -1,4 +1,4 @@
-//! The hub's two questions: which files has a revision, and what is a file.
+//! Requests to the hub: the files of a revision, and a file's checksum, size and contents.
 
 use std::time::Duration;
 
@@ -12,38 +12,38 @@ use crate::cache::is_file_name;
 use crate::{FetchOptions, HubError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long the network may be silent.
+/// Longest wait for the next bytes.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_REDIRECTS: u32 = 10;
 
-/// What the hub says about a file.
+/// A file on the hub.
 #[derive(Debug)]
 pub struct Remote {
     /// Its path in the repository.
     pub file: String,
-    /// The commit it is of.
+    /// Its commit.
     pub commit: String,
     /// Its name among the blobs: a SHA-256 or, for small files, git's SHA-1.
     pub etag: String,
     /// Number of bytes.
     pub size: u64,
-    /// Where to get it.
+    /// Its address.
     pub url: String,
 }
 
-/// What a request is about, to tell what a refusal means.
+/// The subject of a request, which decides about the meaning of a 404.
 #[derive(Clone, Copy)]
 enum About<'a> {
     Revision,
     File(&'a str),
 }
 
-/// Asks the hub about one revision of one repository.
+/// The hub's client for one revision of one repository.
 pub struct Client {
     api: ApiRepo,
     id: String,
     revision: String,
-    /// Where the repository's files and pages are.
+    /// The repository's address.
     page: String,
     endpoint: String,
 }
@@ -81,7 +81,7 @@ impl Client {
         &self.revision
     }
 
-    /// The commit that the revision means, and the paths of its files.
+    /// The commit of the revision, and the paths of its files.
     pub fn listing(&self) -> Result<(String, Vec<String>), HubError> {
         let url = self.api.info_request().uri_ref().map(ToString::to_string);
         let url = url.unwrap_or_default();
@@ -99,12 +99,12 @@ impl Client {
             return Err(wrong(format!("`{}` is not a commit", info.sha)));
         }
         let files = info.siblings.into_iter().map(|file| file.rfilename);
-        Ok((info.sha, files.collect()))
+        Ok((info.sha, files.filter(|file| is_plain(file)).collect()))
     }
 
-    /// What the hub says about a file of a commit.
+    /// The checksum, size and address of a file.
     pub fn remote(&self, commit: &str, file: &str) -> Result<Remote, HubError> {
-        let mut url = format!("{}/resolve/{commit}/{file}", self.page);
+        let mut url = format!("{}/resolve/{commit}/{}", self.page, encode(file));
         // Redirects that stay at the hub are followed. The one that leaves it, to where large files
         // are, is an answer: the checksum is in its headers, and no longer in those behind it.
         for _ in 0..MAX_REDIRECTS {
@@ -183,7 +183,7 @@ impl Client {
             .timeout_recv_response(Some(READ_TIMEOUT))
             .timeout_per_read(Some(READ_TIMEOUT));
         if is_loopback(url) {
-            // No proxy gets there.
+            // A proxy is of no use for this machine.
             config = config.proxy(None);
         }
         config
@@ -195,7 +195,7 @@ impl Client {
             })
     }
 
-    /// An answer, unless it is a refusal.
+    /// The response, or the error that its status stands for.
     fn accept(
         &self,
         response: Response<Body>,
@@ -246,6 +246,26 @@ fn is_loopback(url: &str) -> bool {
     })
 }
 
+/// Whether a path stays in the folder that it is joined to, on any system.
+fn is_plain(file: &str) -> bool {
+    let is_name =
+        |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['\\', ':', '\0']);
+    file.split('/').all(is_name)
+}
+
+/// A path as a part of an address.
+fn encode(file: &str) -> String {
+    let mut encoded = String::new();
+    for byte in file.bytes() {
+        match byte {
+            b'/' | b'-' | b'.' | b'_' | b'~' => encoded.push(byte.into()),
+            _ if byte.is_ascii_alphanumeric() => encoded.push(byte.into()),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
 /// `https://host:port` of an address.
 fn origin(url: &str) -> &str {
     let host = url.find("://").map_or(0, |at| at + 3);
@@ -256,6 +276,18 @@ fn origin(url: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_that_leave_the_folder_are_not_listed() {
+        for file in ["a", "a/b.json", "a/b/c d#e?.json", "..a", "a.."] {
+            assert!(is_plain(file), "{file}");
+        }
+        for file in [
+            "", "/a", "a/", "a//b", ".", "..", "../a", "a/../b", "a\\b", "C:a", "a\0",
+        ] {
+            assert!(!is_plain(file), "{file:?}");
+        }
+    }
 
     #[test]
     fn addresses_are_those_of_hf_hub() {

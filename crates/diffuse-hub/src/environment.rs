@@ -93,7 +93,7 @@ impl<F: Fn(&str) -> Option<OsString>> Environment<F> {
         let value = self.value(names)?;
         Some(match value.to_str() {
             Some(text) => self.expand(text).into(),
-            // There is no telling characters apart in what is not UTF-8.
+            // Only text can have variables in it.
             None => value.into(),
         })
     }
@@ -126,8 +126,8 @@ impl<F: Fn(&str) -> Option<OsString>> Environment<F> {
     }
 }
 
-/// What stands for a variable at the start of a text, and the variable's name: `("${A}", "A")` of
-/// `${A}/b`. The name is empty where the dollar is only a dollar.
+/// The variable at the start of a text, as it is written and by its name: `("${A}", "A")` of
+/// `${A}/b`. The name is empty where the dollar sign is only that.
 fn variable_at_start(text: &str) -> (&str, &str) {
     if let Some(braced) = text.strip_prefix("${")
         && let Some(end) = braced.find('}')

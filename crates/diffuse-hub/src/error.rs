@@ -4,17 +4,17 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-/// Why a repository could not be had.
+/// Why a repository's files could not be fetched.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum HubError {
     /// Neither a folder nor `owner/name`.
     #[error("`{0}` is neither a folder nor the name of a repository (`owner/name`)")]
     NotAnId(String),
-    /// A revision that cannot be one.
+    /// The revision's name is not valid.
     #[error("`{0}` cannot be a revision: that is a branch, a tag or a commit")]
     BadRevision(String),
-    /// There is no place for the cache.
+    /// There is no folder for the cache.
     #[error("there is no home folder to keep the cache in: say where with `HF_HOME`")]
     NoCache,
     /// The hub may not be asked, and the cache has nothing of the revision.
@@ -43,7 +43,7 @@ pub enum HubError {
         revision: String,
         /// The file.
         file: String,
-        /// What is there instead.
+        /// What exists instead; may be empty.
         hint: String,
         /// The repository's folder in the cache.
         cache: PathBuf,
@@ -56,10 +56,10 @@ pub enum HubError {
     Unreachable {
         /// The hub's address.
         endpoint: String,
-        /// What the network says.
+        /// The network's error.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The hub does not tell strangers.
+    /// The hub shows the repository only to those who may see it.
     #[error(
         "the hub does not let us see `{id}`: check the name and, if the repository is private, \
          give a token that may read it in `HF_TOKEN`"
@@ -105,7 +105,7 @@ pub enum HubError {
         revision: String,
         /// The file.
         file: String,
-        /// What is there instead.
+        /// What exists instead; may be empty.
         hint: String,
     },
     /// The repository is not what is wanted, or its first file is damaged.
@@ -119,15 +119,15 @@ pub enum HubError {
     /// The hub is overloaded or down.
     #[error("the hub answers {status} for `{url}`: try again later")]
     Busy {
-        /// HTTP's number.
+        /// The HTTP status.
         status: u16,
-        /// What was asked for.
+        /// The requested address.
         url: String,
     },
-    /// The hub, or something in between, does not speak as a hub does.
+    /// The response is not a hub's: a proxy's, for example.
     #[error("the answer for `{url}` is not the hub's: {message}")]
     Protocol {
-        /// What was asked for.
+        /// The requested address.
         url: String,
         /// What is wrong.
         message: String,
@@ -140,17 +140,17 @@ pub enum HubError {
     Interrupted {
         /// The file.
         file: String,
-        /// How many bytes are here.
+        /// How many bytes have arrived.
         done: u64,
         /// How many it has.
         size: u64,
-        /// What the network says.
+        /// The network's error.
         source: Box<dyn Error + Send + Sync>,
     },
     /// The callback stopped the fetch.
     #[error("stopped at `{0}`: what has arrived is kept")]
     Stopped(String),
-    /// What arrived is not what the hub has.
+    /// The file's checksum is not the hub's.
     #[error(
         "`{file}` arrived damaged and was removed: its checksum is {found}, the hub's {expected}; \
          run again to fetch it anew"
@@ -163,7 +163,7 @@ pub enum HubError {
         /// The checksum of what arrived.
         found: String,
     },
-    /// There is no room.
+    /// The disk is full.
     #[error(
         "no room for `{}`: make some, or move the cache with `HF_HOME`, and run again; what has \
          arrived is kept",
@@ -172,7 +172,7 @@ pub enum HubError {
     DiskFull {
         /// The file in the cache.
         path: PathBuf,
-        /// What the operating system says.
+        /// The operating system's error.
         source: io::Error,
     },
     /// The cache cannot be written.
@@ -180,13 +180,13 @@ pub enum HubError {
     Write {
         /// The file in the cache.
         path: PathBuf,
-        /// What the operating system says.
+        /// The operating system's error.
         source: io::Error,
     },
 }
 
 impl HubError {
-    /// What it means that a file of the cache could not be written.
+    /// The error of a file of the cache that could not be written.
     pub(crate) fn writing(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| match source.kind() {

@@ -21,7 +21,7 @@ pub struct Snapshot {
 /// How far a fetch has come.
 #[derive(Debug, Clone, Copy)]
 pub struct FetchEvent<'a> {
-    /// The file on its way.
+    /// The file that is arriving.
     pub file: &'a str,
     /// How many of its bytes have arrived.
     pub file_done: u64,
@@ -33,8 +33,8 @@ pub struct FetchEvent<'a> {
     pub size: u64,
 }
 
-/// The folder of a checkpoint: what exists is itself, `owner/name` is the repository's snapshot in
-/// the cache, fetched if need be.
+/// The folder of a checkpoint: a path that exists is returned as it is; `owner/name` is fetched, if
+/// the cache lacks a file, and gives its snapshot in the cache.
 ///
 /// # Errors
 /// If it is neither, or cannot be fetched.
@@ -104,7 +104,7 @@ pub fn fetch(
         fetch_from(&client, &cache, wanted, options, &mut on_event),
         cached,
     ) {
-        // Without the hub, what the cache has will do.
+        // The cache's files are better than none.
         (Err(HubError::Unreachable { .. }), Some(Ok(cached))) => Ok(cached.snapshot),
         (fetched, _) => fetched,
     }
@@ -165,7 +165,6 @@ fn fetch_from(
 
     let first = wanted.first();
     if let Some(first) = first {
-        // By way of the selection of one file, which says that it is missing.
         [first].select(&folder, &listing).map_err(refused)?;
         let remote = client.remote(&commit, first)?;
         fetch_files(client, cache, options, &[remote], on_event)?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::HubError;
 
-/// The revision that a repository's name alone means.
+/// The revision by default.
 const DEFAULT_REVISION: &str = "main";
 
 /// How to fetch a repository. A program uses [`from_env`](Self::from_env); the default reads no
@@ -14,7 +14,7 @@ const DEFAULT_REVISION: &str = "main";
 pub struct FetchOptions {
     /// A branch, a tag or a commit; `main` by default.
     pub revision: Option<String>,
-    /// Ask the hub whether the revision has moved, also where the cache has all files.
+    /// Ask the hub for the revision's commit even if the cache has all files.
     pub update: bool,
     /// Never ask the hub.
     pub offline: bool,
@@ -26,7 +26,7 @@ pub struct FetchOptions {
     pub cache: Option<PathBuf>,
     /// Copy files into snapshots in place of linking them to the cache's blobs.
     pub no_links: bool,
-    /// How many times in a row a transfer may fail without a new byte before that is an error.
+    /// How many attempts in a row may fail, without a new byte, before the transfer is an error.
     pub retries: u32,
 }
 

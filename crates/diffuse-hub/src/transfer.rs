@@ -1,5 +1,5 @@
-//! Bytes from the hub into a file: continued where an earlier transfer broke off, and compared with
-//! the hub's checksum.
+//! Transfers: a file's bytes, continued where an earlier transfer broke off and compared with the
+//! hub's checksum.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -18,8 +18,7 @@ use crate::client::{Client, Remote};
 const PAUSE: Duration = Duration::from_millis(500);
 const BUFFER: usize = 1 << 18;
 
-/// Completes the file at `path`, whatever part of it is there. After an error that part is kept,
-/// unless it is damaged.
+/// Completes the partial file at `path`. After an error it is kept, unless it is damaged.
 pub fn transfer(
     client: &Client,
     remote: &Remote,
@@ -65,7 +64,7 @@ fn interrupted(
     }
 }
 
-/// One request, and what comes of it.
+/// Sends one request and appends what arrives.
 fn continue_part(
     client: &Client,
     remote: &Remote,
@@ -83,8 +82,8 @@ fn continue_part(
         _ => None,
     };
     if start != Some(part.done) {
-        // Not what was asked for. What starts at 0 is of use; for the rest, the next request will
-        // ask for all.
+        // Not the requested range. A response from 0 on can be used; after any other, the next
+        // request is for the whole file.
         part.restart()?;
         if start != Some(0) {
             return Err(interrupted(remote, 0, "the hub sent another part of it"));
@@ -108,7 +107,7 @@ fn continue_part(
     Ok(())
 }
 
-/// The part of a file that has arrived.
+/// A partial file.
 struct Part<'a> {
     remote: &'a Remote,
     path: &'a Path,
@@ -135,7 +134,7 @@ impl<'a> Part<'a> {
         Ok(part)
     }
 
-    /// Takes up what is there.
+    /// Reads what an earlier transfer left, for its length and checksum.
     fn resume(&mut self) -> io::Result<()> {
         let length = self.file.metadata()?.len();
         if length > self.remote.size {
@@ -169,7 +168,7 @@ impl<'a> Part<'a> {
         Ok(())
     }
 
-    /// Compares the whole with the hub's checksum.
+    /// Compares the checksum with the hub's.
     fn check(self) -> Result<(), HubError> {
         let found = self.checksum.finish();
         let Some(found) = found.filter(|found| !found.eq_ignore_ascii_case(&self.remote.etag))
@@ -186,13 +185,13 @@ impl<'a> Part<'a> {
     }
 }
 
-/// The checksum that an etag is.
+/// The checksum that an etag stands for.
 enum Checksum {
-    /// Of large files.
+    /// A large file's.
     Sha256(Sha256),
-    /// Git's name for a small file.
+    /// A small file's: git's object id.
     GitBlob(Sha1),
-    /// The etag is no checksum: a mirror's, perhaps.
+    /// The etag is no checksum, as with some mirrors.
     None,
 }
 

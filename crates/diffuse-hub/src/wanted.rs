@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::path::Path;
 
-/// The paths of a repository's files.
+/// The paths of a repository's files, `unet/config.json` for example. None leads out of its folder.
 #[derive(Debug, Clone, Default)]
 pub struct Listing(BTreeSet<String>);
 
@@ -44,7 +44,7 @@ pub enum Refusal {
     Missing {
         /// The file.
         file: String,
-        /// What it has instead, to be put behind the message; may be empty.
+        /// The end of the message: what exists instead. May be empty.
         hint: String,
     },
     /// It is of another kind, or its first file is damaged.

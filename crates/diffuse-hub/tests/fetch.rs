@@ -187,6 +187,49 @@ fn cache_is_laid_out_as_the_python_client_has_it() {
 }
 
 #[test]
+fn any_file_at_any_depth() {
+    let world = World::new();
+    let files = ["a/b/c d#e.json", "a/b/large file.bin", "top"];
+    for file in files {
+        world.hub.publish_file(CAT, file, file);
+    }
+    let snapshot = fetch(CAT, &files[..], &world.options(), |_| {
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(snapshot.files, files);
+    for file in files {
+        assert_eq!(
+            fs::read_to_string(snapshot.folder.join(file)).unwrap(),
+            file
+        );
+    }
+    world.check_cache(CAT);
+    world.hub.requests();
+    assert_eq!(
+        resolve(CAT, &files[..], &world.options()).unwrap(),
+        snapshot.folder
+    );
+    assert!(world.hub.requests().is_empty());
+}
+
+#[test]
+fn files_that_would_leave_the_cache_are_not_fetched() {
+    let world = World::new();
+    world.hub.publish_file(CAT, "../../evil", "outside");
+    let wanted = ["../../evil"];
+    let error = resolve(CAT, &wanted[..], &world.options()).unwrap_err();
+    assert!(matches!(error, HubError::NoFile { .. }), "{error}");
+    assert!(
+        !world
+            .cache
+            .path()
+            .join("models--someone--ddpm-cat/evil")
+            .exists()
+    );
+}
+
+#[test]
 fn copies_in_place_of_links() {
     let world = World::new();
     let options = FetchOptions {

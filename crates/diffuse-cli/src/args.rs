@@ -89,14 +89,14 @@ pub enum Command {
     Txt2img(Box<Txt2img>),
     /// Make pictures without a text
     Ddpm(Box<Ddpm>),
-    /// Say what a checkpoint is: components, parameters, types, what is not supported
+    /// Describe a checkpoint: components, parameters, types, what is not supported
     Inspect(Inspect),
     /// Fetch a checkpoint from the hub, without making a picture
     #[cfg(feature = "hub")]
     Fetch(Fetch),
-    /// Rewrite a checkpoint: safetensors, one file a model, under today's keys
+    /// Rewrite a checkpoint as safetensors with today's keys, one file a model
     Convert(Convert),
-    /// List what this build can compute on
+    /// List the devices that this build can use
     Devices,
     /// List the schedulers and every name they go by
     Schedulers,
@@ -104,7 +104,7 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct Txt2img {
-    /// What to show; several make a batch
+    /// Text of the picture; several texts make a batch
     #[arg(value_name = "PROMPT")]
     pub prompts: Vec<String>,
     #[command(flatten)]
@@ -124,7 +124,7 @@ pub struct Txt2img {
         )
     )]
     pub steps: Option<usize>,
-    /// The timesteps themselves, falling
+    /// Timesteps, in descending order
     #[arg(
         long,
         value_name = "A,B,...",
@@ -133,7 +133,7 @@ pub struct Txt2img {
         conflicts_with = "sigmas"
     )]
     pub timesteps: Option<Vec<f64>>,
-    /// The noise levels themselves, falling
+    /// Sigmas (noise levels), in descending order
     #[arg(long, value_name = "A,B,...", value_delimiter = ',', value_parser = parse_number)]
     pub sigmas: Option<Vec<f64>>,
     #[arg(
@@ -148,7 +148,7 @@ pub struct Txt2img {
         )
     )]
     pub guidance_scale: Option<f64>,
-    /// How much of the guidance's contrast to take back, 0 to 1
+    /// How much of the contrast that guidance adds to remove, 0 to 1
     #[arg(long, value_name = "R", default_value_t = 0.0, value_parser = parse_number)]
     pub guidance_rescale: f64,
     /// How many of the text encoder's last layers to leave out
@@ -203,7 +203,7 @@ pub struct Inspect {
     /// Branch, tag or commit of a model from the hub [default: main]
     #[arg(long, value_name = "R")]
     pub revision: Option<String>,
-    /// Variant to fetch of a model from the hub; all variants that are there are told
+    /// Variant to fetch of a model from the hub; the output lists the available variants
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
 }
@@ -220,7 +220,7 @@ pub struct Fetch {
     /// Variant of the weights files: `fp16` takes `*.fp16.safetensors`
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
-    /// Make a folder of it, too, which needs no cache
+    /// Copy the files into this folder, which needs no cache
     #[arg(long, value_name = "FOLDER")]
     pub into: Option<PathBuf>,
     /// Print nothing but errors
@@ -261,17 +261,17 @@ pub struct Model {
     /// Variant of the weights files: `fp16` takes `*.fp16.safetensors`
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
-    /// What computes [default: `cuda` or else `wgpu` if it is built in and finds a GPU, else
+    /// Backend [default: `cuda` or else `wgpu` if it is built in and finds a GPU, else
     /// `flex`]
     #[arg(long, value_enum)]
     pub backend: Option<BackendName>,
     /// Which of the backend's devices, as `diffuse devices` counts them [default: the fastest kind]
     #[arg(long, value_name = "INDEX", value_parser = parse_count)]
     pub device: Option<usize>,
-    /// Type that is computed in [default: f32 on the CPU, f16 on GPUs that have it]
+    /// Type to compute in [default: f32 on the CPU, f16 on GPUs that have it]
     #[arg(long, value_enum)]
     pub dtype: Option<FloatType>,
-    /// Type that weights are kept in, if not `--dtype`: `f16` halves the memory of a model that
+    /// Type to keep weights in, if not `--dtype`: `f16` halves the memory of a model that
     /// computes in f32
     #[arg(long, value_enum)]
     pub weights: Option<FloatType>,
@@ -300,7 +300,7 @@ impl Model {
         self.options.iter().cloned().collect()
     }
 
-    /// Reads the scheduler's options. Gives back what stands behind them and is none: prompts.
+    /// Reads the scheduler's options. Returns the values that are none: prompts.
     fn take_options(&mut self, matches: &ArgMatches) -> Result<Vec<String>, clap::Error> {
         let mut others = Vec::new();
         for values in occurrences(matches, "scheduler_option") {

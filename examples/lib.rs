@@ -1,14 +1,7 @@
-//! What the examples share: the backend they compute on, checkpoints that need no download, the scenes that the training
-//! examples learn from, and the training itself.
-
-// Names such as `Sky::Night` say what they are.
-#![allow(missing_docs)]
-
-pub mod scenes;
-pub mod training;
+//! What the examples share: the backend they compute on, and checkpoints that need no download.
 
 /// The CPU or, with a feature, something faster. Nothing else in an example changes with it.
-#[cfg(not(any(feature = "wgpu", feature = "cuda", feature = "libtorch")))]
+#[cfg(not(any(feature = "wgpu", feature = "cuda")))]
 pub type Backend = burn_flex::Flex;
 /// A GPU through Vulkan, Metal, DirectX 12 or WebGPU.
 #[cfg(all(feature = "wgpu", not(feature = "cuda")))]
@@ -16,12 +9,9 @@ pub type Backend = burn::backend::Wgpu;
 /// An NVIDIA GPU.
 #[cfg(feature = "cuda")]
 pub type Backend = burn::backend::Cuda;
-/// PyTorch's kernels, on the CPU.
-#[cfg(all(feature = "libtorch", not(any(feature = "wgpu", feature = "cuda"))))]
-pub type Backend = burn::backend::LibTorch;
-
-/// The default device of a [`Backend`]. From here on, what burn panics about, a missing driver for one, is a message
-/// and exit code 1: it panics in threads of its own, and goes on with buffers that were never written.
+/// The default device of a [`Backend`]. From here on, what burn panics about, a missing driver for
+/// one, is a message and exit code 1: it panics in threads of its own, and goes on with buffers
+/// that were never written.
 pub fn default_device<D: Default>() -> D {
     std::panic::set_hook(Box::new(|info| {
         match info.payload_as_str() {
@@ -30,8 +20,9 @@ pub fn default_device<D: Default>() -> D {
         }
         if cfg!(any(feature = "wgpu", feature = "cuda")) {
             eprintln!(
-                "this example computes on a GPU: without its feature it computes on the CPU, and `diffuse devices`, \
-                 built with the feature, tells which GPUs there are and which driver is missing"
+                "this example computes on a GPU: without its feature it computes on the CPU, and \
+                 `diffuse devices`, built with the feature, tells which GPUs there are and which \
+                 driver is missing"
             );
         }
         std::process::exit(1);

@@ -1,5 +1,6 @@
-//! `cargo xtask bench`: the program `diffuse` on a model's folder and, if a Python is named, the reference on the same
-//! weights in the same run. The two take turns, each run in a process of its own; medians are printed.
+//! `cargo xtask bench`: the program `diffuse` on a model's folder and, if a Python is named, the
+//! reference on the same weights in the same run. The two take turns, each run in a process of its
+//! own; medians are printed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -164,13 +165,20 @@ impl Bench {
     fn print(&self, ours: &Figures, reference: &Figures, rounds: usize) {
         let weights = self.weights.as_ref();
         let weights = weights.map_or(String::new(), |weights| format!(" (weights in {weights})"));
-        println!(
+        say!(
             "{} on {}, {}{weights}, {} threads, {} steps, median of {rounds}",
-            self.model, self.backend, self.dtype, self.threads, self.steps
+            self.model,
+            self.backend,
+            self.dtype,
+            self.threads,
+            self.steps
         );
-        println!(
+        say!(
             "{:<22}{:>12}{:>12}{:>8}",
-            "", "diffuse", "reference", "ratio"
+            "",
+            "diffuse",
+            "reference",
+            "ratio"
         );
         for (name, key, unit) in [
             ("load", "load", "s"),
@@ -187,7 +195,7 @@ impl Bench {
             };
             let reference = derived(reference, key);
             let cell = |value: f64| format!("{value:.2} {unit}");
-            println!(
+            say!(
                 "{name:<22}{:>12}{:>12}{:>8}",
                 cell(ours),
                 reference.map(cell).unwrap_or_default(),

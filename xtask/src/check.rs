@@ -1,13 +1,14 @@
-//! `cargo xtask check`: formatting, lints, documentation, dependency arrows.
+//! `cargo xtask check`: formatting, lints, documentation, dependency arrows, packages.
 
 use std::collections::BTreeSet;
+use std::fs;
 
 use anyhow::{Context, Result, bail};
 
 use crate::{cargo, features, no_arguments};
 
-/// What a crate must not depend on, by any path. `docs/architecture.md` says why.
-const FORBIDDEN: [(&str, &[&str]); 7] = [
+/// What each library crate must not depend on, by any path. `docs/architecture.md` says why.
+const FORBIDDEN: [(&str, &[&str]); 8] = [
     (
         "diffuse-schedulers",
         &[
@@ -19,7 +20,7 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
             "burn-store",
             "safetensors",
             "tokenizers",
-            "hf-hub",
+            "diffuse-hub",
             "image",
         ],
     ),
@@ -32,7 +33,7 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
             "burn-store",
             "safetensors",
             "tokenizers",
-            "hf-hub",
+            "diffuse-hub",
             "image",
         ],
     ),
@@ -45,7 +46,7 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
             "diffuse-clip",
             "diffuse-pipelines",
             "tokenizers",
-            "hf-hub",
+            "diffuse-hub",
             "image",
         ],
     ),
@@ -57,7 +58,7 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
             "diffuse-clip",
             "diffuse-pipelines",
             "tokenizers",
-            "hf-hub",
+            "diffuse-hub",
             "image",
         ],
     ),
@@ -69,7 +70,7 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
             "diffuse-clip",
             "diffuse-pipelines",
             "tokenizers",
-            "hf-hub",
+            "diffuse-hub",
             "image",
         ],
     ),
@@ -80,8 +81,22 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
             "diffuse-unet",
             "diffuse-vae",
             "diffuse-pipelines",
-            "hf-hub",
+            "diffuse-hub",
             "image",
+        ],
+    ),
+    (
+        "diffuse-hub",
+        &[
+            "burn",
+            "diffuse-schedulers",
+            "diffuse-nn",
+            "diffuse-pipelines",
+            "image",
+            "safetensors",
+            "tokenizers",
+            // `hf-hub` 1.0 and its asynchronous runtime.
+            "tokio",
         ],
     ),
     (
@@ -94,14 +109,13 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
             "burn-wgpu",
             "burn-cuda",
             // Only with the feature `hub`, which is off by default.
-            "hf-hub",
-            "ureq",
+            "diffuse-hub",
         ],
     ),
 ];
 
-/// What is checked: everything and, since the program switches the feature `hub` on for all, and it and the examples
-/// `flex`, the libraries without them.
+/// What is checked: everything and, since the program switches the feature `hub` on for all, and
+/// it, training and the examples `flex`, the libraries without them.
 const SELECTIONS: [&[&str]; 2] = [
     &["--workspace"],
     &[
@@ -109,16 +123,18 @@ const SELECTIONS: [&[&str]; 2] = [
         "--exclude",
         "diffuse-cli",
         "--exclude",
+        "diffuse-training",
+        "--exclude",
         "diffuse-examples",
     ],
 ];
 
 pub fn run(arguments: &[String]) -> Result<()> {
     no_arguments(arguments)?;
-    println!("formatting");
+    say!("formatting");
     crate::run(cargo().args(["fmt", "--all", "--check"]))?;
     for selection in SELECTIONS {
-        println!("lints: {}", selection.join(" "));
+        say!("lints: {}", selection.join(" "));
         crate::run(
             cargo()
                 .arg("clippy")
@@ -127,7 +143,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
                 .args(features())
                 .args(["--", "-D", "warnings"]),
         )?;
-        println!("documentation: {}", selection.join(" "));
+        say!("documentation: {}", selection.join(" "));
         crate::run(
             cargo()
                 .arg("doc")
@@ -136,9 +152,33 @@ pub fn run(arguments: &[String]) -> Result<()> {
                 .env("RUSTDOCFLAGS", "-D warnings"),
         )?;
     }
-    println!("dependency arrows");
+    say!("dependency arrows");
     for (package, forbidden) in FORBIDDEN {
         check_arrows(package, forbidden)?;
+    }
+    say!("packages");
+    check_packages()
+}
+
+/// Packs the libraries as for publishing, which fails where metadata or a file is missing.
+fn check_packages() -> Result<()> {
+    // The registry's limit.
+    const MAX_BYTES: u64 = 10 << 20;
+    let packages = || FORBIDDEN.iter().map(|(package, _)| *package);
+    crate::run(
+        cargo()
+            .args(["package", "--quiet", "--no-verify", "--allow-dirty"])
+            .args(packages().flat_map(|package| ["--package", package])),
+    )?;
+    for package in packages() {
+        let version = env!("CARGO_PKG_VERSION");
+        let path = crate::target().join(format!("package/{package}-{version}.crate"));
+        let size = fs::metadata(&path)
+            .with_context(|| format!("`cargo package` made no `{}`", path.display()))?
+            .len();
+        if size > MAX_BYTES {
+            bail!("the package of `{package}` has {size} bytes, more than {MAX_BYTES}");
+        }
     }
     Ok(())
 }

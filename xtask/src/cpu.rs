@@ -1,6 +1,6 @@
-//! `cargo xtask bench cpu`: operations and networks of `diffuse` on the CPU and, if a Python is named, of PyTorch, OpenVINO or
-//! ONNX Runtime, or of candle, in turns on the same cores. Both are programs that time one line of input after the other, so that
-//! neither pays for starting.
+//! `cargo xtask bench cpu`: operations and networks of `diffuse` on the CPU and, if a Python is
+//! named, of PyTorch, OpenVINO or ONNX Runtime, or of candle, in turns on the same cores. Both are
+//! programs that time one line of input after the other, so that neither pays for starting.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -94,9 +94,9 @@ pub fn bench(arguments: &[String]) -> Result<()> {
         None => None,
     };
 
-    println!("{threads} threads, at most {peak:.0} GFLOP/s, medians of {rounds}\n");
-    println!("| | diffuse, ms | {other}, ms | ratio | GFLOP/s | of the peak |");
-    println!("|---|---|---|---|---|---|");
+    say!("{threads} threads, at most {peak:.0} GFLOP/s, medians of {rounds}\n");
+    say!("| | diffuse, ms | {other}, ms | ratio | GFLOP/s | of the peak |");
+    say!("|---|---|---|---|---|---|");
     for line in lines {
         let (mut times, mut others) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
@@ -116,7 +116,7 @@ pub fn bench(arguments: &[String]) -> Result<()> {
             None => Default::default(),
         };
         let name = shown(&line);
-        println!(
+        say!(
             "| {name} | {:.2} | {other} | {ratio} | {rate} | {share} |",
             time * 1e3
         );

@@ -29,7 +29,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
         _ => bail!("usage: cargo xtask golden [--python PYTHON]"),
     };
     for (script, output) in SCRIPTS {
-        println!("{script}");
+        say!("{script}");
         crate::run(
             Command::new(python)
                 .current_dir(root())

@@ -95,7 +95,7 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     let mut profiler = Command::new("ncu");
     profiler.current_dir(&folder.path);
     if let Err(error) = profile::print(profiler, &program, line, name, limit) {
-        eprintln!("no profile by kernel: {error:#}");
+        complain!("no profile by kernel: {error:#}");
     }
     Ok(())
 }
@@ -189,7 +189,7 @@ struct Times {
 
 impl Times {
     fn give_up(&mut self, error: Error, limit: Duration) {
-        eprintln!("{error:#}");
+        complain!("{error:#}");
         self.calls = None;
         if error.is::<TimedOut>() {
             self.note = format!("killed after {:.1} s", limit.as_secs_f64());
@@ -299,16 +299,16 @@ impl Bench {
         parts.extend(first_line("date", &["-u", "+%F"], few));
         match self.ours.ask("versions", left()) {
             Ok(versions) => parts.push(versions),
-            Err(error) => eprintln!("{error:#}"),
+            Err(error) => complain!("{error:#}"),
         }
         if let Some(reference) = &mut self.reference {
             match reference.ask("card", left()) {
                 Ok(card) if !has_card => parts.insert(0, card),
                 Ok(_) => {}
                 // It may only have been slow to start, and has its files in memory now.
-                Err(error) if error.is::<TimedOut>() => eprintln!("{error:#}"),
+                Err(error) if error.is::<TimedOut>() => complain!("{error:#}"),
                 Err(error) => {
-                    eprintln!("PyTorch is left out: {error:#}");
+                    complain!("PyTorch is left out: {error:#}");
                     self.reference = None;
                 }
             }
@@ -316,27 +316,27 @@ impl Bench {
         if let Some(reference) = &mut self.reference {
             match reference.ask("versions", left()) {
                 Ok(versions) => parts.push(versions),
-                Err(error) => eprintln!("{error:#}"),
+                Err(error) => complain!("{error:#}"),
             }
         }
-        println!("{}\n", parts.join("; "));
+        say!("{}\n", parts.join("; "));
     }
 
     fn print_operations(&mut self, operations: &[&str]) {
         let [limit] = self.times(OPERATION, [(Side::Reference, &with_type(LIMIT))]);
         let peak = rate(LIMIT, &limit);
         if let Some(peak) = peak {
-            println!("`{LIMIT}` in f16 in PyTorch, the limit: {peak:.0} TFLOP/s\n");
+            say!("`{LIMIT}` in f16 in PyTorch, the limit: {peak:.0} TFLOP/s\n");
         }
-        println!("| f16 | diffuse, ms | PyTorch, ms | ratio | TFLOP/s | of the limit |");
-        println!("|---|---|---|---|---|---|");
+        say!("| f16 | diffuse, ms | PyTorch, ms | ratio | TFLOP/s | of the limit |");
+        say!("|---|---|---|---|---|---|");
         for operation in operations {
             let line = with_type(operation);
             let lines = [(Side::Ours, &*line), (Side::Reference, &*line)];
             let [ours, reference] = self.times(OPERATION, lines);
             let rate = rate(operation, &ours);
             let share = rate.zip(peak).map(|(rate, peak)| rate / peak);
-            println!(
+            say!(
                 "| {operation} | {} | {} | {} | {} | {} |",
                 ours.cell(3),
                 reference.cell(3),
@@ -345,12 +345,12 @@ impl Bench {
                 share.map_or(String::new(), |share| format!("{share:.2}")),
             );
         }
-        println!();
+        say!();
     }
 
     fn print_networks(&mut self) {
-        println!("| | diffuse, ms | PyTorch, ms | ratio | CUDA graph, ms | ratio |");
-        println!("|---|---|---|---|---|---|");
+        say!("| | diffuse, ms | PyTorch, ms | ratio | CUDA graph, ms | ratio |");
+        say!("|---|---|---|---|---|---|");
         for (line, name) in NETWORKS {
             let graph = format!("graph {line}");
             let lines = [
@@ -359,7 +359,7 @@ impl Bench {
                 (Side::Reference, &graph),
             ];
             let [ours, eager, graph] = self.times(NETWORK, lines);
-            println!(
+            say!(
                 "| {name} | {} | {} | {} | {} | {} |",
                 ours.cell(2),
                 eager.cell(2),
@@ -368,7 +368,7 @@ impl Bench {
                 ours.ratio(&graph),
             );
         }
-        println!();
+        say!();
     }
 }
 

@@ -1,4 +1,22 @@
 //! The workspace's own commands: `cargo xtask COMMAND`.
+// They panic when nobody reads; the macros below do not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+/// `println!` that ignores a closed pipe.
+macro_rules! say {
+    ($($argument:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($argument)*);
+    }};
+}
+
+/// `eprintln!` that ignores a closed pipe.
+macro_rules! complain {
+    ($($argument:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($argument)*);
+    }};
+}
 
 mod arguments;
 mod bench;
@@ -20,23 +38,25 @@ const HELP: &str = "\
 usage: cargo xtask COMMAND
 
   test [ARGS]              run all tests; ARGS go to `cargo test`
-  check                    formatting, lints, documentation, dependency arrows
+  check                    formatting, lints, documentation, dependency arrows, packages
   convert SRC DST [--dtype f16|f32|bf16] [--variant NAME]
                            rewrite a checkpoint as clean safetensors
-  bench MODEL [OPTIONS]    time the program and, with --reference PYTHON, the reference on the same weights
-  bench cpu [OPTIONS]      time single operations and networks on the CPU and, with --reference PYTHON, PyTorch's, or
-                           networks of others: --runtime torch|compile|openvino|onnxruntime|candle
+  bench MODEL [OPTIONS]    time the program and, with --reference PYTHON, Diffusers on the same weights
+  bench cpu [OPTIONS]      time single operations and networks on the CPU and, with --reference
+                           PYTHON, PyTorch's, or networks of others:
+                           --runtime torch|compile|openvino|onnxruntime|candle
   bench gpu [OPTIONS]      time single operations and networks on a GPU, with --reference PYTHON
                            PyTorch's, and list a step's kernels if NVIDIA's `ncu` is installed;
                            --seconds N limits all of it, and with --program FILE, a built
                            `gpu-speed`, neither cargo nor the sources are needed
-  bench quality [OPTIONS]  count what the built-in model draws right of prompts that it was not trained on
+  bench quality [OPTIONS]  count what the built-in model draws right of prompts that are new to it
   fetch MODEL [--revision R] [--variant V] [--into FOLDER]
-                           fetch a checkpoint from the hub: sd-v1-4, sd-v1-5, ddpm-cat-256 or OWNER/NAME
+                           fetch a checkpoint from the hub: OWNER/NAME, or sd-v1-4, sd-v1-5,
+                           ddpm-cat-256
   golden [--python PYTHON] make the tests' reference values again, from the Python reference
 
-With its features `wgpu` and `cuda`, which go before the command, `test` and `check` take in what those add, and `bench`
-measures on that GPU unless `--backend` is given:
+With its features `wgpu` and `cuda`, which go before the command, `test` and `check` take in what
+those add, and `bench` measures on that GPU unless `--backend` is given:
 
   cargo run --release --package xtask --features wgpu -- COMMAND
 ";
@@ -55,14 +75,14 @@ fn main() -> ExitCode {
         "convert" => diffuse("convert", rest),
         "bench" => match rest.split_first() {
             Some((what, rest)) if what == "quality" => {
-                start(&["diffuse-examples", "--example", "scene-quality"], rest)
+                start(&["diffuse-training", "--bin", "scene-quality"], rest)
             }
             Some((what, rest)) if what == "cpu" => cpu::bench(rest),
             Some((what, rest)) if what == "gpu" => gpu::bench(rest),
             _ => bench::bench(rest),
         },
         "help" | "--help" | "-h" => {
-            print!("{HELP}");
+            say!("{}", HELP.trim_end());
             Ok(())
         }
         other => Err(anyhow::anyhow!("there is no command `{other}`\n\n{HELP}")),
@@ -70,7 +90,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            complain!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -116,7 +136,8 @@ fn features() -> Vec<String> {
     vec!["--features".into(), gpus.join(",")]
 }
 
-/// Hands a command over to the program's own of that name: so that xtask itself needs neither TLS nor burn.
+/// Hands a command over to the program's own of that name: so that xtask itself needs neither TLS
+/// nor burn.
 fn diffuse(name: &str, arguments: &[String]) -> Result<()> {
     start(&["diffuse-cli"], &[&[name.to_string()], arguments].concat())
 }

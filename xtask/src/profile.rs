@@ -38,7 +38,7 @@ pub fn print(
     };
     let launches = launches(&printed)?;
     let call = last_call(&launches).context("the launches of calls do not repeat")?;
-    print!("{}", table(name, call));
+    say!("{}", table(name, call).trim_end());
     Ok(())
 }
 

@@ -5,11 +5,12 @@ use std::fmt;
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use diffuse_pipelines::PipelineKind;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use diffuse_pipelines::schedulers::Overrides;
+use diffuse_pipelines::{PipelineKind, StableDiffusionOptions};
 use serde_json::Value;
 
+use crate::backend::AnyBackend;
 use crate::builtin::Builtin;
 
 /// Pictures from diffusion models.
@@ -31,35 +32,54 @@ const FIRST_PICTURE: &str = "\
 A first picture, without a download:
   diffuse \"a small red house on snow at night\"
 
-The small model that is built in knows skies (day, sunset, night), grounds (meadow, sand, snow, sea), houses, trees,
-boats, mountains, the sun and the moon. For anything else, name a Stable Diffusion v1 checkpoint:
+The small model that is built in knows skies (day, sunset, night), grounds (meadow, sand, snow, sea),
+houses, trees, boats, mountains, the sun and the moon. For anything else, name a Stable Diffusion v1
+checkpoint:
   diffuse \"a lighthouse in a storm\" --model CompVis/stable-diffusion-v1-4
 
 `diffuse txt2img --help` explains the options.";
 
 impl Cli {
-    /// Reads the program's arguments. A first one that is neither a command nor an option is a prompt, as if `txt2img`
-    /// stood before it.
+    /// Reads the program's arguments. What begins with neither a command nor `--help` or
+    /// `--version` is for `txt2img`.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut arguments: Vec<OsString> = arguments.into_iter().collect();
-        let first = arguments.get(1).and_then(|first| first.to_str());
-        if let Some(first) = first.filter(|first| !first.starts_with('-')) {
-            let command = Self::command();
+        let command = Self::command();
+        if let Some(first) = arguments.get(1) {
             let mut names: Vec<&str> = command.get_subcommands().map(|it| it.get_name()).collect();
-            names.push("help");
-            if !names.contains(&first) {
-                let meant = names.iter().find(|name| strsim::jaro(name, first) > 0.8);
-                if let Some(meant) = meant {
+            names.extend(["help", "-h", "--help", "-V", "--version"]);
+            let first = first.to_string_lossy();
+            if !names.contains(&&*first) {
+                let meant = names.iter().find(|name| strsim::jaro(name, &first) > 0.8);
+                if let Some(meant) = meant.filter(|meant| !meant.starts_with('-')) {
                     let message = format!(
-                        "there is no command `{first}`: for the command, `diffuse {meant}`; for a picture of it, \
-                         `diffuse txt2img {first}`\n"
+                        "there is no command `{first}`: for the command, `diffuse {meant}`; for a \
+                         picture of it, `diffuse txt2img {first}`\n"
                     );
                     return Err(clap::Error::raw(ErrorKind::InvalidSubcommand, message));
                 }
                 arguments.insert(1, "txt2img".into());
             }
         }
-        Self::try_parse_from(arguments)
+        let arguments = join_dashed_values(&command, arguments);
+        let matches = command.try_get_matches_from(arguments)?;
+        let mut cli = Self::from_arg_matches(&matches)?;
+        let Some((_, matches)) = matches.subcommand() else {
+            return Ok(cli);
+        };
+        match &mut cli.command {
+            Command::Txt2img(args) => {
+                let prompts = args.model.take_options(matches)?;
+                args.take_prompts(matches, prompts);
+            }
+            Command::Ddpm(args) => {
+                if let Some(text) = args.model.take_options(matches)?.first() {
+                    return Err(no_option(text));
+                }
+            }
+            _ => {}
+        }
+        Ok(cli)
     }
 }
 
@@ -69,14 +89,14 @@ pub enum Command {
     Txt2img(Box<Txt2img>),
     /// Make pictures without a text
     Ddpm(Box<Ddpm>),
-    /// Say what a checkpoint is: components, parameters, types, what is not supported
+    /// Describe a checkpoint: components, parameters, types, what is not supported
     Inspect(Inspect),
     /// Fetch a checkpoint from the hub, without making a picture
     #[cfg(feature = "hub")]
     Fetch(Fetch),
-    /// Rewrite a checkpoint: safetensors, one file a model, under today's keys
+    /// Rewrite a checkpoint as safetensors with today's keys, one file a model
     Convert(Convert),
-    /// List what this build can compute on
+    /// List the devices that this build can use
     Devices,
     /// List the schedulers and every name they go by
     Schedulers,
@@ -84,7 +104,7 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct Txt2img {
-    /// What to show; several make a batch
+    /// Text of the picture; several texts make a batch
     #[arg(value_name = "PROMPT")]
     pub prompts: Vec<String>,
     #[command(flatten)]
@@ -92,48 +112,56 @@ pub struct Txt2img {
     /// What not to show: one for all prompts, or one for each
     #[arg(long, value_name = "TEXT", num_args = 1..)]
     pub negative_prompt: Vec<String>,
-    /// Number of steps [default: 50, of the built-in model 25]
-    #[arg(long, value_name = "N", conflicts_with_all = ["timesteps", "sigmas"])]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = parse_count,
+        conflicts_with_all = ["timesteps", "sigmas"],
+        help = format!(
+            "Number of steps [default: {}, of the built-in model {}]",
+            txt2img_defaults().num_inference_steps,
+            Builtin::of(PipelineKind::StableDiffusion).steps,
+        )
+    )]
     pub steps: Option<usize>,
-    /// The timesteps themselves, falling
+    /// Timesteps, in descending order
     #[arg(
         long,
         value_name = "A,B,...",
         value_delimiter = ',',
+        value_parser = parse_number,
         conflicts_with = "sigmas"
     )]
     pub timesteps: Option<Vec<f64>>,
-    /// The noise levels themselves, falling
-    #[arg(long, value_name = "A,B,...", value_delimiter = ',')]
+    /// Sigmas (noise levels), in descending order
+    #[arg(long, value_name = "A,B,...", value_delimiter = ',', value_parser = parse_number)]
     pub sigmas: Option<Vec<f64>>,
-    /// How closely to follow the prompt; none beyond the model's own at 1 and below [default: 7.5, of the built-in model
-    /// 4]
-    #[arg(long, value_name = "G", allow_negative_numbers = true)]
-    pub guidance_scale: Option<f64>,
-    /// How much of the guidance's contrast to take back, 0 to 1
     #[arg(
         long,
-        value_name = "R",
-        default_value_t = 0.0,
-        allow_negative_numbers = true
+        value_name = "G",
+        value_parser = parse_number,
+        help = format!(
+            "How closely to follow the prompt; 1 and less is no guidance [default: {}, of the \
+             built-in model {}]",
+            txt2img_defaults().guidance_scale,
+            Builtin::of(PipelineKind::StableDiffusion).guidance_scale,
+        )
     )]
+    pub guidance_scale: Option<f64>,
+    /// How much of the contrast that guidance adds to remove, 0 to 1
+    #[arg(long, value_name = "R", default_value_t = 0.0, value_parser = parse_number)]
     pub guidance_rescale: f64,
     /// How many of the text encoder's last layers to leave out
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = parse_count)]
     pub clip_skip: Option<usize>,
     /// How much noise each step adds, 0 to 1, for schedulers that take it
-    #[arg(
-        long,
-        value_name = "E",
-        default_value_t = 0.0,
-        allow_negative_numbers = true
-    )]
+    #[arg(long, value_name = "E", default_value_t = 0.0, value_parser = parse_number)]
     pub eta: f64,
     /// Width in pixels, a multiple of 8 [default: what the model was made for]
-    #[arg(long, value_name = "W")]
+    #[arg(long, value_name = "W", value_parser = parse_count)]
     pub width: Option<usize>,
     /// Height in pixels, a multiple of 8 [default: what the model was made for]
-    #[arg(long, value_name = "H")]
+    #[arg(long, value_name = "H", value_parser = parse_count)]
     pub height: Option<usize>,
     /// Start from these latents (safetensors with a tensor `latents`) in place of drawn noise
     #[arg(long, value_name = "FILE")]
@@ -146,16 +174,19 @@ pub struct Txt2img {
 pub struct Ddpm {
     #[command(flatten)]
     pub model: Model,
-    /// Number of steps [default: 1000 with DDPM, of the built-in model 100; else 50]
-    #[arg(long, value_name = "N")]
-    pub steps: Option<usize>,
-    /// How much noise each step of DDIM adds, 0 to 1
     #[arg(
         long,
-        value_name = "E",
-        default_value_t = 0.0,
-        allow_negative_numbers = true
+        value_name = "N",
+        value_parser = parse_count,
+        help = format!(
+            "Number of steps [default: {DDPM_STEPS} with DDPM, of the built-in model {}; else \
+             {OTHER_STEPS}]",
+            Builtin::of(PipelineKind::Unconditional).steps,
+        )
     )]
+    pub steps: Option<usize>,
+    /// How much noise each step of DDIM adds, 0 to 1
+    #[arg(long, value_name = "E", default_value_t = 0.0, value_parser = parse_number)]
     pub eta: f64,
     /// Compute the noise again from the clipped picture in each step of DDIM
     #[arg(long)]
@@ -172,7 +203,7 @@ pub struct Inspect {
     /// Branch, tag or commit of a model from the hub [default: main]
     #[arg(long, value_name = "R")]
     pub revision: Option<String>,
-    /// Variant to fetch of a model from the hub; all variants that are there are told
+    /// Variant to fetch of a model from the hub; the output lists the available variants
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
 }
@@ -189,7 +220,7 @@ pub struct Fetch {
     /// Variant of the weights files: `fp16` takes `*.fp16.safetensors`
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
-    /// Make a folder of it, too, which needs no cache
+    /// Copy the files into this folder, which needs no cache
     #[arg(long, value_name = "FOLDER")]
     pub into: Option<PathBuf>,
     /// Print nothing but errors
@@ -205,7 +236,8 @@ pub struct Convert {
     /// The folder to make
     #[arg(value_name = "DST")]
     pub destination: PathBuf,
-    /// Variant of the weights files to take [default: the plain ones, or `fp16` if there are only those]
+    /// Variant of the weights files to take [default: the plain ones, or `fp16` if there are only
+    /// those]
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
     /// Type of the weights [default: as they are]
@@ -219,8 +251,8 @@ pub struct Convert {
 /// Which weights, and what to compute them with.
 #[derive(Debug, Args)]
 pub struct Model {
-    /// The checkpoint: a folder in Diffusers' format, or a name on the hub (`CompVis/stable-diffusion-v1-4`) [default: a
-    /// small model of scenes that is built in]
+    /// The checkpoint: a folder in Diffusers' format, or a name on the hub
+    /// (`CompVis/stable-diffusion-v1-4`) [default: a small model of scenes that is built in]
     #[arg(long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
     /// Branch, tag or commit of a model from the hub [default: main]
@@ -229,47 +261,75 @@ pub struct Model {
     /// Variant of the weights files: `fp16` takes `*.fp16.safetensors`
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
-    /// What computes [default: `cuda` or else `wgpu` if it is built in and finds a GPU, else `flex`]
+    /// Backend [default: `cuda` or else `wgpu` if it is built in and finds a GPU, else
+    /// `flex`]
     #[arg(long, value_enum)]
     pub backend: Option<BackendName>,
     /// Which of the backend's devices, as `diffuse devices` counts them [default: the fastest kind]
-    #[arg(long, value_name = "INDEX")]
+    #[arg(long, value_name = "INDEX", value_parser = parse_count)]
     pub device: Option<usize>,
-    /// Type that is computed in [default: f32 on the CPU, f16 on GPUs that have it]
+    /// Type to compute in [default: f32 on the CPU, f16 on GPUs that have it]
     #[arg(long, value_enum)]
     pub dtype: Option<FloatType>,
-    /// Type that weights are kept in, if not `--dtype`: `f16` halves the memory of a model that computes in f32
+    /// Type to keep weights in, if not `--dtype`: `f16` halves the memory of a model that
+    /// computes in f32
     #[arg(long, value_enum)]
     pub weights: Option<FloatType>,
-    /// Scheduler in place of the checkpoint's: a class (`EulerDiscreteScheduler`) or a short name (`euler`)
+    /// Scheduler in place of the checkpoint's: a class (`EulerDiscreteScheduler`) or a short name
+    /// (`euler`)
     #[arg(long, value_name = "NAME")]
     pub scheduler: Option<String>,
     /// Option of the scheduler; the value is JSON or a bare word
-    #[arg(long, value_name = "KEY=VALUE", num_args = 1.., value_parser = parse_option)]
-    pub scheduler_option: Vec<(String, Value)>,
+    #[arg(long, value_name = "KEY=VALUE", num_args = 1..)]
+    scheduler_option: Vec<String>,
+    #[arg(skip)]
+    options: Vec<(String, Value)>,
 }
 
 impl Model {
     /// What a picture's record calls the model.
-    pub fn name(&self, pipeline: PipelineKind) -> PathBuf {
-        let builtin = || PathBuf::from(format!("built in: {}", Builtin::of(pipeline).name));
-        self.model.clone().unwrap_or_else(builtin)
+    pub fn name(&self, pipeline: PipelineKind) -> String {
+        match &self.model {
+            Some(path) => path.display().to_string(),
+            None => format!("built in: {}", Builtin::of(pipeline).name),
+        }
     }
 
     /// The scheduler's options as given; of one that is given twice, the last.
     pub fn scheduler_options(&self) -> Overrides {
-        self.scheduler_option.iter().cloned().collect()
+        self.options.iter().cloned().collect()
+    }
+
+    /// Reads the scheduler's options. Returns the values that are none: prompts.
+    fn take_options(&mut self, matches: &ArgMatches) -> Result<Vec<String>, clap::Error> {
+        let mut others = Vec::new();
+        for values in occurrences(matches, "scheduler_option") {
+            for (index, text) in values.into_iter().enumerate() {
+                match parse_option(&text) {
+                    Some(option) => self.options.push(option),
+                    None if index == 0 => return Err(no_option(&text)),
+                    None => others.push(text),
+                }
+            }
+        }
+        Ok(others)
     }
 }
 
 /// How many pictures, from which seeds, and where they go.
 #[derive(Debug, Args)]
 pub struct Run {
-    /// One seed for the whole batch, or one for each picture [default: random]
-    #[arg(long, value_name = "S[,S...]", value_delimiter = ',')]
+    /// One seed for the whole batch, or one for each picture; -1 is 2^64-1, as in torch [default:
+    /// random]
+    #[arg(
+        long,
+        value_name = "S[,S...]",
+        value_delimiter = ',',
+        value_parser = parse_seed
+    )]
     pub seed: Vec<u64>,
     /// Number of pictures, of each prompt
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_count)]
     pub num_images: usize,
     /// The picture; with several, their names get `-0`, `-1`, ... before the extension
     #[arg(long, value_name = "FILE", default_value = "out.png")]
@@ -284,6 +344,31 @@ pub struct Run {
     #[arg(long, value_name = "FILE", hide = true)]
     pub timings: Option<PathBuf>,
 }
+
+impl Txt2img {
+    /// Takes the prompts that stand behind an option: `others`, and, where no other prompt is
+    /// given, all but the first value of `--negative-prompt`.
+    fn take_prompts(&mut self, matches: &ArgMatches, others: Vec<String>) {
+        if self.prompts.is_empty() && others.is_empty() {
+            self.negative_prompt.clear();
+            for mut values in occurrences(matches, "negative_prompt") {
+                self.prompts.extend(values.split_off(1));
+                self.negative_prompt.extend(values);
+            }
+        }
+        self.prompts.extend(others);
+    }
+}
+
+/// The library's values, where the person says nothing.
+pub fn txt2img_defaults() -> StableDiffusionOptions<AnyBackend> {
+    StableDiffusionOptions::default()
+}
+
+/// Steps of DDPM, which takes one for each timestep that the models were trained on.
+pub const DDPM_STEPS: usize = 1000;
+/// Steps of other schedulers without a prompt.
+pub const OTHER_STEPS: usize = 50;
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -314,15 +399,89 @@ pub enum FloatType {
     Bf16,
 }
 
-/// `use_karras_sigmas=true`
-fn parse_option(text: &str) -> Result<(String, Value), String> {
-    let (key, value) = text
-        .split_once('=')
-        .filter(|(key, _)| !key.is_empty())
-        .ok_or_else(|| format!("`{text}` is not KEY=VALUE"))?;
-    // What is not JSON is a bare word.
+/// `use_karras_sigmas=true`; the value is JSON or else a bare word.
+fn parse_option(text: &str) -> Option<(String, Value)> {
+    let (key, value) = text.split_once('=')?;
+    let is_key = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
-    Ok((key.to_string(), value))
+    (!key.is_empty() && key.chars().all(is_key)).then(|| (key.to_string(), value))
+}
+
+fn no_option(text: &str) -> clap::Error {
+    let message = format!(
+        "`{text}` is not an option of the scheduler: `--scheduler-option` takes KEY=VALUE, as in \
+         `use_karras_sigmas=true`\n"
+    );
+    clap::Error::raw(ErrorKind::InvalidValue, message)
+}
+
+/// A seed as `torch.manual_seed` takes it: below zero, it counts back from 2^64.
+fn parse_seed(text: &str) -> Result<u64, String> {
+    let negative = || text.parse::<i64>().ok().map(i64::cast_unsigned);
+    let seed = text.parse().ok().or_else(negative);
+    seed.ok_or_else(|| "a seed is a whole number from -2^63 to 2^64-1".to_string())
+}
+
+/// `--seed -1` as `--seed=-1`. Only `-h` and `-V` are options with one dash; anything else that
+/// begins with one, behind an option that takes a value, is the value.
+fn join_dashed_values(command: &clap::Command, arguments: Vec<OsString>) -> Vec<OsString> {
+    let name = arguments.get(1).and_then(|name| name.to_str());
+    let Some(command) = name.and_then(|name| command.find_subcommand(name)) else {
+        return arguments;
+    };
+    let takes_value = |argument: &OsString| {
+        let name = argument.to_str().and_then(|name| name.strip_prefix("--"));
+        let options = command.get_arguments();
+        name.is_some()
+            && options
+                .filter(|option| option.get_action().takes_values())
+                .any(|option| option.get_long() == name)
+    };
+    let is_dashed = |value: &OsString| {
+        let bytes = value.as_encoded_bytes();
+        bytes.len() > 1 && bytes[0] == b'-' && bytes[1] != b'-' && value != "-h" && value != "-V"
+    };
+    let mut joined: Vec<OsString> = Vec::new();
+    let mut arguments = arguments.into_iter();
+    while let Some(mut argument) = arguments.next() {
+        if argument == "--" {
+            joined.push(argument);
+            joined.extend(arguments);
+            break;
+        }
+        let mut rest = arguments.clone();
+        if takes_value(&argument)
+            && let Some(value) = rest.next().filter(is_dashed)
+        {
+            argument.push("=");
+            argument.push(value);
+            arguments = rest;
+        }
+        joined.push(argument);
+    }
+    joined
+}
+
+/// A number of things.
+fn parse_count(text: &str) -> Result<usize, String> {
+    let count = text.parse();
+    count.map_err(|_| "it has to be a whole number, 0 or more".to_string())
+}
+
+/// A number, not necessarily a whole one.
+fn parse_number(text: &str) -> Result<f64, String> {
+    let number = text.parse();
+    number.map_err(|_| "it has to be a number".to_string())
+}
+
+/// The values of an option, apart for each time that it is given.
+fn occurrences(matches: &ArgMatches, option: &str) -> Vec<Vec<String>> {
+    let occurrences = matches.get_occurrences::<String>(option);
+    let mut found = Vec::new();
+    for values in occurrences.into_iter().flatten() {
+        found.push(values.cloned().collect());
+    }
+    found
 }
 
 #[cfg(test)]
@@ -336,25 +495,154 @@ mod tests {
 
     #[test]
     fn a_prompt_needs_no_command() {
-        let read = |arguments: &[&str]| {
-            let arguments = ["diffuse"].iter().chain(arguments);
-            Cli::read(arguments.map(OsString::from))
-        };
-        let Ok(Cli {
-            command: Command::Txt2img(args),
-        }) = read(&["a small red house", "--seed", "3"])
-        else {
-            panic!("a prompt is for txt2img");
-        };
+        let args = txt2img(&["a small red house", "--seed", "3"]);
         assert_eq!(args.prompts, ["a small red house"]);
         assert_eq!(args.run.seed, [3]);
         assert!(matches!(
-            read(&["schedulers"]).unwrap().command,
+            read(&["schedulers"]).unwrap(),
             Command::Schedulers
         ));
         let message = read(&["shedulers"]).unwrap_err().to_string();
         assert!(message.contains("`diffuse schedulers`"), "{message}");
         assert!(read(&["--nonsense"]).is_err());
+    }
+
+    fn read(arguments: &[&str]) -> Result<Command, clap::Error> {
+        let arguments = ["diffuse"].iter().chain(arguments);
+        Ok(Cli::read(arguments.map(OsString::from))?.command)
+    }
+
+    #[track_caller]
+    fn txt2img(arguments: &[&str]) -> Txt2img {
+        match read(arguments) {
+            Ok(Command::Txt2img(args)) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn prompts_behind_options() {
+        let check = |arguments: &[&str], prompts: &[&str], negative: &[&str]| {
+            let args = txt2img(arguments);
+            assert_eq!(args.prompts, prompts, "{arguments:?}");
+            assert_eq!(args.negative_prompt, negative, "{arguments:?}");
+        };
+        check(&["--seed", "3", "a boat"], &["a boat"], &[]);
+        check(&["--negative-prompt", "x", "a boat"], &["a boat"], &["x"]);
+        check(
+            &["txt2img", "--negative-prompt", "x", "a boat", "a cat"],
+            &["a boat", "a cat"],
+            &["x"],
+        );
+        check(
+            &[
+                "--negative-prompt",
+                "x",
+                "--negative-prompt",
+                "y",
+                "a boat",
+                "a cat",
+            ],
+            &["a boat", "a cat"],
+            &["x", "y"],
+        );
+        check(
+            &["a boat", "a cat", "--negative-prompt", "x", "y"],
+            &["a boat", "a cat"],
+            &["x", "y"],
+        );
+        check(
+            &[
+                "--negative-prompt",
+                "x",
+                "--scheduler-option",
+                "a=1",
+                "b=c",
+                "a boat",
+            ],
+            &["a boat"],
+            &["x"],
+        );
+        check(
+            &["a boat", "--negative-prompt", "-ugly"],
+            &["a boat"],
+            &["-ugly"],
+        );
+        check(&["--", "-a boat"], &["-a boat"], &[]);
+        check(&["--negative-prompt", "x"], &[], &["x"]);
+    }
+
+    #[test]
+    fn scheduler_options_end_where_the_prompt_begins() {
+        let args = txt2img(&["--scheduler-option", "a=1", "b=c", "a boat, x = 1"]);
+        let expected = [("a".into(), Value::from(1)), ("b".into(), Value::from("c"))];
+        assert_eq!(args.model.options, expected);
+        assert_eq!(args.prompts, ["a boat, x = 1"]);
+        for arguments in [
+            ["txt2img", "--scheduler-option", "a boat", "a=1"],
+            ["ddpm", "--scheduler-option", "a=1", "a boat"],
+        ] {
+            assert_eq!(
+                read(&arguments).unwrap_err().to_string(),
+                "error: `a boat` is not an option of the scheduler: `--scheduler-option` takes \
+                 KEY=VALUE, as in `use_karras_sigmas=true`\n"
+            );
+        }
+    }
+
+    #[test]
+    fn seeds_are_torchs() {
+        let check = |text: &str, expected: &[u64]| {
+            assert_eq!(txt2img(&["a", "--seed", text]).run.seed, expected, "{text}");
+        };
+        check("0", &[0]);
+        check("-1", &[u64::MAX]);
+        check("-1,5,-9223372036854775808", &[u64::MAX, 5, 1 << 63]);
+        check("18446744073709551615", &[u64::MAX]);
+        for text in ["-9223372036854775809", "18446744073709551616", "1.5", ""] {
+            let message = read(&["a", "--seed", text]).unwrap_err().to_string();
+            let expected = "a seed is a whole number from -2^63 to 2^64-1";
+            assert!(message.contains(expected), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn values_may_begin_with_a_dash() {
+        let args = txt2img(&[
+            "a", "--eta", "-1", "--output", "-a.png", "--model", "-m", "--sigmas", "-1,-2",
+        ]);
+        assert_eq!(args.eta, -1.0);
+        assert_eq!(args.run.output, PathBuf::from("-a.png"));
+        assert_eq!(args.model.model, Some(PathBuf::from("-m")));
+        assert_eq!(args.sigmas, Some(vec![-1.0, -2.0]));
+        assert_eq!(txt2img(&["--", "--seed", "-1"]).prompts, ["--seed", "-1"]);
+        let message = read(&["a", "--steps", "-1"]).unwrap_err().to_string();
+        let expected =
+            "invalid value '-1' for '--steps <N>': it has to be a whole number, 0 or more";
+        assert!(message.contains(expected), "{message}");
+        // An option is no value of another.
+        assert!(read(&["a", "--model", "--seed", "3"]).is_err());
+    }
+
+    #[test]
+    fn help_states_the_defaults_of_the_code() {
+        let help = |name: &str| {
+            let mut command = Cli::command();
+            let command = command.find_subcommand_mut(name).unwrap();
+            command
+                .render_long_help()
+                .to_string()
+                .replace("\n          ", " ")
+        };
+        let text = help("txt2img");
+        for part in [
+            "[default: 50, of the built-in model 25]",
+            "no guidance [default: 7.5, of the built-in model 2]",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        let part = "[default: 1000 with DDPM, of the built-in model 100; else 50]";
+        assert!(help("ddpm").contains(part));
     }
 
     #[test]
@@ -365,7 +653,9 @@ mod tests {
         assert_eq!(parse("a=[0, 1]"), serde_json::json!([0, 1]));
         assert_eq!(parse("a=\"x=y\""), Value::from("x=y"));
         assert_eq!(parse("a=sde-dpmsolver++"), Value::from("sde-dpmsolver++"));
-        assert!(parse_option("a").is_err());
-        assert!(parse_option("=1").is_err());
+        assert_eq!(parse("a="), Value::from(""));
+        for text in ["a", "=1", "a boat, x=1"] {
+            assert_eq!(parse_option(text), None, "{text}");
+        }
     }
 }

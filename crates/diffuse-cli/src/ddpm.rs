@@ -8,7 +8,7 @@ use diffuse_pipelines::schedulers::{StepOptions, scheduler_from_config};
 use diffuse_pipelines::{DDPMOptions, DDPMPipeline, PipelineKind, generators, random_seed};
 use serde_json::{Map, Value, json};
 
-use crate::args::{BackendName, Ddpm};
+use crate::args::{BackendName, DDPM_STEPS, Ddpm, OTHER_STEPS};
 use crate::backend::{self, Job, load_options, with_backend};
 use crate::builtin::Builtin;
 use crate::model::find_model;
@@ -49,8 +49,8 @@ impl Job for Unconditional {
         let options = DDPMOptions {
             batch_size: args.run.num_images,
             num_inference_steps: args.steps.unwrap_or(match &args.model.model {
-                _ if !is_ddpm => 50,
-                Some(_) => 1000,
+                _ if !is_ddpm => OTHER_STEPS,
+                Some(_) => DDPM_STEPS,
                 None => Builtin::of(kind).steps,
             }),
             seeds: args.run.seed.clone(),

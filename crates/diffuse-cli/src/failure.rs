@@ -2,7 +2,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::any::Any;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::panic;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,9 +17,9 @@ const LESS_MEMORY: &str =
 
 /// Ends the program with one message and exit code 1 at the first panic of any thread.
 ///
-/// burn reports by panicking what a device cannot do: too little memory, a kernel that does not compile. It does so in
-/// threads of its own, where it catches the panic and goes on with buffers that were never written, so waiting for the
-/// main thread to fail is not enough.
+/// burn reports by panicking what a device cannot do: too little memory, a kernel that does not
+/// compile. It does so in threads of its own, where it catches the panic and goes on with buffers
+/// that were never written, so waiting for the main thread to fail is not enough.
 pub fn exit_on_panic() {
     static PANICKED: AtomicBool = AtomicBool::new(false);
     let default = panic::take_hook();
@@ -35,7 +35,7 @@ pub fn exit_on_panic() {
         }
         if io::stderr().is_terminal() {
             // Away with the progress bar.
-            eprint!("\r\x1b[2K");
+            let _ = write!(io::stderr(), "\r\x1b[2K");
         }
         complain(format_args!("error: {}", advise(&message(info.payload()))));
         process::exit(1);
@@ -71,13 +71,15 @@ fn advise(message: &str) -> String {
     }
 }
 
-/// The system's allocator, except that memory it does not give ends the program with one message and exit code 1.
+/// The system's allocator, except that memory it does not give ends the program with one message
+/// and exit code 1.
 ///
-/// Rust aborts instead, and takes no hook for it outside of nightly. (A system that gives more than it has and kills
-/// programs later lets none of them say a word.)
+/// Rust aborts instead, and takes no hook for it outside of nightly. (A system that gives more than
+/// it has and kills programs later lets none of them say a word.)
 pub struct SystemOrExit;
 
-// SAFETY: every call goes to the system's allocator, with the caller's own promises, and so does every result.
+// SAFETY: every call goes to the system's allocator, with the caller's own promises, and so does
+// every result.
 unsafe impl GlobalAlloc for SystemOrExit {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: see above.

@@ -5,13 +5,14 @@ use std::io;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use diffuse_pipelines::hub::Snapshot;
+use diffuse_pipelines::hub::{Snapshot, is_hub_id};
 
 use crate::args::Fetch;
 use crate::model::Wanted;
+use crate::output::say;
 
-/// Short names, with the repositories they mean. The first home of Stable Diffusion 1.5 (`runwayml`) is gone; the third
-/// is a copy of it by others.
+/// Short names, with the repositories they mean. The first home of Stable Diffusion 1.5
+/// (`runwayml`) is gone; the third is a copy of it by others.
 const ALIASES: [(&str, &str); 3] = [
     ("ddpm-cat-256", "google/ddpm-cat-256"),
     ("sd-v1-4", "CompVis/stable-diffusion-v1-4"),
@@ -21,6 +22,9 @@ const ALIASES: [(&str, &str); 3] = [
 pub fn run(args: &Fetch) -> Result<()> {
     let alias = ALIASES.iter().find(|(alias, _)| *alias == args.model);
     let id = alias.map_or(args.model.as_str(), |(_, id)| id);
+    if !is_hub_id(id) && Path::new(id).exists() {
+        bail!("`{id}` is on this machine: there is nothing to fetch");
+    }
     if let Some(into) = &args.into {
         check_free(into)?;
     }
@@ -40,7 +44,8 @@ pub fn run(args: &Fetch) -> Result<()> {
         None => &snapshot.folder,
     };
     if !args.quiet {
-        println!("commit {}\n{}", snapshot.commit, folder.display());
+        say(format_args!("commit {}", snapshot.commit));
+        say(folder.display());
     }
     Ok(())
 }
@@ -57,7 +62,8 @@ fn check_free(folder: &Path) -> Result<()> {
     }
 }
 
-/// Makes a plain folder of a snapshot: under a temporary name first, so that it is never half there.
+/// Copies a snapshot into a plain folder: under a temporary name first, so that the folder is never
+/// half there.
 fn copy(snapshot: &Snapshot, into: &Path) -> io::Result<()> {
     let mut name = into
         .file_name()
@@ -80,13 +86,6 @@ fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder)?;
     }
-    // Gigabytes are shared with the cache where that is possible; what a person may edit is not.
-    let from = fs::canonicalize(from)?;
-    let is_weights = to
-        .extension()
-        .is_some_and(|extension| extension == "safetensors" || extension == "bin");
-    if is_weights && fs::hard_link(&from, to).is_ok() {
-        return Ok(());
-    }
-    fs::copy(&from, to).map(drop)
+    // Never a link, by which editing the folder would edit the cache of all programs.
+    fs::copy(from, to).map(drop)
 }

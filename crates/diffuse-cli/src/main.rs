@@ -1,4 +1,6 @@
 //! The program `diffuse`.
+// They panic when nobody reads: `output::say` and `complain` do not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
 mod backend;

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use diffuse_pipelines::PipelineKind;
+use diffuse_pipelines::{ModelIndex, PipelineKind};
 #[cfg(feature = "hub")]
 use diffuse_pipelines::{
     PipelineError,
-    hub::{self, FetchOptions, HubError, Snapshot},
+    hub::{self, FetchOptions, HubError, PipelineFiles, Snapshot},
 };
 use tempfile::TempDir;
 
@@ -25,7 +25,8 @@ pub struct Source {
     pub temporary: Option<TempDir>,
 }
 
-/// Finds the model for a pipeline: the one that was named, or else the small one that the program carries.
+/// Finds the model for a pipeline: the one that was named, or else the small one that the program
+/// carries.
 pub fn find_model(model: &Model, pipeline: PipelineKind, quiet: bool) -> Result<Source> {
     let Some(named) = &model.model else {
         for (option, given) in [
@@ -50,7 +51,27 @@ pub fn find_model(model: &Model, pipeline: PipelineKind, quiet: bool) -> Result<
         pipeline: Some(pipeline),
         quiet,
     };
-    wanted.find()
+    let source = wanted.find()?;
+    check_command(&source.folder, pipeline)?;
+    Ok(source)
+}
+
+/// Names the other command, if a model is one of its. What else is wrong with it, loading says.
+fn check_command(folder: &Path, pipeline: PipelineKind) -> Result<()> {
+    let Ok(index) = ModelIndex::read(folder) else {
+        return Ok(());
+    };
+    let command = match PipelineKind::of(&index) {
+        Some(other) if other != pipeline => match other {
+            PipelineKind::StableDiffusion => "txt2img",
+            PipelineKind::Unconditional => "ddpm",
+        },
+        _ => return Ok(()),
+    };
+    match pipeline.check(&index) {
+        Ok(()) => Ok(()),
+        Err(error) => bail!("{error}; `diffuse {command}` is for it"),
+    }
 }
 
 /// Which model is wanted.
@@ -103,7 +124,7 @@ impl<'a> Wanted<'a> {
     fn find_on_hub(&self, id: &str) -> Result<Source> {
         let snapshot = self.fetch(id, false).map_err(|source| PipelineError::Hub {
             id: id.to_string(),
-            source,
+            source: Box::new(source),
         })?;
         Ok(Source {
             folder: snapshot.folder,
@@ -115,15 +136,17 @@ impl<'a> Wanted<'a> {
     /// The snapshot of a repository; with `update`, of the commit that the revision means today.
     #[cfg(feature = "hub")]
     pub fn fetch(&self, id: &str, update: bool) -> Result<Snapshot, HubError> {
+        let files = PipelineFiles {
+            pipeline: self.pipeline,
+            variant: self.variant.map(String::from),
+        };
         let options = FetchOptions {
             revision: self.revision.map(String::from),
-            variant: self.variant.map(String::from),
-            pipeline: self.pipeline,
             update,
             ..FetchOptions::from_env()
         };
         let mut progress = DownloadProgress::new(self.quiet);
-        let snapshot = hub::fetch(id, &options, |event| progress.update(&event));
+        let snapshot = hub::fetch(id, &files, &options, |event| progress.update(&event));
         progress.finish();
         snapshot
     }
@@ -140,7 +163,8 @@ impl<'a> Wanted<'a> {
     #[cfg(not(feature = "hub"))]
     fn find_on_hub(&self, id: &str) -> Result<Source> {
         bail!(
-            "there is no folder `{id}`; to have it fetched from the hub, build the program with `--features hub`"
+            "there is no folder `{id}`; to have it fetched from the hub, build the program with \
+             `--features hub`"
         )
     }
 }

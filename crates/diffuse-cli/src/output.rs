@@ -70,7 +70,8 @@ pub fn announce(run: &Run) {
     }
 }
 
-/// Adds the scheduler with all its options to a picture's record, and warns of keys that have no effect.
+/// Adds the scheduler with all its options to a picture's record, and warns of keys that have no
+/// effect.
 pub fn record_scheduler(record: &mut Map<String, Value>, config: &SchedulerConfig) {
     for key in config.ignored() {
         complain(format_args!(
@@ -142,11 +143,13 @@ fn picture_paths(path: &Path, pictures: usize) -> Vec<PathBuf> {
     if pictures <= 1 {
         return vec![path.to_path_buf()];
     }
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let extension = path.extension().unwrap_or_default().to_string_lossy();
-    (0..pictures)
-        .map(|index| path.with_file_name(format!("{stem}-{index}.{extension}")))
-        .collect()
+    let numbered = |index: usize| {
+        let mut name = path.file_stem().unwrap_or_default().to_os_string();
+        name.push(format!("-{index}."));
+        name.push(path.extension().unwrap_or_default());
+        path.with_file_name(name)
+    };
+    (0..pictures).map(numbered).collect()
 }
 
 fn write_png(path: &Path, picture: &RgbImage, options: &Value) -> Result<()> {
@@ -203,5 +206,15 @@ mod tests {
             2,
             &["a/b.c/cat.v2-0.PNG", "a/b.c/cat.v2-1.PNG"],
         );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_that_are_not_utf8_stay() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+        let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
+        let expected = [path(b"a\xff-0.png"), path(b"a\xff-1.png")];
+        assert_eq!(picture_paths(&path(b"a\xff.png"), 2), expected);
     }
 }

@@ -20,7 +20,7 @@ use crate::progress::Progress;
 pub fn run(mut args: Box<Txt2img>) -> Result<()> {
     if args.prompts.is_empty() {
         bail!(
-            "no prompt is given; it comes before the options, as in `diffuse \"a boat at sunset\" --seed 0`"
+            "no prompt is given; one is, for example, in `diffuse \"a boat at sunset\" --seed 0`"
         );
     }
     let pictures = args.prompts.len().saturating_mul(args.run.num_images);
@@ -118,7 +118,7 @@ fn record<B: Backend>(args: &Txt2img, options: &StableDiffusionOptions<B>) -> Ma
         "height": args.height,
         "seed": args.run.seed,
         "num_images": args.run.num_images,
-        "init_latents": args.init_latents,
+        "init_latents": args.init_latents.as_ref().map(|path| path.display().to_string()),
     });
     match record {
         Value::Object(record) => record,

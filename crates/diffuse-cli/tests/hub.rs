@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -34,8 +35,13 @@ impl World {
         let mut command = common::diffuse(arguments);
         for name in [
             "HF_HUB_CACHE",
+            "HUGGINGFACE_HUB_CACHE",
             "HF_HUB_OFFLINE",
+            "TRANSFORMERS_OFFLINE",
+            "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+            "HF_HUB_DISABLE_SYMLINKS",
             "HF_TOKEN",
+            "HUGGING_FACE_HUB_TOKEN",
             "HF_TOKEN_PATH",
         ] {
             command.env_remove(name);
@@ -140,12 +146,18 @@ fn folder_without_a_cache() {
         "scheduler_config.json",
     ];
     assert_eq!(names, expected);
-    // Itself, without a hub or a cache; not links into it.
-    fs::remove_dir_all(world.path("home")).unwrap();
+    // Copies: editing them edits no file of the cache.
+    let cached = world.check(&["fetch", CAT]);
+    let cached = Path::new(cached.lines().last().unwrap());
     for name in names {
         let published = fs::read(reference().join("ddpm/cat").join(&name)).unwrap();
-        assert_eq!(fs::read(world.path("cat").join(name)).unwrap(), published);
+        let copied = world.path("cat").join(&name);
+        assert_eq!(fs::read(&copied).unwrap(), published, "{name}");
+        let mut file = fs::OpenOptions::new().write(true).open(copied).unwrap();
+        file.write_all(b"edited").unwrap();
+        assert_eq!(fs::read(cached.join(&name)).unwrap(), published, "{name}");
     }
+    fs::remove_dir_all(world.path("home")).unwrap();
     world.hub.requests();
     world.check_error(&["fetch", CAT, "--into", "cat"], &["`cat` is not empty"]);
     assert!(world.hub.requests().is_empty());
@@ -167,10 +179,18 @@ fn fetch_tells_the_folder_in_the_cache() {
     assert_eq!(world.check(&["fetch", CAT, "--quiet"]), "");
 }
 
+/// As in `diffuse fetch MODEL | true`.
+#[test]
+fn fetch_into_a_closed_pipe() {
+    let world = World::new();
+    common::check_closed_pipe(world.command(&["fetch", CAT]));
+    common::check_closed_pipe(world.command(&["inspect", CAT]));
+}
+
 #[test]
 fn errors_say_what_to_do() {
     let world = World::new();
-    let nothing = "there is no folder `no/body`, and no repository of that name can be had";
+    let nothing = "there is no folder `no/body`, nor can it be had from the hub: ";
     world.check_error(
         &["ddpm", "--model", "no/body"],
         &[nothing, "there is no repository `no/body`"],
@@ -203,6 +223,29 @@ fn errors_say_what_to_do() {
         offline.env("HF_HUB_OFFLINE", "1").output().unwrap(),
         &[nothing, "HF_HUB_OFFLINE"],
     );
+    world.check(&["fetch", CAT]);
+    let config = format!(
+        "home/hub/models--someone--ddpm-cat/snapshots/{}/config.json",
+        world.hub.commit(CAT)
+    );
+    fs::remove_file(world.path(&config)).unwrap();
+    let mut offline = world.command(&["ddpm", "--model", CAT]);
+    let output = offline.env("TRANSFORMERS_OFFLINE", "1").output().unwrap();
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        format!(
+            "error: there is no folder `{CAT}`, nor can it be had from the hub: `config.json` of \
+             `{CAT}` (revision `main`) is not in the cache `{}`, and the program works offline: \
+             unset `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` to fetch it\n",
+            world.path("home/hub/models--someone--ddpm-cat").display()
+        )
+    );
+    let folder = world.folder.path().display().to_string();
+    world.check_error(
+        &["fetch", &folder],
+        &["is on this machine: there is nothing to fetch"],
+    );
+
     let mut unreachable = world.command(&["ddpm", "--model", "no/body"]);
     check_error(
         unreachable

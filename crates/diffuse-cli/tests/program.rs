@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use diffuse_testing::reference;
@@ -227,6 +227,32 @@ fn inspect_tells_what_a_checkpoint_is() {
     assert_eq!(result.status.code(), Some(1));
 }
 
+/// As in `diffuse schedulers | true`.
+#[test]
+fn closed_pipes_are_no_errors() {
+    let (folder, path) = output("out.png");
+    let model = model("ddpm/new-names");
+    let converted = folder.path().join("converted").display().to_string();
+    for arguments in [
+        &["ddpm", "--model", &model, "--steps", "1", "--output", &path][..],
+        &["inspect", &model],
+        &["convert", &model, &converted],
+        &["devices"],
+        &["schedulers"],
+        &["--help"],
+        &["help", "ddpm"],
+        &["--version"],
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_diffuse"));
+        command.args(arguments);
+        if arguments.contains(&path.as_str()) {
+            command.args(["--backend", "flex"]);
+        }
+        common::check_closed_pipe(command);
+    }
+    assert!(Path::new(&path).is_file());
+}
+
 #[test]
 fn wrong_options_are_errors() {
     check_option(&["--width", "100"], "`width` is 100");
@@ -350,21 +376,8 @@ fn outputs_that_cannot_be_written_are_errors_before_anything_is_computed() {
 /// A copy of the tiny checkpoint, to damage.
 fn copy_of(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    copy(&reference().join(name), folder.path());
+    common::copy(&reference().join(name), folder.path());
     folder
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let from: PathBuf = entry.unwrap().path();
-        let to = to.join(from.file_name().unwrap());
-        if from.is_dir() {
-            copy(&from, &to);
-        } else {
-            fs::write(&to, fs::read(&from).unwrap()).unwrap();
-        }
-    }
 }
 
 /// Damages one file of a checkpoint and checks the message.

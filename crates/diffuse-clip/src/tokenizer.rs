@@ -1,11 +1,13 @@
-//! CLIP's byte-level pair encoding (Radford et al. 2021, <https://arxiv.org/abs/2103.00020>, section 2.4).
+//! CLIP's byte-level pair encoding (Radford et al. 2021, <https://arxiv.org/abs/2103.00020>,
+//! section 2.4).
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use diffuse_nn::files::read_text;
 use serde_json::{Map, Value};
 use thiserror::Error;
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::normalizers::{Lowercase, NFC, Replace, replace::ReplacePattern};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
@@ -76,8 +78,8 @@ pub struct CLIPTokenizer {
 }
 
 impl CLIPTokenizer {
-    /// Loads a tokenizer from its folder: `vocab.json` and `merges.txt`, or `tokenizer.json`; and, if they are there,
-    /// `special_tokens_map.json` and `tokenizer_config.json`.
+    /// Loads a tokenizer from its folder: `vocab.json` and `merges.txt`, or `tokenizer.json`; and,
+    /// if they are there, `special_tokens_map.json` and `tokenizer_config.json`.
     ///
     /// # Errors
     /// If a file is missing or damaged.
@@ -182,8 +184,9 @@ impl CLIPTokenizer {
     }
 }
 
-/// The tokens that are matched before anything else. The reference adds them in this order, and a later one with the
-/// same content replaces an earlier one: so one that is given as a plain string is matched with regard to case.
+/// The tokens that are matched before anything else. The reference adds them in this order, and a
+/// later one with the same content replaces an earlier one: so one that is given as a plain string
+/// is matched with regard to case.
 struct SpecialTokens {
     start: AddedToken,
     end: AddedToken,
@@ -229,15 +232,41 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TokenizerError
     if !path.exists() {
         return Ok(None);
     }
-    let text = read_text(path).map_err(|source| TokenizerError::Read {
-        path: path.to_path_buf(),
-        source,
-    })?;
-    match serde_json::from_str(&text) {
+    match serde_json::from_str(&read(path)?) {
         Ok(Value::Object(map)) => Ok(Some(map)),
         Ok(_) => Err(parse_error(path, "it is not a JSON object")),
         Err(error) => Err(parse_error(path, error)),
     }
+}
+
+fn read(path: &Path) -> Result<String, TokenizerError> {
+    read_text(path).map_err(|source| TokenizerError::Read {
+        path: path.to_path_buf(),
+        source,
+    })
+}
+
+/// Tokens and their ids.
+fn read_vocab(path: &Path) -> Result<Vocab, TokenizerError> {
+    let ids: HashMap<String, u32> =
+        serde_json::from_str(&read(path)?).map_err(|error| parse_error(path, error))?;
+    Ok(ids.into_iter().collect())
+}
+
+/// Pairs of tokens, the first to be merged first.
+fn read_merges(path: &Path) -> Result<Merges, TokenizerError> {
+    let text = read(path)?;
+    let lines = text.lines().enumerate();
+    let pairs = lines.filter(|(_, line)| !line.starts_with("#version"));
+    pairs
+        .map(|(index, line)| match line.split_once(' ') {
+            Some((left, right)) if !right.contains(' ') => Ok((left.into(), right.into())),
+            _ => Err(parse_error(
+                path,
+                format!("line {} is not two tokens", index + 1),
+            )),
+        })
+        .collect()
 }
 
 fn parse_error(path: &Path, message: impl ToString) -> TokenizerError {
@@ -256,18 +285,17 @@ fn read_vocabulary(
     let merges = folder.join("merges.txt");
     let whole = folder.join("tokenizer.json");
     if vocab.is_file() && merges.is_file() {
-        let (Some(vocab_name), Some(merges_name)) = (vocab.to_str(), merges.to_str()) else {
-            return Err(parse_error(&vocab, "its path is not UTF-8"));
-        };
-        let model = BPE::from_file(vocab_name, merges_name)
+        let model = BPE::builder()
+            .vocab_and_merges(read_vocab(&vocab)?, read_merges(&merges)?)
             .unk_token(special.unknown.content.clone())
             .end_of_word_suffix(END_OF_WORD.to_string())
             .build()
-            .map_err(|error| parse_error(&vocab, format!("with `merges.txt`: {error}")))?;
+            .map_err(|error| parse_error(&merges, format!("with `vocab.json`: {error}")))?;
         Ok((vocab, clip(model)))
     } else if whole.is_file() {
-        let mut tokenizer =
-            Tokenizer::from_file(&whole).map_err(|error| parse_error(&whole, error))?;
+        let mut tokenizer: Tokenizer = read(&whole)?
+            .parse()
+            .map_err(|error| parse_error(&whole, error))?;
         // Start, end, cutting and padding are this type's own.
         let _ = tokenizer.with_truncation(None);
         tokenizer.with_padding(None);

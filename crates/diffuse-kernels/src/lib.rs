@@ -1,13 +1,5 @@
-//! Fast kernels for the operations of diffusion networks, each for concrete burn backends.
-//!
-//! An operation is a struct with its inputs, tensors of any backend; its `run` computes it, or
-//! returns it where there is no kernel for its backend, type or shape. The caller then computes with
-//! burn's own operations, and models stay generic over `B: Backend`.
-//!
-//! - `cpu`, feature `flex`: burn's CPU backend, in `f32`.
-//! - `gpu`, features `cuda` and `wgpu`: kernels in CubeCL for CUDA, and for Vulkan, Metal and WebGPU.
-//!
-//! A new kernel is a function in one of these modules and its name in `operations.rs`.
+#![doc = include_str!("../README.md")]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 #[cfg(feature = "flex")]
 mod cpu;

@@ -18,7 +18,9 @@ pub fn read_text(path: &Path) -> io::Result<String> {
         let message = format!("it has {size} bytes, far more than such a file needs");
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
-    fs::read_to_string(path)
+    let text = fs::read_to_string(path)?;
+    check_contents(text.as_bytes())?;
+    Ok(text)
 }
 
 /// Checks that a path is a regular file, or leads to one.
@@ -35,6 +37,28 @@ pub fn check_regular(path: &Path) -> io::Result<()> {
         let message = "it is not a regular file";
         Err(io::Error::new(io::ErrorKind::InvalidInput, message))
     }
+}
+
+/// Refuses what is often found under a file's name in its place: the pointer that git leaves without git-lfs, and the
+/// web page that a browser or `curl` saves.
+///
+/// # Errors
+/// If the contents begin as one of them.
+pub fn check_contents(contents: &[u8]) -> io::Result<()> {
+    let start = contents.trim_ascii_start();
+    let starts_with = |text: &str| {
+        let start = start.get(..text.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(text.as_bytes()))
+    };
+    let message = if starts_with("version https://git-lfs.github.com/spec/") {
+        "it is a git-lfs pointer, which stands for the file: install git-lfs and run `git lfs pull` in the folder that \
+         was cloned"
+    } else if starts_with("<!doctype html") || starts_with("<html") {
+        "it is a web page, perhaps of a login or an error, and not the file: fetch the file again"
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidData, message))
 }
 
 /// Writes a file under a temporary name beside `path`, then renames it, so that `path` is never half-written. A link
@@ -84,6 +108,25 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(read_text(&path).unwrap(), "old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn pointers_and_web_pages_are_refused() {
+        let message = |contents: &str| {
+            let checked = check_contents(contents.as_bytes());
+            checked
+                .err()
+                .map(|error| error.to_string())
+                .unwrap_or_default()
+        };
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n";
+        assert!(message(pointer).starts_with("it is a git-lfs pointer"));
+        for page in ["<!DOCTYPE html>\n<html>", "\n <html lang=\"en\">", "<HTML>"] {
+            assert!(message(page).starts_with("it is a web page"), "{page}");
+        }
+        for other in ["", "<", "{}", "version 2", "#version: 0.2\n"] {
+            assert_eq!(message(other), "");
+        }
     }
 
     #[cfg(unix)]

@@ -6,8 +6,11 @@ use diffuse_nn::pretrained::{PretrainedError, no_folder};
 use diffuse_schedulers::SchedulerError;
 use thiserror::Error;
 
+use crate::MODEL_INDEX_NAME;
+
 /// Why a pipeline could not be loaded or run.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum PipelineError {
     /// A model could not be loaded.
     #[error(transparent)]
@@ -24,14 +27,22 @@ pub enum PipelineError {
     /// The model's folder does not exist.
     #[error("{}", no_folder(.0))]
     NoFolder(PathBuf),
-    /// There is no such folder, and no such repository can be had from the hub.
+    /// The folder is not a pipeline's.
+    #[error("`{}` has no `{MODEL_INDEX_NAME}`: {hint}", folder.display())]
+    NoIndex {
+        /// The folder.
+        folder: PathBuf,
+        /// What it is instead.
+        hint: String,
+    },
+    /// There is no such folder, nor can a repository of that name be had from the hub.
     #[cfg(feature = "hub")]
-    #[error("there is no folder `{id}`, and no repository of that name can be had from the hub")]
+    #[error("there is no folder `{id}`, nor can it be had from the hub")]
     Hub {
-        /// What was asked for.
+        /// The folder, or the repository's name.
         id: String,
-        /// Why not.
-        source: crate::hub::HubError,
+        /// Why it cannot be had.
+        source: Box<crate::hub::HubError>,
     },
     /// A file of the model's folder cannot be read.
     #[error("cannot read `{}`", path.display())]
@@ -57,7 +68,8 @@ pub enum PipelineError {
     Options(String),
     /// The result is not finite.
     #[error(
-        "the {what} have values that are not finite; try another scheduler, or `f32` instead of half precision"
+        "the {what} have values that are not finite; try another scheduler, or `f32` instead of \
+         half precision"
     )]
     NotFinite {
         /// `latents` or `pictures`.

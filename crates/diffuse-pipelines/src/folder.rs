@@ -1,16 +1,29 @@
 //! The layout of a published pipeline: `model_index.json`, and a folder a component.
 
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::Backend;
 use diffuse_nn::files::read_text;
-use diffuse_schedulers::{Overrides, Scheduler, SchedulerConfig, scheduler_from_config};
+use diffuse_schedulers::{
+    Overrides, SCHEDULER_CONFIG_NAME, Scheduler, SchedulerConfig, scheduler_from_config,
+};
 use serde_json::{Map, Value};
 
 use crate::PipelineError;
 
 /// The file that says which components a pipeline has.
 pub const MODEL_INDEX_NAME: &str = "model_index.json";
+
+/// Components that a pipeline needs for no picture, and the scheduler, which is chosen
+/// apart.
+const IGNORED: [&str; 4] = [
+    "scheduler",
+    "safety_checker",
+    "feature_extractor",
+    "image_encoder",
+];
 
 /// What `model_index.json` says.
 #[derive(Debug, Clone)]
@@ -29,9 +42,15 @@ impl ModelIndex {
             return Err(PipelineError::NoFolder(folder.to_path_buf()));
         }
         let path = folder.join(MODEL_INDEX_NAME);
-        let text = read_text(&path).map_err(|source| PipelineError::Read {
-            path: path.clone(),
-            source,
+        let text = read_text(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => PipelineError::NoIndex {
+                folder: folder.to_path_buf(),
+                hint: what_is(folder),
+            },
+            _ => PipelineError::Read {
+                path: path.clone(),
+                source,
+            },
         })?;
         let message = match serde_json::from_str(&text) {
             Ok(Value::Object(values)) => return Ok(Self { path, values }),
@@ -62,23 +81,47 @@ impl ModelIndex {
         components.find_map(|(name, class)| class.filter(|_| name == component))
     }
 
-    /// Checks that a component is there and is one of `classes`.
-    ///
-    /// # Errors
-    /// If it is not.
-    pub fn require(&self, component: &str, classes: &[&str]) -> Result<(), PipelineError> {
-        let message = match self.class_of(component) {
-            Some(class) if classes.contains(&class) => return Ok(()),
-            Some(class) => format!(
-                "`{component}` is a {class}, but this pipeline needs a {}",
-                classes.join(" or ")
-            ),
-            None => format!("it has no `{component}`"),
-        };
-        Err(PipelineError::Index {
+    fn error(&self, message: String) -> PipelineError {
+        PipelineError::Index {
             path: self.path.clone(),
             message,
-        })
+        }
+    }
+}
+
+/// What a folder without an index is, as far as its files tell: the end of an error's message.
+fn what_is(folder: &Path) -> String {
+    let config = read_text(&folder.join("config.json")).ok();
+    let config: Option<Value> = config.and_then(|text| serde_json::from_str(&text).ok());
+    let class = config.as_ref().and_then(|config| {
+        let class = config.get("_class_name").and_then(Value::as_str);
+        class.or_else(|| config.get("architectures")?.get(0)?.as_str())
+    });
+    if let Some(class) = class {
+        let is_part = folder
+            .parent()
+            .is_some_and(|parent| parent.join(MODEL_INDEX_NAME).is_file());
+        let advice = if is_part {
+            "; name the folder above it"
+        } else {
+            ""
+        };
+        return format!("it holds a {class}, which is one component of a pipeline{advice}");
+    }
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<PathBuf> = entries.map(|entry| entry.file_name().into()).collect();
+    names.sort();
+    let is_single_file = |name: &&PathBuf| {
+        let extension = name.extension().and_then(|extension| extension.to_str());
+        matches!(extension, Some("ckpt" | "safetensors"))
+    };
+    match names.iter().find(is_single_file) {
+        Some(file) => format!(
+            "`{}` may be a single-file checkpoint, which cannot be read; look for one in \
+             Diffusers' format",
+            file.display()
+        ),
+        None => "it is not a pipeline in Diffusers' format".to_string(),
     }
 }
 
@@ -114,18 +157,70 @@ impl PipelineKind {
         }
     }
 
-    /// Checks that an index has these components.
+    /// The pipeline's class in the reference.
+    fn class(self) -> &'static str {
+        match self {
+            Self::StableDiffusion => "StableDiffusionPipeline",
+            Self::Unconditional => "DDPMPipeline",
+        }
+    }
+
+    /// [`of`](Self::of), where there has to be one.
+    ///
+    /// # Errors
+    /// If the pipeline cannot be run here.
+    #[cfg(feature = "hub")]
+    pub(crate) fn require_of(index: &ModelIndex) -> Result<Self, PipelineError> {
+        Self::of(index).ok_or_else(|| {
+            index.error(match index.class() {
+                Some(class) => format!("its class is {class}, which cannot be run here"),
+                None => "it has no `_class_name`".to_string(),
+            })
+        })
+    }
+
+    /// Checks that an index has these components and no others that would change the picture.
     ///
     /// # Errors
     /// If it has not.
     pub fn check(self, index: &ModelIndex) -> Result<(), PipelineError> {
-        self.components()
-            .iter()
-            .try_for_each(|(component, classes)| index.require(component, classes))
+        let Err(problem) = self.check_components(index) else {
+            return Ok(());
+        };
+        Err(index.error(match index.class() {
+            Some(class) if Self::of(index) != Some(self) => {
+                format!("its class is {class}, not {}: {problem}", self.class())
+            }
+            _ => problem,
+        }))
+    }
+
+    fn check_components(self, index: &ModelIndex) -> Result<(), String> {
+        for (component, classes) in self.components() {
+            match index.class_of(component) {
+                Some(class) if classes.contains(&class) => {}
+                Some(class) => {
+                    return Err(format!(
+                        "`{component}` is a {class}, but this pipeline needs a {}",
+                        classes.join(" or ")
+                    ));
+                }
+                None => return Err(format!("it has no `{component}`")),
+            }
+        }
+        let is_known = |name: &str| {
+            IGNORED.contains(&name) || self.components().iter().any(|(known, _)| *known == name)
+        };
+        let mut present = index.components().filter(|(_, class)| class.is_some());
+        match present.find(|(name, _)| !is_known(name)) {
+            Some((name, _)) => Err(format!("it has a `{name}`, which would be left out")),
+            None => Ok(()),
+        }
     }
 }
 
-/// A pipeline's scheduler: of the class that the index names, which need not be the one that its file was written for.
+/// A pipeline's scheduler: of the class that the index names, which need not be the one that its
+/// file was written for.
 ///
 /// # Errors
 /// If the index names none, or it is not supported.
@@ -134,12 +229,13 @@ pub(crate) fn load_scheduler<B: Backend>(
     index: &ModelIndex,
 ) -> Result<Box<dyn Scheduler<B>>, PipelineError> {
     let Some(class) = index.class_of("scheduler") else {
-        return Err(PipelineError::Index {
-            path: index.path.clone(),
-            message: "it has no `scheduler`".into(),
-        });
+        return Err(index.error("it has no `scheduler`".into()));
     };
-    let config = SchedulerConfig::from_file(component_folder(folder, "scheduler"))?;
+    let folder = component_folder(folder, "scheduler");
+    let path = folder.join(SCHEDULER_CONFIG_NAME);
+    // Also where it is no JSON at all, which the scheduler's error cannot explain.
+    read_text(&path).map_err(|source| PipelineError::Read { path, source })?;
+    let config = SchedulerConfig::from_file(folder)?;
     Ok(scheduler_from_config(
         &config,
         Some(class),
@@ -147,8 +243,8 @@ pub(crate) fn load_scheduler<B: Backend>(
     )?)
 }
 
-/// The folder that a pipeline is loaded from: the one that is named or, with the feature `hub`, the snapshot in the
-/// cache of a repository that is named.
+/// The folder that a pipeline is loaded from: the one that is named or, with the feature `hub`, the
+/// snapshot in the cache of a repository that is named.
 pub(crate) fn pipeline_folder(
     folder: &Path,
     _kind: PipelineKind,
@@ -156,20 +252,21 @@ pub(crate) fn pipeline_folder(
 ) -> Result<PathBuf, PipelineError> {
     #[cfg(feature = "hub")]
     if let Some(id) = crate::hub::as_hub_id(folder) {
-        let options = crate::hub::FetchOptions {
-            variant: _variant.map(String::from),
+        let wanted = crate::hub::PipelineFiles {
             pipeline: Some(_kind),
-            ..crate::hub::FetchOptions::from_env()
+            variant: _variant.map(String::from),
         };
-        return crate::hub::resolve(id, &options).map_err(|source| PipelineError::Hub {
+        let options = crate::hub::FetchOptions::from_env();
+        return crate::hub::resolve(id, &wanted, &options).map_err(|source| PipelineError::Hub {
             id: id.to_string(),
-            source,
+            source: Box::new(source),
         });
     }
     Ok(folder.to_path_buf())
 }
 
-/// Where a component's files are: in its own folder or, as in the DDPM repositories, in the pipeline's.
+/// Where a component's files are: in its own folder or, as in the DDPM repositories, in the
+/// pipeline's.
 pub fn component_folder(folder: &Path, component: &str) -> PathBuf {
     let own = folder.join(component);
     if own.is_dir() {

@@ -1,25 +1,24 @@
-//! Fetching from a hub on this machine: what is asked for, what goes wrong, and what the cache is like afterwards.
+//! What is fetched for a pipeline, from a hub on this machine. `diffuse-hub` has the tests of
+//! transfers and the cache.
 #![cfg(feature = "hub")]
 
 use std::fs;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn_flex::Flex;
-use diffuse_pipelines::hub::{FetchOptions, HubError, Snapshot, fetch, resolve};
+use diffuse_pipelines::hub::{FetchOptions, HubError, PipelineFiles, Snapshot, fetch, resolve};
 use diffuse_pipelines::{
     DDPMOptions, DDPMPipeline, LoadOptions, PipelineKind, StableDiffusionOptions,
     StableDiffusionPipeline,
 };
-use diffuse_testing::hub::{Behaviour, HubServer};
+use diffuse_testing::hub::HubServer;
 use diffuse_testing::reference;
 
 const SD: &str = "someone/stable-diffusion";
 const BIN: &str = "someone/stable-diffusion-bin";
 const CAT: &str = "someone/ddpm-cat";
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
-/// The file of [`CAT`].
-const ROOT_UNET: &str = "diffusion_pytorch_model.safetensors";
 
 /// A hub with the tests' checkpoints and an empty cache.
 struct World {
@@ -73,7 +72,9 @@ impl World {
     }
 
     fn fetch(&self, id: &str) -> Result<Snapshot, HubError> {
-        fetch(id, &self.options(), |_| ControlFlow::Continue(()))
+        fetch(id, &PipelineFiles::default(), &self.options(), |_| {
+            ControlFlow::Continue(())
+        })
     }
 
     /// Sorted names of the files whose contents were asked for since the last call.
@@ -85,52 +86,6 @@ impl World {
         files.dedup();
         files
     }
-
-    fn blob(&self, id: &str, file: &str) -> PathBuf {
-        let folder = format!("models--{}/blobs", id.replace('/', "--"));
-        self.cache.path().join(folder).join(self.hub.etag(id, file))
-    }
-
-    fn incomplete(&self, id: &str, file: &str) -> PathBuf {
-        let mut name = self.blob(id, file).into_os_string();
-        name.push(".incomplete");
-        name.into()
-    }
-
-    /// No file of the cache is half-written: blobs are whole, and names in snapshots lead to them.
-    fn check_cache(&self, id: &str) {
-        let folder = self
-            .cache
-            .path()
-            .join(format!("models--{}", id.replace('/', "--")));
-        let Ok(commits) = fs::read_dir(folder.join("snapshots")) else {
-            return;
-        };
-        for commit in commits {
-            for path in files_below(&commit.unwrap().path()) {
-                let name = path.strip_prefix(folder.join("snapshots")).unwrap();
-                let name = name.iter().skip(1).collect::<PathBuf>();
-                let blob = self.blob(id, name.to_str().unwrap());
-                assert_eq!(
-                    fs::canonicalize(&path).unwrap(),
-                    fs::canonicalize(blob).unwrap()
-                );
-            }
-        }
-    }
-}
-
-fn files_below(folder: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files.extend(files_below(&path));
-        } else {
-            files.push(path);
-        }
-    }
-    files
 }
 
 /// What a person reads.
@@ -187,42 +142,14 @@ fn fetches_what_the_pipeline_needs_and_nothing_else() {
             "{file}"
         );
     }
-    world.check_cache(SD);
-}
-
-#[test]
-fn cache_is_laid_out_as_the_python_client_has_it() {
-    let world = World::new();
-    let snapshot = world.fetch(CAT).unwrap();
-    let folder = world.cache.path().join("models--someone--ddpm-cat");
-    assert_eq!(
-        fs::read_to_string(folder.join("refs/main")).unwrap(),
-        snapshot.commit
-    );
-    assert_eq!(
-        snapshot.folder,
-        folder.join("snapshots").join(&snapshot.commit)
-    );
-    assert!(world.blob(CAT, ROOT_UNET).is_file());
-    #[cfg(unix)]
-    {
-        let link = fs::read_link(snapshot.folder.join("config.json")).unwrap();
-        assert_eq!(
-            link,
-            Path::new("../../blobs").join(world.hub.etag(CAT, "config.json"))
-        );
-    }
-    let mut blobs: Vec<_> = files_below(&folder.join("blobs"));
-    blobs.retain(|path| path.extension().is_some());
-    assert_eq!(blobs, Vec::<PathBuf>::new(), "nothing is left behind");
 }
 
 #[test]
 fn pictures_are_those_of_the_folder() {
     let world = World::new();
-    let fetched = resolve(SD, &world.options()).unwrap();
+    let fetched = resolve(SD, &PipelineFiles::default(), &world.options()).unwrap();
     assert_eq!(picture(&fetched), picture(&reference().join("sd/base")));
-    let fetched = resolve(BIN, &world.options()).unwrap();
+    let fetched = resolve(BIN, &PipelineFiles::default(), &world.options()).unwrap();
     assert_eq!(picture(&fetched), picture(&reference().join("sd/bin")));
 
     let cat = |folder: &Path| {
@@ -235,7 +162,7 @@ fn pictures_are_those_of_the_folder() {
         };
         pipeline.generate(&options).unwrap().images.remove(0)
     };
-    let fetched = resolve(CAT, &world.options()).unwrap();
+    let fetched = resolve(CAT, &PipelineFiles::default(), &world.options()).unwrap();
     assert_eq!(cat(&fetched), cat(&reference().join("ddpm/cat")));
 }
 
@@ -258,11 +185,11 @@ fn variant_is_added_to_what_is_there() {
     let world = World::new();
     world.fetch(SD).unwrap();
     world.fetched();
-    let options = FetchOptions {
+    let fp16 = PipelineFiles {
         variant: Some("fp16".into()),
-        ..world.options()
+        ..PipelineFiles::default()
     };
-    let folder = resolve(SD, &options).unwrap();
+    let folder = resolve(SD, &fp16, &world.options()).unwrap();
     let expected = [
         "text_encoder/model.fp16.safetensors",
         "unet/diffusion_pytorch_model.fp16.safetensors",
@@ -278,436 +205,94 @@ fn variant_is_added_to_what_is_there() {
 }
 
 #[test]
-fn works_without_a_hub_from_the_cache() {
+fn nothing_but_the_index_is_fetched_for_another_pipeline() {
     let world = World::new();
-    let first = world.fetch(SD).unwrap();
-    world.hub.requests();
-    let again = world.fetch(SD).unwrap();
-    assert_eq!(again.folder, first.folder);
-    assert!(
-        world.hub.requests().is_empty(),
-        "the hub is not asked at all"
+    let xl = r#"{"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "A"]}"#;
+    world.hub.publish_file("some/xl", "model_index.json", xl);
+    world
+        .hub
+        .publish_file("some/broken", "model_index.json", "{");
+    let lora = "pytorch_lora_weights.safetensors";
+    world.hub.publish_file("some/lora", lora, "1");
+    let check = |id: &str, pipeline: Option<PipelineKind>, expected: &str| {
+        let wanted = PipelineFiles {
+            pipeline,
+            variant: None,
+        };
+        let error = resolve(id, &wanted, &world.options()).unwrap_err();
+        let commit = world.hub.commit(id);
+        let folder = format!("models--{}/snapshots/{commit}", id.replace('/', "--"));
+        let index = world.cache.path().join(folder).join("model_index.json");
+        let expected = expected.replace("INDEX", &index.display().to_string());
+        assert_eq!(message(&error), expected);
+        world.fetched()
+    };
+    let fetched = check(
+        SD,
+        Some(PipelineKind::Unconditional),
+        "`someone/stable-diffusion` cannot be used, and nothing more of it was fetched: `INDEX`: \
+         its class is StableDiffusionPipeline, not DDPMPipeline: `unet` is a UNet2DConditionModel, \
+         but this pipeline needs a UNet2DModel",
+    );
+    assert_eq!(fetched, ["model_index.json"]);
+    let fetched = check(
+        "some/xl",
+        None,
+        "`some/xl` cannot be used, and nothing more of it was fetched: `INDEX`: its class is \
+         StableDiffusionXLPipeline, which cannot be run here",
+    );
+    assert_eq!(fetched, ["model_index.json"]);
+    check(
+        "some/broken",
+        None,
+        "`some/broken` cannot be used, and nothing more of it was fetched: `INDEX`: EOF while \
+         parsing an object at line 1 column 1",
+    );
+    let fetched = check(
+        "some/lora",
+        None,
+        "`some/lora` has no file `model_index.json` in revision `main`",
+    );
+    assert!(fetched.is_empty());
+}
+
+#[test]
+fn variant_that_is_not_there_is_named_with_those_that_are() {
+    let world = World::new();
+    let ema = PipelineFiles {
+        variant: Some("ema".into()),
+        ..PipelineFiles::default()
+    };
+    let error = resolve(SD, &ema, &world.options()).unwrap_err();
+    assert_eq!(
+        message(&error),
+        "`someone/stable-diffusion` has no file `text_encoder/model.ema.safetensors` in revision \
+         `main`, nor `text_encoder/pytorch_model.ema.bin`; it has \
+         `text_encoder/model.fp16.safetensors`, `text_encoder/model.safetensors`"
     );
 
+    world.fetch(SD).unwrap();
+    let fp16 = PipelineFiles {
+        variant: Some("fp16".into()),
+        ..PipelineFiles::default()
+    };
     let offline = FetchOptions {
         offline: true,
         ..world.options()
     };
-    assert_eq!(resolve(SD, &offline).unwrap(), first.folder);
-    let by_commit = FetchOptions {
-        revision: Some(first.commit.clone()),
-        ..offline.clone()
-    };
-    assert_eq!(resolve(SD, &by_commit).unwrap(), first.folder);
-    let nobody = FetchOptions {
-        endpoint: Some("http://127.0.0.1:9".into()),
-        update: true,
-        ..world.options()
-    };
+    let error = resolve(SD, &fp16, &offline).unwrap_err();
     assert_eq!(
-        resolve(SD, &nobody).unwrap(),
-        first.folder,
-        "a hub that cannot be reached"
+        message(&error),
+        format!(
+            "`text_encoder/model.fp16.safetensors` of `{SD}` (revision `main`) is not in the cache \
+             `{}`, nor `text_encoder/pytorch_model.fp16.bin`; it has \
+             `text_encoder/model.safetensors`, and the program works offline: unset \
+             `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` to fetch it",
+            world
+                .cache
+                .path()
+                .join("models--someone--stable-diffusion")
+                .display()
+        )
     );
-
-    for options in [
-        FetchOptions {
-            variant: Some("fp16".into()),
-            ..offline.clone()
-        },
-        FetchOptions {
-            revision: Some("other".into()),
-            ..offline.clone()
-        },
-    ] {
-        let error = resolve(SD, &options).unwrap_err();
-        assert!(matches!(error, HubError::Offline { .. }), "{error}");
-    }
-    let error = resolve(CAT, &offline).unwrap_err();
-    assert!(error.to_string().contains("HF_HUB_OFFLINE"), "{error}");
-    assert!(world.hub.requests().is_empty());
-}
-
-#[test]
-fn files_that_a_repository_does_not_have_are_asked_for_once() {
-    let world = World::new();
-    world
-        .hub
-        .remove_file(SD, "tokenizer/special_tokens_map.json");
-    world.fetch(SD).unwrap();
-    world.hub.requests();
-    world.fetch(SD).unwrap();
-    assert!(world.hub.requests().is_empty());
-}
-
-#[test]
-fn update_follows_the_revision_and_fetches_only_what_changed() {
-    let world = World::new();
-    let old = world.fetch(CAT).unwrap();
-    world.fetched();
-    world.hub.publish_file(CAT, "README.md", "more words");
-    let config = fs::read_to_string(reference().join("ddpm/cat/config.json")).unwrap();
-    world.hub.publish_file(CAT, "config.json", config + "\n");
-    assert_eq!(world.fetch(CAT).unwrap().commit, old.commit);
-    let update = FetchOptions {
-        update: true,
-        ..world.options()
-    };
-    let new = fetch(CAT, &update, |_| ControlFlow::Continue(())).unwrap();
-    assert_eq!(world.fetched(), ["config.json"]);
-    assert_ne!(new.commit, old.commit);
-    assert!(old.folder.join(ROOT_UNET).is_file() && new.folder.join(ROOT_UNET).is_file());
-    assert_eq!(world.fetch(CAT).unwrap().commit, new.commit);
-}
-
-#[test]
-fn transfer_that_breaks_off_goes_on_by_itself() {
-    let world = World::new();
-    world.hub.behave(Behaviour {
-        break_after: Some(100_000),
-        breaks: 3,
-        ..Behaviour::default()
-    });
-    let options = FetchOptions {
-        retries: 1,
-        ..world.options()
-    };
-    resolve(CAT, &options).unwrap();
-    let requests = world.hub.requests().into_iter();
-    let from: Vec<usize> = requests
-        .filter(|request| request.file == ROOT_UNET)
-        .filter_map(|request| request.from)
-        .collect();
-    // Each at the hub and, redirected, at the storage.
-    let expected = [0, 0, 100_000, 100_000, 200_000, 200_000, 300_000, 300_000];
-    assert_eq!(from, expected);
-    world.check_cache(CAT);
-}
-
-#[test]
-fn transfer_that_broke_off_goes_on_when_run_again() {
-    let world = World::new();
-    world.hub.behave(Behaviour {
-        break_after: Some(123_456),
-        breaks: 1,
-        ..Behaviour::default()
-    });
-    let error = world.fetch(CAT).unwrap_err();
-    let text = message(&error);
-    let expected = format!("`{ROOT_UNET}` broke off at 123456 of 442172 bytes: run again");
-    assert!(text.contains(&expected), "{text}");
-    assert!(!world.blob(CAT, ROOT_UNET).exists());
-    assert_eq!(
-        fs::metadata(world.incomplete(CAT, ROOT_UNET))
-            .unwrap()
-            .len(),
-        123_456
-    );
-    world.check_cache(CAT);
-    // A revision's name means a snapshot that is whole.
-    assert!(
-        !world
-            .cache
-            .path()
-            .join("models--someone--ddpm-cat/refs/main")
-            .exists()
-    );
-
-    world.hub.requests();
-    world.fetch(CAT).unwrap();
-    let requests = world.hub.requests().into_iter();
-    let from: Vec<usize> = requests.filter_map(|request| request.from).collect();
-    assert_eq!(from, [123_456, 123_456]);
-    assert!(!world.incomplete(CAT, ROOT_UNET).exists());
-    world.check_cache(CAT);
-}
-
-#[test]
-fn server_that_cannot_continue_sends_all_again() {
-    let world = World::new();
-    let broken = Behaviour {
-        break_after: Some(100_000),
-        breaks: 1,
-        ..Behaviour::default()
-    };
-    world.hub.behave(broken.clone());
-    world.fetch(CAT).unwrap_err();
-    world.hub.behave(Behaviour {
-        ignore_range: true,
-        ..Behaviour::default()
-    });
-    world.fetch(CAT).unwrap();
-    world.check_cache(CAT);
-}
-
-#[test]
-fn left_over_that_is_too_long_or_whole() {
-    let world = World::new();
-    let incomplete = world.incomplete(CAT, ROOT_UNET);
-    fs::create_dir_all(incomplete.parent().unwrap()).unwrap();
-    fs::write(&incomplete, vec![7; 500_000]).unwrap();
-    world.fetch(CAT).unwrap();
-    world.check_cache(CAT);
-
-    // Whole, but never renamed.
-    fs::rename(world.blob(CAT, ROOT_UNET), &incomplete).unwrap();
-    world.fetched();
-    world.fetch(CAT).unwrap();
-    assert_eq!(world.fetched(), Vec::<String>::new());
-    world.check_cache(CAT);
-}
-
-#[test]
-fn wrong_checksum_removes_the_file() {
-    for (file, digits) in [(ROOT_UNET, 64), ("config.json", 40)] {
-        let world = World::new();
-        world.hub.behave(Behaviour {
-            corrupt: Some(file.into()),
-            ..Behaviour::default()
-        });
-        let error = world.fetch(CAT).unwrap_err();
-        let HubError::Checksum {
-            expected, found, ..
-        } = &error
-        else {
-            panic!("{error}");
-        };
-        assert_eq!((expected.len(), found.len()), (digits, digits));
-        assert!(
-            error
-                .to_string()
-                .contains("arrived damaged and was removed"),
-            "{error}"
-        );
-        assert!(!world.blob(CAT, file).exists() && !world.incomplete(CAT, file).exists());
-        world.check_cache(CAT);
-        world.hub.behave(Behaviour::default());
-        world.fetch(CAT).unwrap();
-    }
-}
-
-#[test]
-fn damaged_left_over_is_removed_too() {
-    let world = World::new();
-    let incomplete = world.incomplete(CAT, ROOT_UNET);
-    fs::create_dir_all(incomplete.parent().unwrap()).unwrap();
-    fs::write(&incomplete, vec![7; 1000]).unwrap();
-    let error = world.fetch(CAT).unwrap_err();
-    assert!(matches!(error, HubError::Checksum { .. }), "{error}");
-    world.fetch(CAT).unwrap();
-}
-
-#[test]
-fn refusals_say_what_to_do() {
-    let world = World::new();
-    let check = |id: &str, options: FetchOptions, expected: &[&str]| {
-        let error = fetch(id, &options, |_| ControlFlow::Continue(())).unwrap_err();
-        let text = message(&error);
-        for part in expected {
-            assert!(text.contains(part), "`{part}` is not in: {text}");
-        }
-    };
-    let revision = |revision: &str| FetchOptions {
-        revision: Some(revision.into()),
-        ..world.options()
-    };
-    check(
-        "no/body",
-        world.options(),
-        &["there is no repository `no/body`", "HF_TOKEN"],
-    );
-    check(
-        SD,
-        revision("v9"),
-        &["`someone/stable-diffusion` has no revision `v9`"],
-    );
-    check(SD, revision("../x"), &["`../x` cannot be a revision"]);
-    check(
-        "a/b/c",
-        world.options(),
-        &["`a/b/c` is neither a folder nor the name"],
-    );
-    let variant = FetchOptions {
-        variant: Some("ema".into()),
-        ..world.options()
-    };
-    let there = [
-        "text_encoder/model.ema.safetensors",
-        "`text_encoder/model.fp16.safetensors`",
-    ];
-    check(SD, variant, &there);
-    let nobody = FetchOptions {
-        endpoint: Some("http://127.0.0.1:9".into()),
-        ..world.options()
-    };
-    check(
-        SD,
-        nobody,
-        &["cannot reach the hub at `http://127.0.0.1:9`", "refused"],
-    );
-
-    world
-        .hub
-        .publish_file("some/lora", "pytorch_lora_weights.safetensors", "1");
-    check(
-        "some/lora",
-        world.options(),
-        &["has no file `model_index.json`"],
-    );
-    let index = r#"{"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "A"]}"#;
-    world.hub.publish_file("some/xl", "model_index.json", index);
-    check(
-        "some/xl",
-        world.options(),
-        &["`some/xl` is a StableDiffusionXLPipeline"],
-    );
-    world
-        .hub
-        .publish_file("some/broken", "model_index.json", "{");
-    check("some/broken", world.options(), &["model_index.json"]);
-
-    world.hub.behave(Behaviour {
-        busy: 1,
-        ..Behaviour::default()
-    });
-    check(SD, world.options(), &["503", "try again later"]);
-    world.hub.behave(Behaviour {
-        gated: true,
-        ..Behaviour::default()
-    });
-    let page = format!("{}/{SD}", world.hub.endpoint());
-    check(SD, world.options(), &["licence", &page, "HF_TOKEN"]);
-}
-
-#[test]
-fn nothing_but_the_index_is_fetched_for_another_pipeline() {
-    let world = World::new();
-    let options = FetchOptions {
-        pipeline: Some(PipelineKind::Unconditional),
-        ..world.options()
-    };
-    let error = resolve(SD, &options).unwrap_err();
-    assert!(
-        error.to_string().contains("UNet2DConditionModel"),
-        "{error}"
-    );
-    assert_eq!(world.fetched(), ["model_index.json"]);
-}
-
-#[test]
-fn token_opens_the_hub_and_is_not_given_to_its_storage() {
-    let world = World::new();
-    world.hub.behave(Behaviour {
-        token: Some("hf_secret".into()),
-        ..Behaviour::default()
-    });
-    let error = world.fetch(CAT).unwrap_err();
-    assert!(matches!(error, HubError::Unauthorized { .. }), "{error}");
-    assert!(error.to_string().contains("HF_TOKEN"), "{error}");
-    let options = FetchOptions {
-        token: Some("hf_secret".into()),
-        ..world.options()
-    };
-    world.hub.requests();
-    resolve(CAT, &options).unwrap();
-    let requests = world.hub.requests();
-    assert!(
-        requests
-            .iter()
-            .any(|request| request.path.starts_with("/storage/"))
-    );
-    for request in requests {
-        let elsewhere = request.path.starts_with("/storage/");
-        assert_eq!(request.token, !elsewhere, "{request:?}");
-        assert_eq!(
-            request.host.starts_with("localhost"),
-            elsewhere,
-            "{request:?}"
-        );
-    }
-}
-
-#[test]
-fn progress_is_told_and_can_stop() {
-    let world = World::new();
-    let mut last = (0, 0);
-    fetch(CAT, &world.options(), |event| {
-        assert!(event.done <= event.size && event.file_done <= event.file_size);
-        last = (event.done, event.size);
-        ControlFlow::Continue(())
-    })
-    .unwrap();
-    let files = ["config.json", "scheduler_config.json", ROOT_UNET];
-    let size = |file| {
-        fs::metadata(reference().join("ddpm/cat").join(file))
-            .unwrap()
-            .len()
-    };
-    let expected: u64 = files.into_iter().map(size).sum();
-    assert_eq!(last, (expected, expected));
-
-    let world = World::new();
-    let error = fetch(CAT, &world.options(), |event| {
-        if event.file == ROOT_UNET {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    })
-    .unwrap_err();
-    assert!(matches!(error, HubError::Stopped(_)), "{error}");
-    assert!(world.incomplete(CAT, ROOT_UNET).is_file());
-    world.fetch(CAT).unwrap();
-    world.check_cache(CAT);
-}
-
-#[test]
-fn several_at_once_fetch_everything_once() {
-    let world = World::new();
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| world.fetch(SD).unwrap());
-        }
-    });
-    let requests = world.hub.requests().into_iter();
-    let transfers = requests.filter(|request| {
-        request.file == UNET && request.from.is_some() && request.path.starts_with("/storage/")
-    });
-    assert_eq!(transfers.count(), 1);
-    world.check_cache(SD);
-}
-
-/// `/dev/full` is a disk without room: where the contents go, there is a link to it.
-#[cfg(target_os = "linux")]
-#[test]
-fn full_disk() {
-    let world = World::new();
-    let incomplete = world.incomplete(CAT, ROOT_UNET);
-    fs::create_dir_all(incomplete.parent().unwrap()).unwrap();
-    std::os::unix::fs::symlink("/dev/full", &incomplete).unwrap();
-    let error = world.fetch(CAT).unwrap_err();
-    assert!(matches!(error, HubError::DiskFull { .. }), "{error}");
-    let text = message(&error);
-    assert!(
-        text.contains("no room for") && text.contains("No space left"),
-        "{text}"
-    );
-    assert!(!world.blob(CAT, ROOT_UNET).exists());
-    world.check_cache(CAT);
-    fs::remove_file(&incomplete).unwrap();
-    world.fetch(CAT).unwrap();
-    world.check_cache(CAT);
-}
-
-#[test]
-fn cache_that_cannot_be_written() {
-    let world = World::new();
-    let file = world.cache.path().join("a-file");
-    fs::write(&file, "").unwrap();
-    let options = FetchOptions {
-        cache: Some(file.join("cache")),
-        ..world.options()
-    };
-    let error = resolve(CAT, &options).unwrap_err();
-    assert!(matches!(error, HubError::Write { .. }), "{error}");
 }

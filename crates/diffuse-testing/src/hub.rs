@@ -1,7 +1,8 @@
-//! A hub on this machine: a small HTTP server that answers as the Hugging Face hub does, and misbehaves on demand.
+//! A hub on this machine: a small HTTP server that answers as the Hugging Face hub does, and
+//! misbehaves on demand.
 //!
-//! Large files are redirected to another host (`localhost` in place of `127.0.0.1`), as the hub redirects to where it
-//! stores them; small ones are redirected within the hub first.
+//! Large files are redirected to another host (`localhost` in place of `127.0.0.1`), as the hub
+//! redirects to where it stores them; small ones are redirected within the hub first.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -253,9 +254,10 @@ impl HubServer {
         };
         let etag = etag(&file, bytes);
         let large = is_large(&file);
+        let at = file.replace(' ', "%20").replace('#', "%23");
         match kind {
             Kind::Resolve if large => {
-                let at = format!("http://localhost:{}/storage/{id}/{main}/{file}", self.port);
+                let at = format!("http://localhost:{}/storage/{id}/{main}/{at}", self.port);
                 Answer::redirect("302 Found", at)
                     .with("X-Linked-Size", bytes.len())
                     .with("X-Linked-Etag", format!("\"{etag}\""))
@@ -263,7 +265,7 @@ impl HubServer {
                     .with("X-Repo-Commit", main)
             }
             Kind::Resolve => {
-                let at = format!("/api/resolve-cache/models/{id}/{main}/{file}");
+                let at = format!("/api/resolve-cache/models/{id}/{main}/{at}");
                 Answer::redirect("307 Temporary Redirect", at)
                     .with("ETag", "\"of-the-redirect\"")
                     .with("X-Repo-Commit", main)
@@ -401,13 +403,26 @@ fn place(path: &str) -> Option<Place> {
         let rest = path.strip_prefix('/')?;
         (Kind::Resolve, rest.replace("/resolve/", "/"))
     };
+    let rest = decode(&rest)?;
     let mut parts = rest.splitn(4, '/');
     Some(Place {
         kind,
         id: format!("{}/{}", parts.next()?, parts.next()?),
-        revision: parts.next()?.replace("%2F", "/"),
+        revision: parts.next()?.replace('\n', "/"),
         file: parts.next().unwrap_or_default().to_string(),
     })
+}
+
+/// An address without its `%20`s. An encoded slash, which parts nothing, becomes a line break.
+fn decode(path: &str) -> Option<String> {
+    let mut parts = path.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let byte = u8::from_str_radix(part.get(..2)?, 16).ok()?;
+        bytes.push(if byte == b'/' { b'\n' } else { byte });
+        bytes.extend(part[2..].bytes());
+    }
+    String::from_utf8(bytes).ok()
 }
 
 fn is_large(file: &str) -> bool {

@@ -1,5 +1,7 @@
 //! The program, for tests.
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 /// The program with arguments. Without `--backend` it computes on the CPU here: a GPU rounds
@@ -13,4 +15,31 @@ pub fn diffuse(arguments: &[&str]) -> Command {
         command.args(["--backend", "flex"]);
     }
     command
+}
+
+/// Runs a command whose output nobody reads: it has to succeed without a word.
+#[allow(dead_code)]
+#[track_caller]
+pub fn check_closed_pipe(mut command: Command) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command.stdout(writer).output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{command:?}: {message}");
+    assert_eq!(message, "", "{command:?}");
+}
+
+/// Copies a folder with everything in it.
+#[allow(dead_code)]
+pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let from = entry.unwrap().path();
+        let to = to.join(from.file_name().unwrap());
+        if from.is_dir() {
+            copy(&from, &to);
+        } else {
+            fs::write(&to, fs::read(&from).unwrap()).unwrap();
+        }
+    }
 }

@@ -20,7 +20,7 @@ use burn::tensor::DType;
 use memmap2::Mmap;
 use thiserror::Error;
 
-use crate::files::check_regular;
+use crate::files::{check_contents, check_regular};
 
 pub use load::{Parameter, arrange_weights, cast, float_dtype, parameters};
 pub use save::save_safetensors;
@@ -194,6 +194,7 @@ impl Checkpoint {
         let file = File::open(&path).map_err(read)?;
         // SAFETY: the map is only read. Changing the file while it is mapped is excluded by this type's contract.
         let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+        check_contents(&map).map_err(read)?;
         let extension = path.extension().and_then(|extension| extension.to_str());
         let (format, tensors) = match extension {
             Some("bin" | "ckpt" | "pt" | "pth") => ("PyTorch", pickle::list(&map)),

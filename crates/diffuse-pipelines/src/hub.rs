@@ -1,0 +1,326 @@
+//! Checkpoints by their names on the Hugging Face hub.
+//!
+//! [`PipelineFiles`] says which files a pipeline needs; [`diffuse_hub`], re-exported here, has the
+//! rest: the cache and the transfers.
+//!
+//! ```no_run
+//! use diffuse_pipelines::hub::{FetchOptions, PipelineFiles, resolve};
+//!
+//! let wanted = PipelineFiles {
+//!     variant: Some("fp16".into()),
+//!     ..PipelineFiles::default()
+//! };
+//! let options = FetchOptions::from_env();
+//! let folder = resolve("CompVis/stable-diffusion-v1-4", &wanted, &options)?;
+//! assert!(folder.join("model_index.json").is_file());
+//! # Ok::<(), diffuse_pipelines::hub::HubError>(())
+//! ```
+
+pub use diffuse_hub::*;
+
+use std::path::Path;
+
+use crate::{MODEL_INDEX_NAME, ModelIndex, PipelineError, PipelineKind};
+
+/// The files that a pipeline needs: `model_index.json`, which names the components; of each
+/// component the configuration and one weights file; and the tokenizer's files.
+#[derive(Debug, Clone, Default)]
+pub struct PipelineFiles {
+    /// The pipeline; the one that the repository's index names by default.
+    pub pipeline: Option<PipelineKind>,
+    /// Variant of the weights: `fp16` is `*.fp16.safetensors`.
+    pub variant: Option<String>,
+}
+
+impl Wanted for PipelineFiles {
+    fn first(&self) -> Option<&str> {
+        Some(MODEL_INDEX_NAME)
+    }
+
+    fn select(&self, folder: &Path, listing: &Listing) -> Result<Selection, Refusal> {
+        let unfit = |error: PipelineError| Refusal::Unfit(error.into());
+        let index = ModelIndex::read(folder).map_err(unfit)?;
+        let kind = match self.pipeline {
+            Some(kind) => kind,
+            None => PipelineKind::require_of(&index).map_err(unfit)?,
+        };
+        kind.check(&index).map_err(unfit)?;
+        needed(kind, self.variant.as_deref(), listing)
+    }
+}
+
+/// Configurations, the tokenizer's files, and one weights file of the variant a component,
+/// safetensors before pickles. Small ones first.
+fn needed(
+    kind: PipelineKind,
+    variant: Option<&str>,
+    listing: &Listing,
+) -> Result<Selection, Refusal> {
+    let mut files = vec![MODEL_INDEX_NAME.to_string()];
+    let mut weights = Vec::new();
+    let mut absent = Vec::new();
+
+    let scheduler = prefix(listing, "scheduler");
+    files.push(format!("{scheduler}scheduler_config.json"));
+    for &(component, _) in kind.components() {
+        let prefix = prefix(listing, component);
+        if component == "tokenizer" {
+            let pair = ["vocab.json", "merges.txt"].map(|name| format!("{prefix}{name}"));
+            let single = format!("{prefix}tokenizer.json");
+            if listing.has(&single) && !pair.iter().all(|file| listing.has(file)) {
+                files.push(single);
+            } else {
+                files.extend(pair);
+            }
+            for name in ["tokenizer_config.json", "special_tokens_map.json"] {
+                let file = format!("{prefix}{name}");
+                if listing.has(&file) {
+                    files.push(file);
+                } else {
+                    absent.push(file);
+                }
+            }
+        } else {
+            files.push(format!("{prefix}config.json"));
+            weights.push(weights_file(&prefix, component, variant, listing)?);
+        }
+    }
+    files.extend(weights);
+    match files.iter().find(|file| !listing.has(file)) {
+        None => Ok(Selection { files, absent }),
+        Some(file) => Err(Refusal::missing(file)),
+    }
+}
+
+/// Where a component's files are: in its own folder or, as in the DDPM repositories, at the root.
+fn prefix(listing: &Listing, component: &str) -> String {
+    let own = format!("{component}/");
+    if listing.iter().any(|file| file.starts_with(&own)) {
+        own
+    } else {
+        String::new()
+    }
+}
+
+fn weights_file(
+    prefix: &str,
+    component: &str,
+    variant: Option<&str>,
+    listing: &Listing,
+) -> Result<String, Refusal> {
+    // The stems of `Pretrained::WEIGHTS`, which cannot be asked for without a backend.
+    let [safetensors, bin] = match component {
+        "text_encoder" => ["model", "pytorch_model"],
+        _ => ["diffusion_pytorch_model"; 2],
+    };
+    let variant = variant.map(|name| format!(".{name}")).unwrap_or_default();
+    let names = [
+        format!("{prefix}{safetensors}{variant}.safetensors"),
+        format!("{prefix}{bin}{variant}.bin"),
+    ];
+    if let Some(name) = names.iter().find(|name| listing.has(name)) {
+        return Ok(name.clone());
+    }
+    let [wanted, other] = names;
+    let stems = [safetensors, bin].map(|stem| format!("{prefix}{stem}"));
+    let there: Vec<String> = listing
+        .iter()
+        .filter(|file| stems.iter().any(|stem| file.starts_with(stem)))
+        .map(|file| format!("`{file}`"))
+        .collect();
+    let mut hint = format!(", nor `{other}`");
+    if !there.is_empty() {
+        hint.push_str(&format!("; it has {}", there.join(", ")));
+    }
+    Err(Refusal::Missing { file: wanted, hint })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use PipelineKind::{StableDiffusion, Unconditional};
+
+    /// A published repository of Stable Diffusion v1, with all that is not needed.
+    const STABLE_DIFFUSION: &[&str] = &[
+        ".gitattributes",
+        "README.md",
+        "feature_extractor/preprocessor_config.json",
+        "model_index.json",
+        "safety_checker/config.json",
+        "safety_checker/model.safetensors",
+        "safety_checker/pytorch_model.bin",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/flax_model.msgpack",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder/model.onnx",
+        "text_encoder/model.safetensors",
+        "text_encoder/pytorch_model.bin",
+        "text_encoder/pytorch_model.fp16.bin",
+        "tokenizer/merges.txt",
+        "tokenizer/special_tokens_map.json",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/vocab.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.bin",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "v1-5-pruned-emaonly.safetensors",
+        "v1-5-pruned.ckpt",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.bin",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ];
+
+    fn listing(files: &[&str]) -> Listing {
+        files.iter().map(|file| file.to_string()).collect()
+    }
+
+    #[track_caller]
+    fn check(kind: PipelineKind, variant: Option<&str>, files: &[&str], weights: &[&str]) {
+        let needed = needed(kind, variant, &listing(files)).unwrap();
+        let is_weights = |file: &&String| file.ends_with(".safetensors") || file.ends_with(".bin");
+        let found: Vec<&String> = needed.files.iter().filter(is_weights).collect();
+        assert_eq!(found, weights);
+    }
+
+    #[test]
+    fn nothing_but_what_is_needed() {
+        let needed = needed(StableDiffusion, None, &listing(STABLE_DIFFUSION)).unwrap();
+        let expected = [
+            "model_index.json",
+            "scheduler/scheduler_config.json",
+            "tokenizer/vocab.json",
+            "tokenizer/merges.txt",
+            "tokenizer/tokenizer_config.json",
+            "tokenizer/special_tokens_map.json",
+            "text_encoder/config.json",
+            "unet/config.json",
+            "vae/config.json",
+            "text_encoder/model.safetensors",
+            "unet/diffusion_pytorch_model.safetensors",
+            "vae/diffusion_pytorch_model.safetensors",
+        ];
+        assert_eq!(needed.files, expected);
+        assert!(needed.absent.is_empty());
+    }
+
+    #[test]
+    fn variants_and_pickles() {
+        check(
+            StableDiffusion,
+            Some("fp16"),
+            STABLE_DIFFUSION,
+            &[
+                "text_encoder/model.fp16.safetensors",
+                "unet/diffusion_pytorch_model.fp16.safetensors",
+                "vae/diffusion_pytorch_model.fp16.safetensors",
+            ],
+        );
+        let bin: Vec<&str> = STABLE_DIFFUSION
+            .iter()
+            .filter(|file| !file.ends_with(".safetensors"))
+            .copied()
+            .collect();
+        check(
+            StableDiffusion,
+            None,
+            &bin,
+            &[
+                "text_encoder/pytorch_model.bin",
+                "unet/diffusion_pytorch_model.bin",
+                "vae/diffusion_pytorch_model.bin",
+            ],
+        );
+    }
+
+    #[test]
+    fn everything_at_the_root() {
+        let files = [
+            "config.json",
+            "diffusion_pytorch_model.bin",
+            "diffusion_pytorch_model.safetensors",
+            "model_index.json",
+            "scheduler_config.json",
+        ];
+        check(
+            Unconditional,
+            None,
+            &files,
+            &["diffusion_pytorch_model.safetensors"],
+        );
+        check(
+            Unconditional,
+            None,
+            &files[..2]
+                .iter()
+                .chain(&files[3..])
+                .copied()
+                .collect::<Vec<_>>(),
+            &["diffusion_pytorch_model.bin"],
+        );
+    }
+
+    #[track_caller]
+    fn check_missing(
+        kind: PipelineKind,
+        variant: Option<&str>,
+        files: &[&str],
+        expected: &str,
+        expected_hint: &str,
+    ) {
+        match needed(kind, variant, &listing(files)) {
+            Err(Refusal::Missing { file, hint }) => {
+                assert_eq!((file.as_str(), hint.as_str()), (expected, expected_hint));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_what_is_there() {
+        check_missing(
+            StableDiffusion,
+            Some("ema"),
+            STABLE_DIFFUSION,
+            "text_encoder/model.ema.safetensors",
+            ", nor `text_encoder/pytorch_model.ema.bin`; it has \
+             `text_encoder/model.fp16.safetensors`, `text_encoder/model.onnx`, \
+             `text_encoder/model.safetensors`, `text_encoder/pytorch_model.bin`, \
+             `text_encoder/pytorch_model.fp16.bin`",
+        );
+        check_missing(
+            Unconditional,
+            None,
+            &["model_index.json", "diffusion_pytorch_model.bin"],
+            "scheduler_config.json",
+            "",
+        );
+    }
+
+    #[test]
+    fn tokenizer_in_one_file() {
+        let files: Vec<&str> = STABLE_DIFFUSION
+            .iter()
+            .filter(|file| !file.starts_with("tokenizer/"))
+            .copied()
+            .chain(["tokenizer/tokenizer.json"])
+            .collect();
+        let needed = needed(StableDiffusion, None, &listing(&files)).unwrap();
+        assert!(
+            needed
+                .files
+                .contains(&"tokenizer/tokenizer.json".to_string())
+        );
+        assert_eq!(
+            needed.absent,
+            [
+                "tokenizer/tokenizer_config.json",
+                "tokenizer/special_tokens_map.json"
+            ]
+        );
+    }
+}

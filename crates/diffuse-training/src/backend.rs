@@ -1,0 +1,46 @@
+//! What the programs compute on.
+
+/// [`Backend`] with gradients.
+pub type Differentiable = burn::backend::Autodiff<Backend>;
+
+/// The CPU or, with a feature, something faster.
+#[cfg(not(any(feature = "wgpu", feature = "cuda", feature = "libtorch")))]
+pub type Backend = burn_flex::Flex;
+/// A GPU through Vulkan, Metal, DirectX 12 or WebGPU.
+#[cfg(all(feature = "wgpu", not(feature = "cuda")))]
+pub type Backend = burn::backend::Wgpu;
+/// An NVIDIA GPU.
+#[cfg(feature = "cuda")]
+pub type Backend = burn::backend::Cuda;
+/// PyTorch's kernels, on the CPU.
+#[cfg(all(feature = "libtorch", not(any(feature = "wgpu", feature = "cuda"))))]
+pub type Backend = burn::backend::LibTorch;
+
+/// The default device of a [`Backend`]. From here on, what burn panics about, a missing driver for
+/// one, is a message and exit code 1: it panics in threads of its own, and goes on with buffers
+/// that were never written.
+pub fn default_device<D: Default>() -> D {
+    std::panic::set_hook(Box::new(|info| {
+        match info.payload_as_str() {
+            Some(message) => eprintln!("error: {message}"),
+            None => eprintln!("error: {info}"),
+        }
+        if cfg!(any(feature = "wgpu", feature = "cuda")) {
+            eprintln!(
+                "this program computes on a GPU: without its feature it computes on the CPU, and \
+                 `diffuse devices`, built with the feature, tells which GPUs there are and which \
+                 driver is missing"
+            );
+        }
+        std::process::exit(1);
+    }));
+    D::default()
+}
+
+/// The folder of a model that the program carries: `scenes` or `scenes-ddpm`.
+pub fn shipped_model(name: &str) -> String {
+    format!(
+        "{}/../diffuse-cli/assets/{name}",
+        env!("CARGO_MANIFEST_DIR")
+    )
+}

@@ -1,0 +1,44 @@
+//! The README's picture: what the built-in model makes of twelve prompts, each from the seed 0.
+//!
+//! `cargo run --release -p diffuse-training --bin picture-grid -- docs/scenes.png`
+
+use anyhow::Result;
+use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionPipeline};
+use diffuse_training::grid::grid;
+use diffuse_training::{Backend, default_device, shipped_model};
+
+const PROMPTS: [&str; 12] = [
+    "a small red house on snow at night",
+    "two trees and a moon over the sea",
+    "a blue boat at sea at sunset",
+    "a large mountain in a meadow by day",
+    "a yellow house on the left and a tree on the right on the sand",
+    "a purple boat and the moon at sea at night",
+    "a big tree in a meadow at sunset",
+    "two blue houses in the snow by day",
+    "a mountain over the sea under the stars",
+    "the sun and a tree on the sand at dusk",
+    "a large purple house in a meadow by day",
+    "a red sailboat and a mountain on the water by day",
+];
+
+fn main() -> Result<()> {
+    let path = std::env::args().nth(1).unwrap_or("scenes.png".into());
+    let device = default_device();
+    let mut pipeline =
+        StableDiffusionPipeline::<Backend>::from_pretrained(shipped_model("scenes"), &device)?;
+    let mut pictures = Vec::new();
+    for prompt in PROMPTS {
+        let options = StableDiffusionOptions {
+            num_inference_steps: 25,
+            guidance_scale: 2.0,
+            seeds: vec![0],
+            ..StableDiffusionOptions::from(prompt)
+        };
+        println!("{prompt}");
+        pictures.extend(pipeline.generate(&options)?.images);
+    }
+    grid(&pictures, 6).save(&path)?;
+    println!("{path}");
+    Ok(())
+}

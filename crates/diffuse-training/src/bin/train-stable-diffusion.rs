@@ -1,0 +1,450 @@
+//! Trains a text encoder and a UNet together on the latents of captioned scenes, and writes a
+//! Stable Diffusion folder.
+//!
+//! `docs/training.md` has the commands that made the weights of this repository.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::activation::log_sigmoid;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use clap::Parser;
+use diffuse_pipelines::clip::{CLIPTextConfig, CLIPTextModel, CLIPTokenizer};
+use diffuse_pipelines::schedulers::{
+    DPMSolverMultistepScheduler, Generator, PNDMScheduler, Scheduler, SchedulerConfig, randn_tensor,
+};
+use diffuse_pipelines::unet::{
+    PerLevel, Pretrained, SampleSize, UNet2DConditionConfig, UNet2DConditionModel,
+};
+use diffuse_pipelines::vae::AutoencoderKL;
+use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionParts, StableDiffusionPipeline};
+use diffuse_training::scenes::{
+    Scene,
+    caption::{Detail, caption},
+    render::render,
+};
+use diffuse_training::{
+    Backend as Inner, Differentiable, Loss, Settings, Task, default_device,
+    grid::{grid, to_tensor},
+    scaled, tokenizer, train, write_configs,
+};
+use image::RgbImage;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    settings: Settings,
+    /// Folder of the trained autoencoder
+    #[arg(long)]
+    autoencoder: PathBuf,
+    /// Begin with the weights and the tokenizer of this pipeline
+    #[arg(long)]
+    from: Option<PathBuf>,
+    /// Channels of the UNet's levels
+    #[arg(long, value_delimiter = ',', default_values_t = [48, 64, 64, 64])]
+    channels: Vec<usize>,
+    /// Attention heads of the UNet's levels: many tokens with many heads are slow
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 4])]
+    heads: Vec<usize>,
+    /// Residual blocks of each level of the UNet
+    #[arg(long, default_value_t = 2)]
+    layers: usize,
+    /// Scenes to draw and encode before training
+    #[arg(long, default_value_t = 16384)]
+    scenes: usize,
+    /// Folder for the finished pipeline
+    #[arg(long)]
+    output: PathBuf,
+}
+
+/// Side of the scenes.
+const SIZE: u32 = 128;
+/// Numbers of a text's state.
+const HIDDEN_SIZE: usize = 128;
+/// Token ids of a text: captions have about twenty.
+const MAX_LENGTH: usize = 32;
+/// Pairs that the tokenizer learns.
+const MERGES: usize = 180;
+/// How many captions are left empty, so that the UNet learns to do without: guidance needs both.
+const EMPTY_CAPTIONS: f64 = 0.1;
+/// Signal-to-noise ratio above which a timestep counts less (Hang et al. 2023,
+/// <https://arxiv.org/abs/2303.09556>).
+///
+/// Below it, errors of the noise count `1 / ᾱ`, as if the velocity were predicted (Salimans & Ho
+/// 2022, <https://arxiv.org/abs/2202.00512>): what a text decides, it decides where hardly anything
+/// but noise is left, and there an error of the picture is only a small one of the noise.
+const MAX_SNR: f32 = 5.0;
+/// How many of a text's last states must tell the scene: they are at the text's end or behind it
+/// and see all of it.
+const TELLING_STATES: usize = 8;
+
+/// What is trained together.
+#[derive(Module, Debug)]
+struct TextToLatents<B: Backend> {
+    text_encoder: CLIPTextModel<B>,
+    unet: UNet2DConditionModel<B>,
+    /// Reads a scene's [features](Scene::features) off the states of its caption. Only training has
+    /// it: what the UNet asks of a text is too little, at first, for the text encoder to learn
+    /// from.
+    reader: Linear<B>,
+}
+
+/// Scenes and the distributions of their latents, kept as numbers.
+struct Latents {
+    scenes: Vec<Scene>,
+    /// Of each scene, one after the other.
+    mean: Vec<f32>,
+    std: Vec<f32>,
+    shape: [usize; 3],
+}
+
+impl Latents {
+    /// Draws scenes and encodes them; scaled to unit variance.
+    fn new<B: Backend>(vae: &AutoencoderKL<B>, count: usize, seed: u64) -> Self {
+        const BATCH: usize = 32;
+        let device = Default::default();
+        let mut rng = StdRng::seed_from_u64(seed);
+        let scale = vae.config().scaling_factor;
+        let (mut scenes, mut mean, mut std) = (Vec::new(), Vec::new(), Vec::new());
+        let mut shape = [0; 3];
+        while scenes.len() < count {
+            let batch: Vec<Scene> = (0..BATCH).map(|_| Scene::for_training(&mut rng)).collect();
+            let pictures: Vec<RgbImage> = batch
+                .iter()
+                .map(|scene| render(scene, SIZE, &mut rng))
+                .collect();
+            let posterior = vae.encode(to_tensor(&pictures, &device));
+            let [_, channels, height, width] = posterior.mean.dims();
+            shape = [channels, height, width];
+            let values = |tensor: Tensor<B, 4>| (tensor * scale).into_data();
+            mean.extend(values(posterior.mean).iter::<f32>());
+            std.extend(values((posterior.logvar * 0.5).exp()).iter::<f32>());
+            scenes.extend(batch);
+        }
+        Self {
+            scenes,
+            mean,
+            std,
+            shape,
+        }
+    }
+
+    /// Scenes by their indices, and a draw of their latents: `[batch, channels, height, width]`.
+    fn batch<B: Backend>(
+        &self,
+        indices: &[usize],
+        noise: &mut Generator,
+        device: &B::Device,
+    ) -> Tensor<B, 4> {
+        let length: usize = self.shape.iter().product();
+        let [channels, height, width] = self.shape;
+        let shape = [indices.len(), channels, height, width];
+        let drawn = noise.normal(indices.len() * length, DType::F32);
+        let values: Vec<f32> = indices
+            .iter()
+            .flat_map(|index| index * length..(index + 1) * length)
+            .zip(drawn)
+            .map(|(place, noise)| self.mean[place] + self.std[place] * noise)
+            .collect();
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+}
+
+struct TextToImageTask<I: Backend> {
+    data: Latents,
+    batch: usize,
+    tokenizer: CLIPTokenizer,
+    vae: AutoencoderKL<I>,
+    scheduler: SchedulerConfig,
+}
+
+impl<I: Backend> TextToImageTask<I> {
+    fn pipeline(&self, model: TextToLatents<I>) -> Result<StableDiffusionPipeline<I>> {
+        Ok(StableDiffusionPipeline::new(StableDiffusionParts {
+            tokenizer: self.tokenizer.clone(),
+            text_encoder: model.text_encoder,
+            unet: model.unet,
+            vae: self.vae.clone(),
+            scheduler: Box::new(PNDMScheduler::from_config(&self.scheduler)?),
+        })?)
+    }
+}
+
+impl<B: AutodiffBackend> Task<B> for TextToImageTask<B::InnerBackend> {
+    type Model = TextToLatents<B>;
+
+    /// The error of the predicted noise (Ho et al. 2020, <https://arxiv.org/abs/2006.11239>,
+    /// equation 14), weighted by the timestep's signal-to-noise ratio.
+    fn loss(&self, model: &TextToLatents<B>, seed: u64) -> Result<Loss<B>> {
+        let device: B::Device = Default::default();
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut generator = Generator::new(seed);
+        let indices: Vec<usize> = (0..self.batch)
+            .map(|_| rng.random_range(0..self.data.scenes.len()))
+            .collect();
+        let (mut ids, mut features) = (Vec::new(), Vec::new());
+        for index in &indices {
+            let scene = &self.data.scenes[*index];
+            features.extend(scene.features());
+            let text = if rng.random_bool(EMPTY_CAPTIONS) {
+                String::new()
+            } else {
+                caption(scene, Detail::Casual, &mut rng)
+            };
+            ids.extend(self.tokenizer.encode(&text)?.ids);
+        }
+        let ids = TensorData::new(ids, [self.batch, MAX_LENGTH]);
+        let ids = Tensor::<B, 2, Int>::from_data(ids, &device);
+        let context = model.text_encoder.forward(ids).last_hidden_state;
+        let features = TensorData::new(features, [self.batch, 1, Scene::FEATURES]);
+        let told = context
+            .clone()
+            .narrow(1, MAX_LENGTH - TELLING_STATES, TELLING_STATES);
+        let text_error = cross_entropy(
+            model.reader.forward(told),
+            Tensor::from_data(features, &device),
+        );
+
+        let latents = self.data.batch::<B>(&indices, &mut generator, &device);
+        let noise = randn_tensor(&mut generator, latents.dims(), DType::F32, &device)?;
+        let timesteps: Vec<f64> = (0..self.batch)
+            .map(|_| f64::from(rng.random_range(0..1000_u32)))
+            .collect();
+        let scheduler = PNDMScheduler::<B>::from_config(&self.scheduler)?;
+        let alphas = scheduler.noise_schedule().alphas_cumprod();
+        let weights: Vec<f32> = timesteps
+            .iter()
+            .map(|timestep| alphas[*timestep as usize])
+            .map(|alpha| (MAX_SNR * (1.0 - alpha) / alpha).min(1.0) / alpha)
+            .collect();
+        let weights = TensorData::new(weights, [self.batch, 1]);
+        let noisy = scheduler.add_noise(latents, noise.clone(), &timesteps)?;
+        let predicted = model.unet.forward(noisy, timesteps, &context);
+        let error = (predicted - noise)
+            .powi_scalar(2)
+            .flatten::<2>(1, 3)
+            .mean_dim(1);
+        let weighted = error.clone() * Tensor::from_data(weights, &device);
+        let parts = vec![("noise", error.mean()), ("text", text_error.clone())];
+        Ok((weighted.mean() + text_error, parts))
+    }
+
+    /// Pictures of the same prompts from the same noise each time.
+    fn sample(&self, model: TextToLatents<B::InnerBackend>) -> Result<RgbImage> {
+        let mut pipeline = self.pipeline(model)?;
+        pipeline.scheduler = Box::new(DPMSolverMultistepScheduler::from_config(&self.scheduler)?);
+        let options = StableDiffusionOptions {
+            prompt: SAMPLE_PROMPTS.map(String::from).into(),
+            num_inference_steps: 15,
+            guidance_scale: 3.0,
+            seeds: vec![0],
+            ..StableDiffusionOptions::default()
+        };
+        Ok(grid(&pipeline.generate(&options)?.images, 6))
+    }
+}
+
+const SAMPLE_PROMPTS: [&str; 12] = [
+    "a small red house on snow at night",
+    "two trees and a moon over the sea",
+    "a blue boat on the sea at sunset",
+    "a large mountain and a sun in a meadow by day",
+    "a yellow house on the left and a tree on the right on the sand by day",
+    "a purple boat and a small moon at sea at night",
+    "a big tree in a meadow at sunset",
+    "two red houses in the snow by day",
+    "a mountain over the sea under the stars",
+    "the sun over the sand at sunset",
+    "a large blue house in a meadow at night",
+    "a tiny yellow boat on the right at sea by day",
+];
+
+fn unet_config(arguments: &Arguments, context: usize) -> UNet2DConditionConfig {
+    UNet2DConditionConfig {
+        diffusers_version: Some("0.42.1".into()),
+        sample_size: Some(SampleSize::Square(SIZE as usize / 8)),
+        block_out_channels: arguments.channels.clone(),
+        layers_per_block: PerLevel::Same(arguments.layers),
+        attention_head_dim: PerLevel::Each(arguments.heads.clone()),
+        norm_num_groups: 16,
+        cross_attention_dim: PerLevel::Same(context),
+        ..UNet2DConditionConfig::default()
+    }
+}
+
+fn text_config(vocab_size: usize) -> CLIPTextConfig {
+    CLIPTextConfig {
+        vocab_size,
+        hidden_size: HIDDEN_SIZE,
+        intermediate_size: 384,
+        num_hidden_layers: 3,
+        num_attention_heads: 4,
+        max_position_embeddings: MAX_LENGTH,
+        ..CLIPTextConfig::default()
+    }
+}
+
+/// Fresh weights, in a state from which they learn fast: small embeddings, and a UNet that predicts
+/// nothing.
+fn fresh<B: Backend>(
+    arguments: &Arguments,
+    tokenizer: &CLIPTokenizer,
+    device: &B::Device,
+) -> TextToLatents<B> {
+    let text_config = text_config(tokenizer.vocab_size());
+    let unet_config = unet_config(arguments, text_config.hidden_size);
+    let mut text_encoder = CLIPTextModel::<B>::from_config(&text_config, device);
+    let embeddings = &mut text_encoder.text_model.embeddings;
+    for embedding in [
+        &mut embeddings.token_embedding,
+        &mut embeddings.position_embedding,
+    ] {
+        embedding.weight = scaled(embedding.weight.clone(), 0.1);
+    }
+    let mut unet = UNet2DConditionModel::from_config(&unet_config, device);
+    unet.conv_out.weight = scaled(unet.conv_out.weight, 0.0);
+    TextToLatents {
+        text_encoder,
+        unet,
+        reader: reader(device),
+    }
+}
+
+fn reader<B: Backend>(device: &B::Device) -> Linear<B> {
+    LinearConfig::new(HIDDEN_SIZE, Scene::FEATURES).init(device)
+}
+
+/// Binary cross-entropy of features, 0 or 1, given their logits.
+fn cross_entropy<B: Backend>(logits: Tensor<B, 3>, features: Tensor<B, 3>) -> Tensor<B, 1> {
+    let absent = features.clone().neg() + 1.0;
+    let likelihood = log_sigmoid(logits.clone()) * features + log_sigmoid(logits.neg()) * absent;
+    likelihood.mean().neg()
+}
+
+/// The scheduler that Stable Diffusion v1 was published with.
+fn scheduler_config() -> Value {
+    json!({
+        "_class_name": "PNDMScheduler",
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "clip_sample": false,
+        "num_train_timesteps": 1000,
+        "set_alpha_to_one": false,
+        "skip_prk_steps": true,
+        "steps_offset": 1,
+        "trained_betas": null,
+    })
+}
+
+/// A folder as Stable Diffusion v1 has it, but for the safety checker.
+fn save<B: Backend>(
+    model: &TextToLatents<B>,
+    autoencoder: &Path,
+    tokenizer: &Path,
+    folder: &Path,
+) -> Result<()> {
+    let index = json!({
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.42.1",
+        "feature_extractor": [null, null],
+        "requires_safety_checker": false,
+        "safety_checker": [null, null],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    });
+    model
+        .text_encoder
+        .save_pretrained(folder.join("text_encoder"))?;
+    model.unet.save_pretrained(folder.join("unet"))?;
+    copy(autoencoder, &folder.join("vae"))?;
+    copy(tokenizer, &folder.join("tokenizer"))?;
+    let configs = [
+        ("scheduler/scheduler_config.json", scheduler_config()),
+        ("model_index.json", index),
+    ];
+    write_configs(folder, configs)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let settings = &arguments.settings;
+    let device = default_device();
+    Inner::seed(&device, settings.seed);
+
+    let mut rng = StdRng::seed_from_u64(settings.seed);
+    let captions: Vec<String> = (0..20_000)
+        .map(|_| caption(&Scene::for_training(&mut rng), Detail::Casual, &mut rng))
+        .collect();
+    let tokenizer_folder = match &arguments.from {
+        Some(folder) => folder.join("tokenizer"),
+        None => {
+            let folder = settings.folder.join("tokenizer");
+            tokenizer::train(&captions, MERGES, MAX_LENGTH, &folder)?;
+            folder
+        }
+    };
+    let tokenizer = CLIPTokenizer::from_pretrained(&tokenizer_folder)?;
+    let mut lengths = Vec::new();
+    for caption in &captions {
+        lengths.push(tokenizer.tokenize(caption)?.len());
+    }
+    println!(
+        "{} tokens, {} at most in a caption",
+        tokenizer.vocab_size(),
+        lengths.iter().max().expect("there are captions")
+    );
+
+    let vae = AutoencoderKL::<Inner>::from_pretrained(&arguments.autoencoder, &device)?;
+    let data = Latents::new(&vae, arguments.scenes, settings.seed);
+    println!("{} scenes encoded", data.scenes.len());
+    let model = match &arguments.from {
+        Some(folder) => TextToLatents::<Differentiable> {
+            text_encoder: CLIPTextModel::from_pretrained(folder.join("text_encoder"), &device)?,
+            unet: UNet2DConditionModel::from_pretrained(folder.join("unet"), &device)?,
+            reader: reader(&device),
+        },
+        None => fresh(&arguments, &tokenizer, &device),
+    };
+    println!(
+        "{} parameters in the text encoder, {} in the UNet, {} in the autoencoder",
+        model.text_encoder.num_params(),
+        model.unet.num_params(),
+        vae.num_params()
+    );
+    let task = TextToImageTask {
+        data,
+        batch: settings.batch,
+        tokenizer,
+        vae,
+        scheduler: SchedulerConfig::from_json_str(&scheduler_config().to_string())?,
+    };
+    let model = train(&task, model, settings, &device)?;
+    save(
+        &model,
+        &arguments.autoencoder,
+        &tokenizer_folder,
+        &arguments.output,
+    )
+}

@@ -1,0 +1,17 @@
+#![doc = include_str!("../README.md")]
+// Names such as `Sky::Night` say what they are.
+#![allow(missing_docs)]
+
+pub mod scenes;
+pub mod tokenizer;
+
+mod checkpoint;
+mod ema;
+mod train;
+
+pub mod grid;
+
+mod backend;
+
+pub use backend::{Backend, Differentiable, default_device, shipped_model};
+pub use train::{Loss, Settings, Task, scaled, train, write_configs};

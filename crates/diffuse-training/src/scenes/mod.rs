@@ -1,0 +1,362 @@
+//! Small captioned scenes: a sky, a ground, and one or two subjects. They are the whole data set of
+//! the training examples, drawn as they are needed.
+//!
+//! [`render`] draws a [`Scene`], [`caption`] puts it into words, and [`checker`] reads it off a
+//! picture's pixels again.
+
+pub mod caption;
+pub mod checker;
+pub mod palette;
+pub mod render;
+
+use rand::Rng;
+use rand::seq::IndexedRandom;
+
+/// What the light comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Sky {
+    Day,
+    Sunset,
+    Night,
+}
+
+/// What is below the horizon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Ground {
+    Meadow,
+    Sand,
+    Snow,
+    Sea,
+}
+
+/// What a subject is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    House,
+    Tree,
+    Boat,
+    Mountain,
+    Sun,
+    Moon,
+}
+
+/// Color of a house's walls or of a boat's hull.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Color {
+    Red,
+    Blue,
+    Yellow,
+    Purple,
+}
+
+/// How large a subject is for its kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Size {
+    Small,
+    Medium,
+    Large,
+}
+
+/// Where a subject stands; a subject without a side stands near the middle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    Left,
+    Right,
+}
+
+impl Sky {
+    pub const ALL: [Sky; 3] = [Sky::Day, Sky::Sunset, Sky::Night];
+}
+
+impl Ground {
+    pub const ALL: [Ground; 4] = [Ground::Meadow, Ground::Sand, Ground::Snow, Ground::Sea];
+}
+
+impl Color {
+    pub const ALL: [Color; 4] = [Color::Red, Color::Blue, Color::Yellow, Color::Purple];
+}
+
+impl Kind {
+    pub const ALL: [Kind; 6] = [
+        Kind::House,
+        Kind::Tree,
+        Kind::Boat,
+        Kind::Mountain,
+        Kind::Sun,
+        Kind::Moon,
+    ];
+
+    /// Whether subjects of this kind have a color of their own.
+    pub fn is_colored(self) -> bool {
+        matches!(self, Kind::House | Kind::Boat)
+    }
+
+    /// Whether it is in the sky.
+    pub fn is_celestial(self) -> bool {
+        matches!(self, Kind::Sun | Kind::Moon)
+    }
+
+    /// Whether a scene with this sky and ground may have it.
+    fn fits(self, sky: Sky, ground: Ground) -> bool {
+        match self {
+            Kind::Boat => ground == Ground::Sea,
+            Kind::Sun => sky != Sky::Night,
+            Kind::Moon => sky == Sky::Night,
+            Kind::House | Kind::Tree | Kind::Mountain => true,
+        }
+    }
+}
+
+/// A house, a tree, ...
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Subject {
+    pub kind: Kind,
+    /// Of houses and boats only.
+    pub color: Option<Color>,
+    pub size: Size,
+    pub side: Option<Side>,
+}
+
+/// What a picture shows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Scene {
+    pub sky: Sky,
+    pub ground: Ground,
+    /// One or two; two of the same kind are alike but for their sides.
+    pub subjects: Vec<Subject>,
+}
+
+/// What stays of a scene without sizes, sides and numbers: what a caption promises and a picture is
+/// checked for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Combination {
+    pub sky: Sky,
+    pub ground: Ground,
+    /// Sorted, without repetition.
+    pub kinds: Vec<Kind>,
+    /// Of the house or boat, if there is one.
+    pub color: Option<Color>,
+}
+
+impl Combination {
+    /// Whether training never shows this combination: about one in sixteen, chosen by a hash.
+    pub fn is_held_out(&self) -> bool {
+        let digits = [self.sky as u64, self.ground as u64]
+            .into_iter()
+            .chain(self.kinds.iter().map(|kind| *kind as u64))
+            .chain([self.color.map_or(7, |color| color as u64)]);
+        // FNV-1a: the same on every machine and in every version.
+        let hash = digits.fold(0xcbf2_9ce4_8422_2325_u64, |hash, digit| {
+            (hash ^ (digit + 1)).wrapping_mul(0x0100_0000_01b3)
+        });
+        // The three low bits hardly depend on the last digit and hold out colors together; the high
+        // one parts them.
+        hash & (0b111 << 17 | 1 << 41) == 0
+    }
+}
+
+impl Scene {
+    /// A scene of any combination.
+    pub fn random(rng: &mut impl Rng) -> Self {
+        let sky = *Sky::ALL.choose(rng).expect("there are skies");
+        let ground = *Ground::ALL.choose(rng).expect("there are grounds");
+        let kinds: Vec<Kind> = Kind::ALL
+            .into_iter()
+            .filter(|kind| kind.fits(sky, ground))
+            .collect();
+        let first = Subject::random(*kinds.choose(rng).expect("some kind fits"), rng);
+        let mut subjects = vec![first];
+        if rng.random_bool(0.6) {
+            let others: Vec<Kind> = kinds
+                .into_iter()
+                .filter(|kind| first.kind.goes_with(*kind))
+                .collect();
+            if let Some(kind) = others.choose(rng) {
+                subjects.push(Subject::random(*kind, rng));
+            }
+        }
+        if let [first, second] = &mut subjects[..] {
+            if first.kind == second.kind {
+                *second = *first;
+            }
+            if first.kind.is_celestial() == second.kind.is_celestial() {
+                // Side by side.
+                let (one, other) = if rng.random_bool(0.5) {
+                    (Side::Left, Side::Right)
+                } else {
+                    (Side::Right, Side::Left)
+                };
+                (first.side, second.side) = (Some(one), Some(other));
+            }
+        }
+        Self {
+            sky,
+            ground,
+            subjects,
+        }
+    }
+
+    /// A scene that training may show. Boats are at sea only, and would be seldom: most scenes
+    /// without one are drawn again.
+    pub fn for_training(rng: &mut impl Rng) -> Self {
+        loop {
+            let scene = Self::random_where(rng, false);
+            let has_boat = scene.subjects.iter().any(|it| it.kind == Kind::Boat);
+            if has_boat || rng.random_bool(0.15) {
+                return scene;
+            }
+        }
+    }
+
+    /// A scene of a combination that training never shows.
+    pub fn held_out(rng: &mut impl Rng) -> Self {
+        Self::random_where(rng, true)
+    }
+
+    fn random_where(rng: &mut impl Rng, held_out: bool) -> Self {
+        loop {
+            let scene = Self::random(rng);
+            if scene.combination().is_held_out() == held_out {
+                return scene;
+            }
+        }
+    }
+
+    /// Length of [`features`](Scene::features).
+    pub const FEATURES: usize =
+        Sky::ALL.len() + Ground::ALL.len() + Color::ALL.len() + 6 * Kind::ALL.len();
+
+    /// Everything about the scene as numbers, 1 for what it has and 0 for what it has not: sky,
+    /// ground and color, and of each kind whether it is there, twice, small, large, to the left and
+    /// to the right.
+    pub fn features(&self) -> Vec<f32> {
+        let color = self.combination().color;
+        let mut features: Vec<bool> = Vec::with_capacity(Self::FEATURES);
+        features.extend(Sky::ALL.map(|sky| sky == self.sky));
+        features.extend(Ground::ALL.map(|ground| ground == self.ground));
+        features.extend(Color::ALL.map(|other| Some(other) == color));
+        for kind in Kind::ALL {
+            let alike = || self.subjects.iter().filter(move |s| s.kind == kind);
+            let has = |what: &dyn Fn(&Subject) -> bool| alike().any(what);
+            features.extend([
+                has(&|_| true),
+                alike().count() == 2,
+                has(&|subject| subject.size == Size::Small),
+                has(&|subject| subject.size == Size::Large),
+                has(&|subject| subject.side == Some(Side::Left)),
+                has(&|subject| subject.side == Some(Side::Right)),
+            ]);
+        }
+        features.into_iter().map(f32::from).collect()
+    }
+
+    /// What the scene shows, without sizes, sides and numbers.
+    pub fn combination(&self) -> Combination {
+        let mut kinds: Vec<Kind> = self.subjects.iter().map(|subject| subject.kind).collect();
+        kinds.sort();
+        kinds.dedup();
+        Combination {
+            sky: self.sky,
+            ground: self.ground,
+            kinds,
+            color: self.subjects.iter().find_map(|subject| subject.color),
+        }
+    }
+}
+
+impl Kind {
+    /// Whether a scene may have both: not two that are colored differently, and only one sun or
+    /// moon.
+    fn goes_with(self, other: Kind) -> bool {
+        if self == other {
+            matches!(self, Kind::House | Kind::Tree | Kind::Boat)
+        } else {
+            !(self.is_colored() && other.is_colored())
+        }
+    }
+}
+
+impl Subject {
+    fn random(kind: Kind, rng: &mut impl Rng) -> Self {
+        Self {
+            kind,
+            color: kind
+                .is_colored()
+                .then(|| *Color::ALL.choose(rng).expect("there are colors")),
+            size: *[Size::Small, Size::Medium, Size::Large]
+                .choose(rng)
+                .expect("there are sizes"),
+            side: *[None, Some(Side::Left), Some(Side::Right)]
+                .choose(rng)
+                .expect("there are sides"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn held_out_combinations_are_never_trained_on() {
+        let mut rng = StdRng::seed_from_u64(0);
+        let combinations = |held_out, rng: &mut StdRng| -> BTreeSet<Combination> {
+            (0..20_000)
+                .map(|_| Scene::random_where(rng, held_out).combination())
+                .collect()
+        };
+        let trained = combinations(false, &mut rng);
+        let held_out = combinations(true, &mut rng);
+        assert!(trained.is_disjoint(&held_out));
+        let share = held_out.len() as f64 / (trained.len() + held_out.len()) as f64;
+        assert!((0.04..0.1).contains(&share), "{share} of all are held out");
+        // Every single attribute is seen in training.
+        for sky in Sky::ALL {
+            assert!(trained.iter().any(|combination| combination.sky == sky));
+        }
+        for kind in Kind::ALL {
+            assert!(trained.iter().any(|c| c.kinds == [kind]));
+            assert!(held_out.iter().any(|c| c.kinds.contains(&kind)));
+        }
+        for color in Color::ALL {
+            assert!(trained.iter().any(|c| c.color == Some(color)));
+            assert!(held_out.iter().any(|c| c.color == Some(color)));
+        }
+    }
+
+    #[test]
+    fn features_tell_everything() {
+        let mut rng = StdRng::seed_from_u64(2);
+        let mut seen = std::collections::HashMap::new();
+        for _ in 0..5_000 {
+            let mut scene = Scene::random(&mut rng);
+            scene.subjects.sort_by_key(|s| (s.kind, s.side));
+            let features = scene.features();
+            assert_eq!(features.len(), Scene::FEATURES);
+            let key: Vec<u8> = features.iter().map(|feature| *feature as u8).collect();
+            let other = seen.entry(key).or_insert_with(|| scene.clone());
+            assert_eq!(*other, scene);
+        }
+    }
+
+    #[test]
+    fn scenes_make_sense() {
+        let mut rng = StdRng::seed_from_u64(1);
+        for _ in 0..2_000 {
+            let scene = Scene::random(&mut rng);
+            assert!((1..=2).contains(&scene.subjects.len()));
+            for subject in &scene.subjects {
+                assert!(subject.kind.fits(scene.sky, scene.ground), "{scene:?}");
+                assert_eq!(subject.color.is_some(), subject.kind.is_colored());
+            }
+            if let [first, second] = scene.subjects[..]
+                && first.kind.is_celestial() == second.kind.is_celestial()
+            {
+                assert_ne!(first.side, second.side, "{scene:?}");
+            }
+        }
+    }
+}

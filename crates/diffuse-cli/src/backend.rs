@@ -1,5 +1,7 @@
 //! From the name of a backend to its type.
 
+use std::fmt::Debug;
+
 use anyhow::{Result, bail};
 use burn::tensor::{DType, backend::Backend};
 use diffuse_pipelines::LoadOptions;
@@ -113,8 +115,8 @@ pub fn load_options<B: Backend>(
     }
     Ok(LoadOptions {
         variant: model.variant.clone(),
-        dtype: Some(dtype),
-        weights,
+        dtype: Some(dtype.into()),
+        weights: weights.map(Into::into),
     })
 }
 
@@ -128,6 +130,6 @@ pub fn float_type(name: FloatType) -> DType {
 }
 
 /// `f16`
-pub fn name(dtype: DType) -> String {
+pub fn name(dtype: impl Debug) -> String {
     format!("{dtype:?}").to_lowercase()
 }

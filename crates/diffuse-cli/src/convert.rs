@@ -10,7 +10,7 @@ use crate::output::say;
 pub fn run(args: &Convert) -> Result<()> {
     let options = ConvertOptions {
         variant: args.variant.clone(),
-        dtype: args.dtype.map(float_type),
+        dtype: args.dtype.map(|dtype| float_type(dtype).into()),
     };
     convert::<AnyBackend>(&args.source, &args.destination, &options, |file| {
         if !args.quiet {

@@ -43,7 +43,7 @@ const STAGE_BF16: f64 = 8.0 * STAGE_F16;
 
 fn load(dtype: DType) -> LoadOptions {
     LoadOptions {
-        dtype: Some(dtype),
+        dtype: Some(dtype.into()),
         ..LoadOptions::default()
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
-use burn::tensor::{DType, backend::Backend};
+use burn::tensor::{DType, FloatDType, backend::Backend};
 use thiserror::Error;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, save_safetensors};
@@ -53,10 +53,10 @@ pub struct LoadOptions {
     /// Which variant of the weights to take: `fp16` looks for `*.fp16.safetensors` and `*.fp16.bin`.
     pub variant: Option<String>,
     /// Floating point type that is computed in; the backend's own by default.
-    pub dtype: Option<DType>,
+    pub dtype: Option<FloatDType>,
     /// Floating point type that weights of two and more dimensions (linear layers, convolutions, embeddings) are kept in,
     /// to be widened while they compute; `dtype` by default. `F16` or `BF16` halves the memory of a model in `F32`.
-    pub weights: Option<DType>,
+    pub weights: Option<FloatDType>,
 }
 
 /// A model that is published as a folder with `config.json` and a weights file.
@@ -105,7 +105,8 @@ pub trait Pretrained<B: Backend>: Module<B> {
         let weights = find_weights(folder, Self::WEIGHTS, options.variant.as_deref())?;
         let checkpoint = Checkpoint::open(weights)?.rename(Self::current_key)?;
         let module = Self::from_config(&config, device);
-        Ok(checkpoint.load_into(module, options.dtype, options.weights)?)
+        let [dtype, weights] = [options.dtype, options.weights].map(|dtype| dtype.map(DType::from));
+        Ok(checkpoint.load_into(module, dtype, weights)?)
     }
 
     /// Writes `config.json` and the weights, in the format of [`from_pretrained`](Self::from_pretrained) and of the
@@ -129,7 +130,7 @@ pub trait Pretrained<B: Backend>: Module<B> {
     }
 }
 
-/// The weights file of a model's folder: safetensors before pickles.
+/// The weights file of a model's folder, or the index of several: safetensors before pickles.
 ///
 /// # Errors
 /// If there is none with this stem and variant.
@@ -141,7 +142,9 @@ pub fn find_weights(
     let variant = variant.map(|name| format!(".{name}")).unwrap_or_default();
     let names = [
         format!("{safetensors}{variant}.safetensors"),
+        format!("{safetensors}.safetensors.index{variant}.json"),
         format!("{bin}{variant}.bin"),
+        format!("{bin}.bin.index{variant}.json"),
     ];
     let found = names
         .iter()
@@ -149,7 +152,7 @@ pub fn find_weights(
         .find(|path| path.is_file());
     found.ok_or_else(|| PretrainedError::NoWeights {
         folder: folder.to_path_buf(),
-        expected: names.map(|name| format!("`{name}`")).join(", "),
+        expected: format!("`{}`, `{}`", names[0], names[2]),
         hint: other_weights(folder, safetensors, bin),
     })
 }

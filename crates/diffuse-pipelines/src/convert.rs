@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, backend::Backend};
+use burn::tensor::{FloatDType, backend::Backend};
 use diffuse_clip::CLIPTextModel;
 use diffuse_nn::checkpoint::{Checkpoint, CheckpointError, parameters};
 use diffuse_nn::config::ModelConfig;
@@ -23,7 +23,7 @@ pub struct ConvertOptions {
     /// Which variant of the weights to take. By default the plain files, or the only variant there is.
     pub variant: Option<String>,
     /// Floating point type of the result; each tensor's own by default.
-    pub dtype: Option<DType>,
+    pub dtype: Option<FloatDType>,
 }
 
 /// Converts a pipeline's folder. Configurations and the tokenizer are copied; weights are checked against their

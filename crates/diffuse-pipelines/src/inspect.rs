@@ -256,11 +256,19 @@ fn inspect_scheduler<B: Backend>(component: &mut Component, class: &str, folder:
     }
 }
 
-/// All weights files of a folder that belong to a model, sorted.
+/// All weights files of a folder that belong to a model, sorted; for shards their index.
 fn weights_files(folder: &Path, [safetensors, bin]: [&str; 2]) -> Vec<PathBuf> {
     let belongs = |name: &str| {
-        name.starts_with(safetensors) && name.ends_with(".safetensors")
-            || name.starts_with(bin) && name.ends_with(".bin")
+        [(safetensors, ".safetensors"), (bin, ".bin")]
+            .iter()
+            .any(|(stem, extension)| {
+                let rest = name.strip_prefix(stem);
+                rest.is_some_and(|rest| {
+                    let is_index = rest.starts_with(&format!("{extension}.index"));
+                    let is_shard = rest.contains("-of-");
+                    is_index && rest.ends_with(".json") || rest.ends_with(extension) && !is_shard
+                })
+            })
     };
     let Ok(entries) = fs::read_dir(folder) else {
         return Vec::new();

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::DType;
+use burn::tensor::FloatDType;
 use burn_flex::Flex;
 use diffuse_nn::checkpoint::Checkpoint;
 use diffuse_pipelines::convert::{ConvertOptions, convert};
@@ -99,9 +99,9 @@ fn converted_folders_give_the_same_picture() {
 fn types_are_converted() {
     let folder = tempfile::tempdir().unwrap();
     for (dtype, name) in [
-        (DType::F16, "F16"),
-        (DType::BF16, "BF16"),
-        (DType::F32, "F32"),
+        (FloatDType::F16, "F16"),
+        (FloatDType::BF16, "BF16"),
+        (FloatDType::F32, "F32"),
     ] {
         let target = folder.path().join(name);
         let options = ConvertOptions {

@@ -1,6 +1,6 @@
 //! Whole runs in half precision: close to the single-precision picture, and never black.
 
-use burn::tensor::DType;
+use burn::tensor::FloatDType;
 use burn_flex::Flex;
 use diffuse_pipelines::{
     DDPMOptions, DDPMPipeline, LoadOptions, StableDiffusionOptions, StableDiffusionPipeline,
@@ -51,7 +51,7 @@ fn difference(got: &RgbImage, expected: &RgbImage) -> f64 {
 }
 
 /// Computed and kept in these types.
-fn types(dtype: DType, weights: Option<DType>) -> LoadOptions {
+fn types(dtype: FloatDType, weights: Option<FloatDType>) -> LoadOptions {
     LoadOptions {
         dtype: Some(dtype),
         weights,
@@ -62,10 +62,10 @@ fn types(dtype: DType, weights: Option<DType>) -> LoadOptions {
 #[test]
 fn half_precision_gives_nearly_the_same_pictures() {
     for picture in [text_to_image, unconditional] {
-        let expected = picture(types(DType::F32, None));
-        for (dtype, allowed) in [(DType::F16, 1.0), (DType::BF16, 6.0)] {
+        let expected = picture(types(FloatDType::F32, None));
+        for (dtype, allowed) in [(FloatDType::F16, 1.0), (FloatDType::BF16, 6.0)] {
             // In all of it, and in the weights alone.
-            for load in [types(dtype, None), types(DType::F32, Some(dtype))] {
+            for load in [types(dtype, None), types(FloatDType::F32, Some(dtype))] {
                 let difference = difference(&picture(load), &expected);
                 assert!(difference < allowed, "{dtype:?}: {difference}");
                 assert!(difference > 0.0, "{dtype:?} is not used");

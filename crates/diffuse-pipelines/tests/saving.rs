@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use burn::tensor::DType;
+use burn::tensor::{DType, FloatDType};
 use burn_flex::Flex;
 use diffuse_nn::checkpoint::{Checkpoint, float_dtype};
 use diffuse_pipelines::clip::CLIPTextModel;
@@ -59,8 +59,8 @@ fn saved_models_are_the_same() {
 #[test]
 fn models_are_saved_in_the_types_they_have() {
     let options = LoadOptions {
-        dtype: Some(DType::F32),
-        weights: Some(DType::BF16),
+        dtype: Some(FloatDType::F32),
+        weights: Some(FloatDType::BF16),
         ..LoadOptions::default()
     };
     let folder = reference().join("sd/base/vae");
@@ -77,6 +77,47 @@ fn models_are_saved_in_the_types_they_have() {
             .values()
             .all(|info| info.dtype == if info.shape.len() > 1 { "BF16" } else { "F32" })
     );
+}
+
+#[test]
+fn shards_hold_the_same_model() {
+    let device = Default::default();
+    let (source, folder) = (
+        reference().join("sd/base/unet"),
+        tempfile::tempdir().unwrap(),
+    );
+    let load = |folder: &Path| {
+        let model = UNet2DConditionModel::<Flex>::from_pretrained(folder, &device).unwrap();
+        model.conv_out.weight.val().into_data()
+    };
+    std::fs::copy(
+        source.join("config.json"),
+        folder.path().join("config.json"),
+    )
+    .unwrap();
+    let whole = Checkpoint::open(source.join("diffusion_pytorch_model.safetensors")).unwrap();
+    let mut map = serde_json::Map::new();
+    for shard in ["down", "rest"] {
+        let name = format!("diffusion_pytorch_model-{shard}-of-2.safetensors");
+        let belongs = |key: &str| key.starts_with("down") == (shard == "down");
+        let part = whole
+            .clone()
+            .rename(|key| belongs(key).then(|| key.to_string()));
+        let part = part.unwrap();
+        map.extend(
+            part.tensors()
+                .keys()
+                .map(|key| (key.clone(), name.clone().into())),
+        );
+        part.write_safetensors(folder.path().join(&name), None)
+            .unwrap();
+    }
+    let index = serde_json::json!({ "metadata": {}, "weight_map": map }).to_string();
+    let path = folder
+        .path()
+        .join("diffusion_pytorch_model.safetensors.index.json");
+    std::fs::write(path, index).unwrap();
+    assert_eq!(load(folder.path()), load(&source));
 }
 
 #[test]

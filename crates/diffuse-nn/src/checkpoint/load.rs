@@ -1,16 +1,19 @@
 //! Filling a module from a checkpoint, through burn-store.
 
+use std::cell::RefCell;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, Element, Shape, Tensor, TensorData, backend::Backend};
-use burn_store::{Applier, TensorSnapshot};
+use burn_store::{Applier, TensorSnapshot, TensorSnapshotError};
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use crate::ops;
 
-use super::{Checkpoint, CheckpointError, TensorInfo};
+use super::{Checkpoint, CheckpointError, TensorInfo, TensorSource};
 
 /// Name and shape of a module's parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,7 +133,8 @@ impl Checkpoint {
     /// allocated once, with the value from the file.
     ///
     /// # Errors
-    /// If a parameter is missing in the file or a tensor of the file is left over, or if a shape or type is wrong.
+    /// If a parameter is missing in the file or a tensor of the file is left over, if a shape or type is wrong, or if
+    /// reading fails.
     pub fn load_into<B: Backend, M: Module<B>>(
         &self,
         module: M,
@@ -142,16 +146,21 @@ impl Checkpoint {
         let parameters = parameters(&module);
         self.check(&parameters)?;
 
+        let failed = Rc::new(RefCell::new(None));
         let snapshots = parameters
             .into_iter()
             .map(|parameter| {
                 let is_weight = parameter.shape.len() > 1;
-                self.snapshot(parameter, if is_weight { weights } else { dtype })
+                self.snapshot(parameter, if is_weight { weights } else { dtype }, &failed)
             })
             .collect();
         let mut applier = Applier::<B>::new(snapshots, None, None, true);
         let module = module.map(&mut applier);
         let result = applier.into_result();
+        if let Some(source) = failed.take() {
+            let path = self.path.clone();
+            return Err(CheckpointError::Read { path, source });
+        }
         assert!(
             result.is_success() && result.missing.is_empty(),
             "keys and shapes were checked: {result}"
@@ -213,16 +222,24 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// A tensor that is read when burn-store asks for it.
-    fn snapshot(&self, parameter: Parameter, dtype: DType) -> TensorSnapshot {
-        let map = Arc::clone(&self.map);
+    /// A tensor that is read when burn-store asks for it. Why that failed goes to `failed`.
+    fn snapshot(
+        &self,
+        parameter: Parameter,
+        dtype: DType,
+        failed: &Rc<RefCell<Option<io::Error>>>,
+    ) -> TensorSnapshot {
+        let failed = Rc::clone(failed);
+        let source = Arc::clone(&self.sources[self.tensors[&parameter.key].source]);
         let info = self.tensors[&parameter.key].clone();
         let shape = Shape::from(parameter.shape);
         let path = parameter.key.split('.').map(String::from).collect();
         let read = move || {
-            let data = convert(info.of(&map), &info, dtype);
-            info.release(&map);
-            Ok(data)
+            read_tensor(&*source, &info, dtype).map_err(|error| {
+                let message = error.to_string();
+                failed.replace(Some(error));
+                TensorSnapshotError::IoError(message)
+            })
         };
         TensorSnapshot::from_closure(
             Rc::new(read),
@@ -237,7 +254,7 @@ impl Checkpoint {
     /// One tensor as `f32`, for small files such as latents or test values.
     ///
     /// # Errors
-    /// If there is no such tensor, or it is not of a floating point type.
+    /// If there is no such tensor, it is not of a floating point type, or reading fails.
     pub fn read_f32(&self, key: &str) -> Result<TensorData, CheckpointError> {
         let info = self
             .tensors
@@ -253,33 +270,66 @@ impl Checkpoint {
                 found: info.dtype.clone(),
             });
         }
-        Ok(convert(info.of(&self.map), info, DType::F32))
+        self.read(info, DType::F32)
+            .map_err(|source| CheckpointError::Read {
+                path: self.path.clone(),
+                source,
+            })
+    }
+
+    /// A tensor of a floating point type, in another.
+    pub(super) fn read(&self, info: &TensorInfo, dtype: DType) -> io::Result<TensorData> {
+        read_tensor(&*self.sources[info.source], info, dtype)
     }
 }
 
-/// Copies little-endian elements into a vector of the wanted type, each through `f32`, which is exact for all types
-/// but `F64`.
-pub(super) fn convert(bytes: &[u8], info: &TensorInfo, to: DType) -> TensorData {
-    let from = info.float().expect("the type was checked");
+/// Reads elements into a vector of the wanted type, each through `f32`, which is exact for all types but `F64`.
+fn read_tensor(source: &dyn TensorSource, info: &TensorInfo, to: DType) -> io::Result<TensorData> {
     let shape = info.shape.clone();
-    match to {
-        DType::F16 => TensorData::new(read(bytes, from, f16::from_f32), shape),
-        DType::BF16 => TensorData::new(read(bytes, from, bf16::from_f32), shape),
-        DType::F64 => TensorData::new(read(bytes, from, f64::from), shape),
-        _ => TensorData::new(read(bytes, from, |element| element), shape),
+    Ok(match to {
+        DType::F16 => TensorData::new(read_as(source, info, f16::from_f32)?, shape),
+        DType::BF16 => TensorData::new(read_as(source, info, bf16::from_f32)?, shape),
+        DType::F64 => TensorData::new(read_as(source, info, f64::from)?, shape),
+        _ => TensorData::new(read_as(source, info, |element| element)?, shape),
+    })
+}
+
+fn read_as<T: Clone + Default + Send>(
+    source: &dyn TensorSource,
+    info: &TensorInfo,
+    to: impl Fn(f32) -> T + Sync,
+) -> io::Result<Vec<T>> {
+    match info.float().expect("the type was checked") {
+        DType::F16 => elements(source, info, |element| {
+            to(f16::from_le_bytes(element).to_f32())
+        }),
+        DType::BF16 => elements(source, info, |element| {
+            to(bf16::from_le_bytes(element).to_f32())
+        }),
+        DType::F64 => elements(source, info, |element| {
+            to(f64::from_le_bytes(element) as f32)
+        }),
+        _ => elements(source, info, |element| to(f32::from_le_bytes(element))),
     }
 }
 
-fn read<T>(bytes: &[u8], from: DType, to: impl Fn(f32) -> T) -> Vec<T> {
-    match from {
-        DType::F16 => elements(bytes, |element| to(f16::from_le_bytes(element).to_f32())),
-        DType::BF16 => elements(bytes, |element| to(bf16::from_le_bytes(element).to_f32())),
-        DType::F64 => elements(bytes, |element| to(f64::from_le_bytes(element) as f32)),
-        _ => elements(bytes, |element| to(f32::from_le_bytes(element))),
-    }
-}
-
-fn elements<const N: usize, T>(bytes: &[u8], convert: impl Fn([u8; N]) -> T) -> Vec<T> {
-    let (elements, _) = bytes.as_chunks::<N>();
-    elements.iter().map(|element| convert(*element)).collect()
+/// Reads elements in parallel, a piece at a time that stays in a core's cache until it is converted.
+fn elements<const N: usize, T: Clone + Default + Send>(
+    source: &dyn TensorSource,
+    info: &TensorInfo,
+    convert: impl Fn([u8; N]) -> T + Sync,
+) -> io::Result<Vec<T>> {
+    const PIECE: usize = 1 << 16;
+    let mut elements = vec![T::default(); info.num_elements()];
+    let pieces = elements.par_chunks_mut(PIECE).enumerate();
+    pieces.try_for_each_init(Vec::new, |bytes, (index, piece)| {
+        bytes.resize(piece.len() * N, 0);
+        source.read_at(bytes, info.bytes.start + (index * PIECE * N) as u64)?;
+        let (bytes, _) = bytes.as_chunks::<N>();
+        for (element, bytes) in piece.iter_mut().zip(bytes) {
+            *element = convert(*bytes);
+        }
+        io::Result::Ok(())
+    })?;
+    Ok(elements)
 }

@@ -1,14 +1,16 @@
 //! Weights files: what is in them, and how it gets into a module.
 //!
-//! A [`Checkpoint`] maps a file into memory and lists its tensors; nothing is read until [`Checkpoint::load_into`]
-//! copies each tensor, once, from the map into its final type. Loading is strict: every parameter of the module must
-//! be in the file with its shape, and every tensor of the file must be a parameter.
+//! A [`Checkpoint`] lists the tensors of a file, of several shards, or of bytes in memory. None is read until
+//! [`Checkpoint::load_into`] reads each one, once, into its final type. Loading is strict: every parameter of the module
+//! must be in the checkpoint with its shape, and every tensor of the checkpoint must be a parameter.
 
 mod load;
 mod pickle;
 mod safetensors;
 mod save;
-mod stream;
+mod shards;
+mod source;
+mod write;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,18 +19,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::DType;
-use memmap2::Mmap;
 use thiserror::Error;
 
 use crate::files::{check_contents, check_regular};
+use source::FileSource;
 
 pub use load::{Parameter, arrange_weights, cast, float_dtype, parameters};
 pub use save::save_safetensors;
+pub use source::TensorSource;
 
 /// Why a weights file could not be read, or does not fit a module.
 #[derive(Debug, Error)]
 pub enum CheckpointError {
-    /// The file cannot be opened or mapped.
+    /// The file cannot be opened or read.
     #[error("cannot read `{}`", path.display())]
     Read {
         /// The file.
@@ -49,7 +52,7 @@ pub enum CheckpointError {
     Format {
         /// The file.
         path: PathBuf,
-        /// `safetensors` or `PyTorch`.
+        /// `safetensors`, `PyTorch` or `index`.
         format: &'static str,
         /// What is wrong with it.
         message: String,
@@ -117,15 +120,17 @@ fn name_some(keys: &[String]) -> String {
     }
 }
 
-/// Where a tensor lies in its file, and what it is.
+/// Where a tensor lies, and what it is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorInfo {
     /// Element type by its safetensors name: `F32`, `F16`, `BF16`, `I64`, ...
     pub dtype: String,
     /// Shape, outermost dimension first.
     pub shape: Vec<usize>,
-    /// Bytes of the file: little-endian elements, row-major.
-    bytes: Range<usize>,
+    /// Index of its source in the checkpoint.
+    source: usize,
+    /// Bytes of the source: little-endian elements, row-major.
+    bytes: Range<u64>,
 }
 
 impl TensorInfo {
@@ -135,28 +140,8 @@ impl TensorInfo {
     }
 
     /// Number of bytes in the file.
-    pub fn num_bytes(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// The tensor's bytes in its file.
-    fn of<'a>(&self, map: &'a Mmap) -> &'a [u8] {
-        &map[self.bytes.clone()]
-    }
-
-    /// Gives the memory of a tensor that has been read back to the system, so that loading a model does not hold its
-    /// weights twice. It is read from the file again if need be.
-    fn release(&self, map: &Mmap) {
-        #[cfg(unix)]
-        {
-            let advice = memmap2::UncheckedAdvice::DontNeed;
-            // SAFETY: the map is read-only and of a file, so dropped pages come back from the file with the same
-            // content; `Checkpoint`'s contract excludes that the file changes.
-            let _ =
-                unsafe { map.unchecked_advise_range(advice, self.bytes.start, self.bytes.len()) };
-        }
-        #[cfg(not(unix))]
-        let _ = map;
+    pub fn num_bytes(&self) -> u64 {
+        self.bytes.end - self.bytes.start
     }
 
     /// burn's name of the type, if it is a floating point type.
@@ -171,45 +156,88 @@ impl TensorInfo {
     }
 }
 
-/// A weights file, mapped into memory. The file must not be changed while it is open.
+/// The tensors of a weights file, of several, or of memory.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     path: PathBuf,
-    map: Arc<Mmap>,
+    sources: Vec<Arc<dyn TensorSource>>,
     tensors: BTreeMap<String, TensorInfo>,
 }
 
 impl Checkpoint {
-    /// Opens a `.safetensors` file, or a PyTorch `.bin`, `.ckpt`, `.pt` or `.pth` file in its zip format.
+    /// Opens a `.safetensors` file; a PyTorch `.bin`, `.ckpt`, `.pt` or `.pth` file in its zip format; or the
+    /// `.index.json` of shards, which lie beside it.
     ///
     /// # Errors
-    /// If the file cannot be read, is damaged, or is a pickle that names anything but tensors.
+    /// If a file cannot be read, is damaged, or is a pickle that names anything but tensors.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
-        let path = path.as_ref().to_path_buf();
+        let path = path.as_ref();
+        if shards::is_index(path) {
+            return shards::open(path);
+        }
         let read = |source| CheckpointError::Read {
-            path: path.clone(),
+            path: path.to_path_buf(),
             source,
         };
-        check_regular(&path).map_err(read)?;
-        let file = File::open(&path).map_err(read)?;
-        // SAFETY: the map is only read. Changing the file while it is mapped is excluded by this type's contract.
-        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
-        check_contents(&map).map_err(read)?;
+        check_regular(path).map_err(read)?;
+        let file = File::open(path).and_then(FileSource::new).map_err(read)?;
+        Self::from_source(path, Arc::new(file))
+    }
+
+    /// The tensors of a source in a format by the extension of `path`, which also stands for it in messages. Bytes in
+    /// memory are one: `Checkpoint::from_source("model.safetensors", Arc::new(bytes))`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_source(
+        path: impl AsRef<Path>,
+        source: Arc<dyn TensorSource>,
+    ) -> Result<Self, CheckpointError> {
+        let path = path.as_ref().to_path_buf();
+        let mut start = vec![
+            0;
+            usize::try_from(source.len())
+                .unwrap_or(usize::MAX)
+                .min(1 << 10)
+        ];
+        let checked = source.read_at(&mut start, 0);
+        if let Err(source) = checked.and_then(|()| check_contents(&start)) {
+            return Err(CheckpointError::Read { path, source });
+        }
         let extension = path.extension().and_then(|extension| extension.to_str());
         let (format, tensors) = match extension {
-            Some("bin" | "ckpt" | "pt" | "pth") => ("PyTorch", pickle::list(&map)),
-            _ => ("safetensors", safetensors::list(&map)),
+            Some("bin" | "ckpt" | "pt" | "pth") => ("PyTorch", pickle::list(&*source)),
+            _ => ("safetensors", safetensors::list(&*source)),
         };
-        let tensors = tensors.map_err(|message| CheckpointError::Format {
-            path: path.clone(),
-            format,
-            message,
-        })?;
-        Ok(Self {
-            path,
-            map: Arc::new(map),
-            tensors,
-        })
+        match tensors {
+            Ok(tensors) => Ok(Self {
+                path,
+                sources: vec![source],
+                tensors,
+            }),
+            Err(message) => Err(CheckpointError::Format {
+                path,
+                format,
+                message,
+            }),
+        }
+    }
+
+    /// The tensors of both.
+    ///
+    /// # Errors
+    /// If both have a tensor of the same key.
+    pub fn join(mut self, other: Self) -> Result<Self, CheckpointError> {
+        let first = self.sources.len();
+        self.sources.extend(other.sources);
+        for (key, mut info) in other.tensors {
+            info.source += first;
+            if self.tensors.insert(key.clone(), info).is_some() {
+                let path = other.path;
+                return Err(CheckpointError::Twice { path, key });
+            }
+        }
+        Ok(self)
     }
 
     /// The file.

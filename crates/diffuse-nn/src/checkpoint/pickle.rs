@@ -5,13 +5,14 @@
 //! cycles in a hostile file can do harm.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{Cursor, Read};
+use std::io::Read;
 use std::ops::Range;
 use std::rc::Rc;
 
 use zip::{CompressionMethod, ZipArchive};
 
-use super::TensorInfo;
+use super::source::SourceReader;
+use super::{TensorInfo, TensorSource};
 
 /// No dictionary of weights comes near these.
 const MAX_PICKLE_BYTES: u64 = 64 << 20;
@@ -19,13 +20,15 @@ const MAX_VALUES: usize = 1 << 20;
 const MAX_TEXT_BYTES: usize = 1 << 12;
 
 /// The tensors of a PyTorch file.
-pub(super) fn list(file: &[u8]) -> Result<BTreeMap<String, TensorInfo>, String> {
-    if !file.starts_with(b"PK") {
+pub(super) fn list(file: &dyn TensorSource) -> Result<BTreeMap<String, TensorInfo>, String> {
+    let mut start = [0; 2];
+    if file.read_at(&mut start, 0).is_err() || start != *b"PK" {
         return Err(
             "it is not a zip archive; files from before PyTorch 1.6 must be saved again".into(),
         );
     }
-    let mut archive = ZipArchive::new(Cursor::new(file)).map_err(|error| error.to_string())?;
+    let mut archive =
+        ZipArchive::new(SourceReader::new(file)).map_err(|error| error.to_string())?;
     let pickle_name = archive
         .file_names()
         .find(|name| *name == "data.pkl" || name.ends_with("/data.pkl"))
@@ -33,7 +36,7 @@ pub(super) fn list(file: &[u8]) -> Result<BTreeMap<String, TensorInfo>, String> 
         .to_string();
     let root = pickle_name.trim_end_matches("data.pkl").to_string();
 
-    let mut files: HashMap<String, Range<usize>> = HashMap::new();
+    let mut files: HashMap<String, Range<u64>> = HashMap::new();
     let mut pickle = Vec::new();
     for index in 0..archive.len() {
         let mut entry = archive.by_index(index).map_err(|error| error.to_string())?;
@@ -56,8 +59,8 @@ pub(super) fn list(file: &[u8]) -> Result<BTreeMap<String, TensorInfo>, String> 
             if entry.compression() != CompressionMethod::Stored {
                 return Err(format!("`{name}` is compressed"));
             }
-            let start = entry.data_start().ok_or("an entry has no data")? as usize;
-            let end = start.checked_add(entry.size() as usize);
+            let start = entry.data_start().ok_or("an entry has no data")?;
+            let end = start.checked_add(entry.size());
             match end {
                 Some(end) if end <= file.len() => files.insert(key.to_string(), start..end),
                 _ => return Err(format!("`{name}` reaches beyond the end of the file")),
@@ -112,7 +115,7 @@ struct PickledTensor {
 }
 
 impl PickledTensor {
-    fn locate(&self, files: &HashMap<String, Range<usize>>) -> Result<TensorInfo, String> {
+    fn locate(&self, files: &HashMap<String, Range<u64>>) -> Result<TensorInfo, String> {
         let mut expected = 1usize;
         for (size, stride) in self.shape.iter().zip(&self.stride).rev() {
             if *size != 1 && *stride != expected {
@@ -129,12 +132,13 @@ impl PickledTensor {
         let bytes = expected.checked_mul(self.storage.element_bytes);
         let range = start
             .zip(bytes)
-            .and_then(|(start, bytes)| Some((start, start.checked_add(bytes)?)))
-            .filter(|(_, end)| *end <= file.len())
+            .and_then(|(start, bytes)| Some((start as u64, start.checked_add(bytes)? as u64)))
+            .filter(|(_, end)| *end <= file.end - file.start)
             .ok_or_else(|| format!("it reaches beyond the end of `data/{}`", self.storage.file))?;
         Ok(TensorInfo {
             dtype: self.storage.dtype.to_string(),
             shape: self.shape.clone(),
+            source: 0,
             bytes: file.start + range.0..file.start + range.1,
         })
     }

@@ -2,27 +2,48 @@
 
 use std::collections::BTreeMap;
 
-use safetensors::{SafeTensorError, SafeTensors};
+use safetensors::tensor::Metadata;
 use serde_json::{Map, Value};
 
-use super::TensorInfo;
+use super::{TensorInfo, TensorSource};
 
-/// The tensors of a safetensors file. The crate checks that the header fits the file, that the tensors fill it
-/// without gaps, and that each tensor's bytes are what its shape and type need.
-pub(super) fn list(file: &[u8]) -> Result<BTreeMap<String, TensorInfo>, String> {
-    let (header, metadata) = SafeTensors::read_metadata(file).map_err(|error| match error {
-        SafeTensorError::HeaderTooSmall => "it is too short for a header".to_string(),
-        SafeTensorError::MetadataIncompleteBuffer => {
-            "it is truncated: its header describes more bytes than it has".to_string()
-        }
-        SafeTensorError::HeaderTooLarge | SafeTensorError::InvalidHeaderLength => {
-            "its header's length is larger than the file or the format allows".to_string()
-        }
-        other => lying_tensor(file).unwrap_or_else(|| other.to_string()),
+/// A longer header is not one: the format's own limit.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// The tensors of a safetensors file. The crate `safetensors` checks that the tensors leave no gaps, and that each
+/// tensor's bytes are what its shape and type need.
+pub(super) fn list(file: &dyn TensorSource) -> Result<BTreeMap<String, TensorInfo>, String> {
+    let read = |offset, length: usize| {
+        let mut bytes = vec![0; length];
+        let result = file.read_at(&mut bytes, offset);
+        result.map(|()| bytes).map_err(|error| error.to_string())
+    };
+    let length_bytes = size_of::<u64>() as u64;
+    let Some(rest) = file.len().checked_sub(length_bytes) else {
+        return Err("it is too short for a header".into());
+    };
+    let length = read(0, size_of::<u64>())?;
+    let length = u64::from_le_bytes(length.try_into().expect("as many bytes as were read"));
+    if length > MAX_HEADER_BYTES || length > rest {
+        return Err("its header's length is larger than the file or the format allows".into());
+    }
+    let header = read(length_bytes, length as usize)?;
+    let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| {
+        wrong_entry(&header).unwrap_or_else(|| match error.classify() {
+            serde_json::error::Category::Data => error.to_string(),
+            _ => format!("its header is not JSON: {error}"),
+        })
     })?;
-    // The header starts after its own length, which takes eight bytes.
-    let data = header + size_of::<u64>();
     let tensors = metadata.tensors();
+    let data = length_bytes + length;
+    let ends = tensors.values().map(|info| info.data_offsets.1 as u64);
+    let end = data + ends.max().unwrap_or(0);
+    if end > file.len() {
+        return Err("it is truncated: its header describes more bytes than it has".into());
+    }
+    if end < file.len() {
+        return Err("it has more bytes than its header describes".into());
+    }
     Ok(tensors
         .iter()
         .map(|(key, info)| {
@@ -30,7 +51,8 @@ pub(super) fn list(file: &[u8]) -> Result<BTreeMap<String, TensorInfo>, String> 
             let tensor = TensorInfo {
                 dtype: info.dtype.to_string(),
                 shape: info.shape.clone(),
-                bytes: data + start..data + end,
+                source: 0,
+                bytes: data + start as u64..data + end as u64,
             };
             (key.clone(), tensor)
         })
@@ -38,9 +60,7 @@ pub(super) fn list(file: &[u8]) -> Result<BTreeMap<String, TensorInfo>, String> 
 }
 
 /// The first tensor whose entry in the header is wrong in itself, which the crate's errors do not name.
-fn lying_tensor(file: &[u8]) -> Option<String> {
-    let (length, rest) = file.split_first_chunk()?;
-    let header = rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+fn wrong_entry(header: &[u8]) -> Option<String> {
     let header: Map<String, Value> = serde_json::from_slice(header).ok()?;
     let tensors = header.iter().filter(|(key, _)| *key != "__metadata__");
     tensors.into_iter().find_map(|(key, entry)| {
@@ -79,7 +99,7 @@ mod tests {
 
     #[track_caller]
     fn check_error(bytes: &[u8], expected: &str) {
-        let message = list(bytes).unwrap_err();
+        let message = list(&bytes.to_vec()).unwrap_err();
         assert!(message.contains(expected), "{message}");
     }
 
@@ -90,7 +110,10 @@ mod tests {
         let tensors = list(&file(ONE, &[0; 8])).unwrap();
         assert_eq!(tensors["a"].shape, [2]);
         assert_eq!(tensors["a"].dtype, "F32");
-        assert_eq!(tensors["a"].bytes, 8 + ONE.len()..16 + ONE.len());
+        assert_eq!(
+            tensors["a"].bytes,
+            8 + ONE.len() as u64..16 + ONE.len() as u64
+        );
     }
 
     #[test]
@@ -98,6 +121,7 @@ mod tests {
         check_error(&[], "too short");
         check_error(&[1, 2, 3], "too short");
         check_error(&file(ONE, &[0; 7]), "truncated");
+        check_error(&file(ONE, &[0; 9]), "more bytes");
         check_error(&file(ONE, &[0; 8])[..20], "length");
         check_error(&[0xff; 64], "length");
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use burn::tensor::{DType, backend::Backend};
+use burn::tensor::{FloatDType, backend::Backend};
 use diffuse_clip::{CLIPTextModel, CLIPTokenizer};
 use diffuse_nn::ops::has_gpu_kernels;
 use diffuse_schedulers::{Overrides, Scheduler, scheduler_from_config};
@@ -104,8 +104,8 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         let scheduler = load_scheduler(&folder, &index)?;
         let vae_options = LoadOptions {
             dtype: match options.dtype {
-                Some(DType::F16) if has_gpu_kernels::<B>() => options.dtype,
-                _ => Some(DType::F32),
+                Some(FloatDType::F16) if has_gpu_kernels::<B>() => options.dtype,
+                _ => Some(FloatDType::F32),
             },
             ..options.clone()
         };

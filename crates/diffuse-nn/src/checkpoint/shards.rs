@@ -1,0 +1,110 @@
+//! Weights in several files, with an index that says which tensor is in which.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::{Checkpoint, CheckpointError};
+use crate::files::read_text;
+
+#[derive(Deserialize)]
+struct Index {
+    /// File names by the tensors' keys.
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Whether a path names an index: `model.safetensors.index.json`, or `model.safetensors.index.fp16.json`.
+pub(super) fn is_index(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.ends_with(".json") && name.contains(".index."))
+}
+
+/// The tensors of all shards of an index. A shard may lack or have none that the index does not say.
+pub(super) fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
+    let format = |message: String| CheckpointError::Format {
+        path: path.to_path_buf(),
+        format: "index",
+        message,
+    };
+    let text = read_text(path).map_err(|source| CheckpointError::Read {
+        path: path.to_path_buf(),
+        source,
+    })?;
+    let index: Index = serde_json::from_str(&text).map_err(|error| format(error.to_string()))?;
+    let names: BTreeSet<&String> = index.weight_map.values().collect();
+    let mut all = Checkpoint {
+        path: path.to_path_buf(),
+        sources: Vec::new(),
+        tensors: BTreeMap::new(),
+    };
+    for name in names {
+        // Nothing outside of the folder.
+        if Path::new(name).file_name() != Some(name.as_ref()) {
+            return Err(format(format!("`{name}` is not a file's name")));
+        }
+        let shard = Checkpoint::open(path.with_file_name(name))?;
+        for key in shard.tensors.keys() {
+            if index.weight_map.get(key) != Some(name) {
+                return Err(format(format!(
+                    "`{name}` has `{key}`, which is not said of it"
+                )));
+            }
+        }
+        all = all.join(shard)?;
+    }
+    let missing = index.weight_map.keys();
+    let mut missing = missing.filter(|key| !all.tensors.contains_key(*key));
+    match missing.next() {
+        Some(key) => Err(format(format!("no file has `{key}`"))),
+        None => Ok(all),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn shard(key: &str, value: f32) -> Vec<u8> {
+        let header = format!(r#"{{"{key}":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#);
+        let length = (header.len() as u64).to_le_bytes();
+        [&length, header.as_bytes(), &value.to_le_bytes()].concat()
+    }
+
+    #[test]
+    fn shards_are_one_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors.index.json");
+        let write = |name: &str, bytes: &[u8]| fs::write(folder.path().join(name), bytes).unwrap();
+        let index = |map: &str| write("model.safetensors.index.json", map.as_bytes());
+        write("1.safetensors", &shard("a", 1.5));
+        write("2.safetensors", &shard("b", 2.5));
+        index(r#"{"metadata":{},"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}"#);
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        for (key, value) in [("a", 1.5_f32), ("b", 2.5)] {
+            let data = checkpoint.read_f32(key).unwrap();
+            assert_eq!(data.to_vec::<f32>().unwrap(), [value]);
+        }
+
+        let check_error = |map: &str, expected: &str| {
+            index(map);
+            let error = Checkpoint::open(&path).unwrap_err().to_string();
+            assert!(error.ends_with(expected), "{error}");
+        };
+        check_error(
+            r#"{"weight_map":{"a":"1.safetensors","c":"1.safetensors"}}"#,
+            "is not a valid index file: no file has `c`",
+        );
+        check_error(
+            r#"{"weight_map":{"c":"1.safetensors"}}"#,
+            "`1.safetensors` has `a`, which is not said of it",
+        );
+        check_error(
+            r#"{"weight_map":{"a":"../1.safetensors"}}"#,
+            "`../1.safetensors` is not a file's name",
+        );
+        check_error(r#"{"weight_map":[]}"#, "expected a map at line 1 column 14");
+    }
+}

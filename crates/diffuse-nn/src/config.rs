@@ -40,12 +40,12 @@ pub enum ConfigError {
         message: String,
     },
     /// A file asks for something that is not computed here.
-    #[error("`{}`: {source}", path.display())]
+    #[error("`{}`: {cause}", path.display())]
     In {
         /// The file.
         path: PathBuf,
-        /// What it asks for.
-        source: Box<ConfigError>,
+        /// What it asks for; part of this error's message, and so no `source` of it.
+        cause: Box<ConfigError>,
     },
     /// A value that this model does not compute.
     #[error("`{key}` is {value}, but {class} supports {supported}")]
@@ -114,7 +114,7 @@ pub trait ModelConfig: Serialize + DeserializeOwned {
         Self::from_map(map, &invalid).map_err(|error| match error {
             ConfigError::Unsupported { .. } => ConfigError::In {
                 path: path.to_path_buf(),
-                source: Box::new(error),
+                cause: Box::new(error),
             },
             error => error,
         })

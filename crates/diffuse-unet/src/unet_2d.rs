@@ -23,6 +23,15 @@ pub enum UNet2DDownBlock {
     AttnDownBlock2D,
 }
 
+impl UNet2DDownBlock {
+    fn has_attention(self) -> bool {
+        match self {
+            UNet2DDownBlock::DownBlock2D => false,
+            UNet2DDownBlock::AttnDownBlock2D => true,
+        }
+    }
+}
+
 /// The level at the bottom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UNet2DMidBlock {
@@ -37,6 +46,15 @@ pub enum UNet2DUpBlock {
     UpBlock2D,
     /// Residual blocks, each followed by self-attention.
     AttnUpBlock2D,
+}
+
+impl UNet2DUpBlock {
+    fn has_attention(self) -> bool {
+        match self {
+            UNet2DUpBlock::UpBlock2D => false,
+            UNet2DUpBlock::AttnUpBlock2D => true,
+        }
+    }
 }
 
 /// What a [`UNet2DModel`]'s `config.json` holds; defaults are the reference's.
@@ -223,8 +241,8 @@ impl UNet2DConfig {
         let down = channels.iter().zip(&self.down_block_types);
         let up = channels.iter().rev().zip(&self.up_block_types);
         let mid = self.mid_block_type.is_some() && self.add_attention;
-        down.map(|(channels, block)| (*channels, *block == UNet2DDownBlock::AttnDownBlock2D))
-            .chain(up.map(|(channels, block)| (*channels, *block == UNet2DUpBlock::AttnUpBlock2D)))
+        down.map(|(channels, block)| (*channels, block.has_attention()))
+            .chain(up.map(|(channels, block)| (*channels, block.has_attention())))
             .chain(channels.last().map(|channels| (*channels, mid)))
     }
 
@@ -273,7 +291,7 @@ impl UNet2DConfig {
                 .init(device),
             down_blocks: levels.down_blocks(
                 |level| {
-                    let attends = self.down_block_types[level] == UNet2DDownBlock::AttnDownBlock2D;
+                    let attends = self.down_block_types[level].has_attention();
                     level_attention(attends, level)
                 },
                 device,
@@ -291,7 +309,7 @@ impl UNet2DConfig {
             }),
             up_blocks: levels.up_blocks(
                 |index, level| {
-                    let attends = self.up_block_types[index] == UNet2DUpBlock::AttnUpBlock2D;
+                    let attends = self.up_block_types[index].has_attention();
                     level_attention(attends, level)
                 },
                 device,

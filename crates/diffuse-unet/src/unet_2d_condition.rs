@@ -24,6 +24,15 @@ pub enum UNet2DConditionDownBlock {
     CrossAttnDownBlock2D,
 }
 
+impl UNet2DConditionDownBlock {
+    fn has_attention(self) -> bool {
+        match self {
+            UNet2DConditionDownBlock::DownBlock2D => false,
+            UNet2DConditionDownBlock::CrossAttnDownBlock2D => true,
+        }
+    }
+}
+
 /// The level at the bottom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UNet2DConditionMidBlock {
@@ -38,6 +47,15 @@ pub enum UNet2DConditionUpBlock {
     UpBlock2D,
     /// Residual blocks, each followed by a transformer that sees the text.
     CrossAttnUpBlock2D,
+}
+
+impl UNet2DConditionUpBlock {
+    fn has_attention(self) -> bool {
+        match self {
+            UNet2DConditionUpBlock::UpBlock2D => false,
+            UNet2DConditionUpBlock::CrossAttnUpBlock2D => true,
+        }
+    }
 }
 
 /// What a [`UNet2DConditionModel`]'s `config.json` holds; defaults are the reference's.
@@ -249,10 +267,8 @@ impl UNet2DConditionConfig {
     ) -> impl Iterator<Item = (&'a usize, &'a usize)> {
         let last = self.block_out_channels.len() - 1;
         let attends = move |level: usize| {
-            let down = self.down_block_types[level];
-            let up = self.up_block_types[last - level];
-            down == UNet2DConditionDownBlock::CrossAttnDownBlock2D
-                || up == UNet2DConditionUpBlock::CrossAttnUpBlock2D
+            self.down_block_types[level].has_attention()
+                || self.up_block_types[last - level].has_attention()
                 || level == last && self.mid_block_type.is_some()
         };
         let levels = self.block_out_channels.iter().zip(heads).enumerate();
@@ -317,8 +333,7 @@ impl UNet2DConditionConfig {
             down_blocks: levels.down_blocks(
                 |level| {
                     let block = self.down_block_types[level];
-                    (block == UNet2DConditionDownBlock::CrossAttnDownBlock2D)
-                        .then(|| transformer(level))
+                    block.has_attention().then(|| transformer(level))
                 },
                 device,
             ),
@@ -334,8 +349,7 @@ impl UNet2DConditionConfig {
             up_blocks: levels.up_blocks(
                 |index, level| {
                     let block = self.up_block_types[index];
-                    (block == UNet2DConditionUpBlock::CrossAttnUpBlock2D)
-                        .then(|| transformer(level))
+                    block.has_attention().then(|| transformer(level))
                 },
                 device,
             ),

@@ -84,7 +84,6 @@ impl<B: Backend> Scheduler<B> for DDIMScheduler<B> {
         let options = &self.resolved.options;
         let steps = request.steps(DDIMConfig::CLASS)?;
         let timesteps = options.spacing().visited(steps)?;
-        self.noise_schedule.mixtures(&timesteps)?;
         if options.prediction_type == PredictionType::Epsilon && !self.bound.cuts_infinity() {
             self.noise_schedule
                 .require_signal(DDIMConfig::CLASS, &timesteps)?;

@@ -97,7 +97,6 @@ impl<B: Backend> Scheduler<B> for DDIMInverseScheduler<B> {
         let steps = request.steps(CLASS)?;
         let mut timesteps = options.spacing().visited(steps)?;
         timesteps.reverse();
-        self.noise_schedule.mixtures(&timesteps)?;
         let stride = options.num_train_timesteps / steps;
         let from_image = timesteps[0] < stride as f64 && options.set_alpha_to_one;
         if from_image && options.prediction_type == PredictionType::Sample {

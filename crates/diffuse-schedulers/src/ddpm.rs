@@ -84,22 +84,6 @@ impl<B: Backend> DDPMScheduler<B> {
         &self.noise_schedule
     }
 
-    /// Custom timesteps go down strictly and stay within the training schedule.
-    fn check_timesteps(&self, timesteps: &[f64]) -> Result<(), SchedulerError> {
-        let reason = match timesteps {
-            [] => "there is none",
-            list if !list.is_sorted_by(|a, b| a > b) => {
-                "custom timesteps must be in descending order"
-            }
-            _ => return Ok(()),
-        };
-        Err(SchedulerError::Schedule {
-            class: DDPMConfig::CLASS,
-            what: "timesteps",
-            reason: reason.into(),
-        })
-    }
-
     /// What multiplies the noise of a step, where the model predicts it: `[batch, channels, height, width]`.
     fn learned_deviation(&self, predicted: Tensor<B, 4>, small: f32, large: f32) -> Tensor<B, 4> {
         if self.resolved.options.variance_type == VarianceType::Learned {
@@ -131,12 +115,11 @@ impl<B: Backend> Scheduler<B> for DDPMScheduler<B> {
         let options = &self.resolved.options;
         let timesteps = match request {
             TimestepRequest::Timesteps(timesteps) => {
-                self.check_timesteps(timesteps)?;
+                options.spacing().check_whole_list(timesteps, false)?;
                 timesteps.clone()
             }
             other => options.spacing().visited(other.steps(DDPMConfig::CLASS)?)?,
         };
-        self.noise_schedule.mixtures(&timesteps)?;
         if options.prediction_type == PredictionType::Epsilon && !self.bound.cuts_infinity() {
             self.noise_schedule
                 .require_signal(DDPMConfig::CLASS, &timesteps)?;

@@ -167,7 +167,7 @@ impl<B: Backend> Scheduler<B> for DEISMultistepScheduler<B> {
         let output = prediction.image_or_noise(mixture, self.bound, false);
         remember(&mut self.outputs, output, options.solver_order);
         let prev_sample = weights.apply(step.sample, &self.outputs, None);
-        self.ladder.descend();
+        self.ladder.descend(rung);
         Ok(StepOutput {
             prev_sample,
             pred_original_sample: None,

@@ -198,7 +198,7 @@ impl<B: Backend> Scheduler<B> for DPMSolverMultistepScheduler<B> {
         let weights = self.weights(rung, self.outputs.len());
         remember(&mut self.outputs, output, options.solver_order);
         let prev_sample = weights.apply(step.sample, &self.outputs, noise);
-        self.ladder.descend();
+        self.ladder.descend(rung);
         Ok(StepOutput {
             prev_sample,
             pred_original_sample: None,

@@ -177,7 +177,7 @@ impl<B: Backend> Scheduler<B> for DPMSolverMultistepInverseScheduler<B> {
         let weights = self.weights(rung, self.outputs.len());
         remember(&mut self.outputs, output, options.solver_order);
         let prev_sample = weights.apply(step.sample, &self.outputs, None);
-        self.ladder.descend();
+        self.ladder.descend(rung);
         Ok(StepOutput {
             prev_sample,
             pred_original_sample: None,

@@ -12,6 +12,7 @@
 //! `W` is one path of Brownian motion for the whole run (`brownian.rs`), so that both halves of a step see the same noise.
 
 use burn::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::ancestral::Ancestral;
 use crate::brownian::BrownianTree;
@@ -32,9 +33,21 @@ scheduler_config! {
     pub struct DPMSolverSDEConfig for "DPMSolverSDEScheduler" [
         noise(0.00085, 0.012, Linear), sigmas, spacing(Linspace)
     ] {
-        /// The seed of the noise; without one it is drawn from the run's source of noise.
-        pub noise_sampler_seed: Option<u64> = None,
+        /// The seed of the noise, or one for each picture of the batch; without one it is drawn, for each picture, from
+        /// the run's source of noise.
+        pub noise_sampler_seed: Option<NoiseSamplerSeed> = None,
     }
+}
+
+/// Seeds of Brownian paths (the key `noise_sampler_seed`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a seed or a list of seeds")]
+#[non_exhaustive]
+pub enum NoiseSamplerSeed {
+    /// One path for the whole batch.
+    Batch(u64),
+    /// One path for each picture.
+    Each(Vec<u64>),
 }
 
 const CLASS: &str = DPMSolverSDEConfig::CLASS;
@@ -45,7 +58,8 @@ pub struct DPMSolverSDEScheduler<B: Backend> {
     resolved: Resolved<DPMSolverSDEConfig>,
     noise_schedule: NoiseSchedule,
     ladder: Ladder,
-    noise: Option<BrownianTree>,
+    /// The Brownian paths of the run: one for the batch, or one for each picture.
+    paths: Vec<BrownianTree>,
     /// Between the two calls: the sample that the step starts from.
     start: Option<Tensor<B, 4>>,
 }
@@ -65,7 +79,7 @@ impl<B: Backend> DPMSolverSDEScheduler<B> {
         Ok(Self {
             noise_schedule,
             ladder: Ladder::default(),
-            noise: None,
+            paths: Vec::new(),
             start: None,
             resolved,
         })
@@ -76,6 +90,31 @@ impl<B: Backend> DPMSolverSDEScheduler<B> {
         &self.noise_schedule
     }
 
+    /// The Brownian paths of a run, each over its whole range of noise levels.
+    fn new_paths(&self, step: &mut Step<'_, B>) -> Result<Vec<BrownianTree>, SchedulerError> {
+        let [batch, channels, height, width] = step.sample.dims();
+        let picture = channels * height * width;
+        let (seeds, count) = match &self.resolved.options.noise_sampler_seed {
+            Some(NoiseSamplerSeed::Batch(seed)) => (vec![*seed], batch * picture),
+            Some(NoiseSamplerSeed::Each(seeds)) if seeds.len() == batch => (seeds.clone(), picture),
+            Some(NoiseSamplerSeed::Each(seeds)) => {
+                return Err(SchedulerError::Value {
+                    class: CLASS,
+                    key: "noise_sampler_seed",
+                    value: format!("a list of {}", seeds.len()),
+                    expected: format!("expected one for each of the {batch} pictures"),
+                });
+            }
+            None => (step.noise.seeds(batch)?, picture),
+        };
+        let levels = self.ladder.sigmas().iter().filter(|sigma| **sigma > 0.0);
+        let min = levels.copied().fold(f32::INFINITY, f32::min);
+        let (min, max) = (min.into(), self.ladder.max_sigma().into());
+        let dtype = step.noise.dtype();
+        let path = |&seed: &u64| BrownianTree::new(min, max, seed, count, dtype);
+        Ok(seeds.iter().map(path).collect())
+    }
+
     /// Normal numbers for a step between two levels, `[batch, channels, height, width]`.
     fn noise_between(
         &mut self,
@@ -84,24 +123,15 @@ impl<B: Backend> DPMSolverSDEScheduler<B> {
         to: f32,
     ) -> Result<Tensor<B, 4>, SchedulerError> {
         let dims = step.sample.dims();
-        let tree = match self.noise.take() {
-            Some(tree) => tree,
-            None => {
-                let seed = match self.resolved.options.noise_sampler_seed {
-                    Some(seed) => seed,
-                    None => step.noise.seed(dims[0])?,
-                };
-                let levels = self.ladder.sigmas().iter().filter(|sigma| **sigma > 0.0);
-                let min = levels.copied().fold(f32::INFINITY, f32::min);
-                let max = self.ladder.max_sigma();
-                let count = dims.iter().product();
-                BrownianTree::new(min.into(), max.into(), seed, count, step.noise.dtype())
-            }
-        };
+        if self.paths.is_empty() {
+            self.paths = self.new_paths(step)?;
+        }
         let deviation = (to - from).abs().sqrt();
-        let increment = tree.increment(to.into(), from.into());
-        self.noise = Some(tree);
-        let noise: Vec<f32> = increment.into_iter().map(|w| -w / deviation).collect();
+        let increments = self
+            .paths
+            .iter()
+            .flat_map(|path| path.increment(to.into(), from.into()));
+        let noise: Vec<f32> = increments.map(|w| -w / deviation).collect();
         let device = step.sample.device();
         Ok(Tensor::from_data(
             TensorData::new(noise, dims),
@@ -151,7 +181,8 @@ impl<B: Backend> Scheduler<B> for DPMSolverSDEScheduler<B> {
             .flat_map(|pair| [pair[0], middle(pair[0], pair[1])]);
         let seen = seen.collect();
         self.ladder = Ladder::new(timesteps, twice_within(&sigmas, steps)).with_seen(seen);
-        (self.noise, self.start) = (None, None);
+        self.paths.clear();
+        self.start = None;
         Ok(())
     }
 
@@ -194,7 +225,7 @@ impl<B: Backend> Scheduler<B> for DPMSolverSDEScheduler<B> {
                 (step.options.s_noise as f32 * up, noise),
             ])
         };
-        self.ladder.descend();
+        self.ladder.descend(rung);
         Ok(StepOutput {
             prev_sample,
             pred_original_sample: Some(original),

@@ -220,7 +220,7 @@ impl<B: Backend> Scheduler<B> for DPMSolverSinglestepScheduler<B> {
         };
         let prev_sample = weights.apply(start.clone(), &self.outputs, noise);
         self.start = Some(start);
-        self.ladder.descend();
+        self.ladder.descend(rung);
         Ok(StepOutput {
             prev_sample,
             pred_original_sample: None,

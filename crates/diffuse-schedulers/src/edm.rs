@@ -48,12 +48,13 @@ impl EDM {
             ("sigma_data", self.sigma_data),
             ("rho", self.rho),
         ] {
-            if !(value > 0.0 && value.is_finite()) {
+            // Their squares are f32.
+            if !(1e-18..=1e18).contains(&value) {
                 return Err(SchedulerError::Value {
                     class: self.class,
                     key,
                     value: value.to_string(),
-                    expected: "expected a number greater than 0".into(),
+                    expected: "expected a number from 1e-18 to 1e18".into(),
                 });
             }
         }
@@ -86,7 +87,18 @@ impl EDM {
             EDMSigmaSchedule::Exponential if steps == 1 => vec![range.min],
             EDMSigmaSchedule::Exponential => SigmaCurve::Exponential.levels(range, steps),
         };
-        Ok(levels.into_iter().map(|sigma| sigma as f32).collect())
+        let levels: Vec<f32> = levels.into_iter().map(|sigma| sigma as f32).collect();
+        match levels.iter().all(|sigma| *sigma > 0.0 && sigma.is_finite()) {
+            true => Ok(levels),
+            false => Err(SchedulerError::Clash {
+                class: self.class,
+                keys: format!(
+                    "`sigma_min` `{}`, `sigma_max` `{}` and `rho` `{}`",
+                    self.sigma_min, self.sigma_max, self.rho
+                ),
+                advice: "the sigmas between them cannot be told from 0".into(),
+            }),
+        }
     }
 
     /// What the model is told at a level.

@@ -139,7 +139,7 @@ impl<B: Backend> Scheduler<B> for EDMDPMSolverMultistepScheduler<B> {
     }
 
     fn scale_model_input(
-        &mut self,
+        &self,
         sample: Tensor<B, 4>,
         timestep: f64,
     ) -> Result<Tensor<B, 4>, SchedulerError> {
@@ -166,7 +166,7 @@ impl<B: Backend> Scheduler<B> for EDMDPMSolverMultistepScheduler<B> {
         let weights = self.weights(rung, self.outputs.len());
         remember(&mut self.outputs, image, options.solver_order);
         let prev_sample = weights.apply(step.sample, &self.outputs, noise);
-        self.ladder.descend();
+        self.ladder.descend(rung);
         Ok(StepOutput {
             prev_sample,
             pred_original_sample: None,

@@ -70,7 +70,7 @@ impl<B: Backend> Scheduler<B> for EDMEulerScheduler<B> {
     }
 
     fn scale_model_input(
-        &mut self,
+        &self,
         sample: Tensor<B, 4>,
         timestep: f64,
     ) -> Result<Tensor<B, 4>, SchedulerError> {
@@ -90,7 +90,7 @@ impl<B: Backend> Scheduler<B> for EDMEulerScheduler<B> {
         let original = edm.denoised(step.sample.clone(), step.model_output, sigma_hat);
         let share = next / sigma_hat;
         let prev_sample = combine([(share, step.sample), (1.0 - share, original.clone())]);
-        self.ladder.descend();
+        self.ladder.descend(rung);
         Ok(StepOutput {
             prev_sample,
             pred_original_sample: Some(original),

@@ -82,6 +82,16 @@ pub enum SchedulerError {
         /// What is supported.
         expected: String,
     },
+    /// The betas make no noise schedule that a sampler can follow.
+    #[error("`{class}` cannot use these betas ({betas}): {reason}")]
+    NoiseSchedule {
+        /// The sampler.
+        class: &'static str,
+        /// The options that the betas come from.
+        betas: String,
+        /// What is wrong with them.
+        reason: String,
+    },
     /// Options that are fine alone have no finite result together.
     #[error("{keys} do not go together in `{class}`: {advice}")]
     Clash {

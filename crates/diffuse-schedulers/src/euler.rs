@@ -133,30 +133,26 @@ impl<B: Backend> EulerDiscreteScheduler<B> {
         Ok((levels.timesteps, sigmas))
     }
 
-    /// Refuses lists that are no way from noise to image.
-    fn check_list(&self, what: &'static str, list: &[f64]) -> Result<(), SchedulerError> {
-        let options = &self.resolved.options;
-        let train = options.num_train_timesteps as f64;
-        let curve = options.sigma_curve()?.is_some() || self.is_continuous();
-        let reason = match (what, list) {
-            ("timesteps", []) => "there is none",
-            ("timesteps", _) if curve => {
-                "they are chosen by `use_*_sigmas` or a continuous `timestep_type` already"
-            }
-            ("timesteps", list) if !list.iter().all(|t| (0.0..train).contains(t)) => {
-                "each must be in `0..num_train_timesteps`"
-            }
-            ("sigmas", [] | [_]) => "there must be one for each step and one for the result",
-            ("sigmas", [steps @ .., last])
-                if *last < 0.0 || !steps.iter().all(|s| *s > 0.0 && s.is_finite()) =>
-            {
-                "each must be a number greater than 0, the last may be 0"
-            }
-            _ => return Ok(()),
+    /// Refuses sigmas that do not lead from noise to image.
+    fn check_sigmas(&self, sigmas: &[f64]) -> Result<(), SchedulerError> {
+        let steps = &sigmas[..sigmas.len().saturating_sub(1)];
+        let usable = |sigma: &f64| *sigma > 0.0 && (*sigma as f32).is_finite();
+        let last = sigmas.last().copied().unwrap_or(0.0);
+        let reason = if steps.is_empty() {
+            "there must be one for each step and one for the result"
+        } else if !steps.iter().all(usable) || !(last >= 0.0 && last.is_finite()) {
+            "each must be a number greater than 0, the last may be 0"
+        } else if sigmas
+            .windows(2)
+            .any(|pair| pair[0] as f32 <= pair[1] as f32)
+        {
+            "they must be in descending order"
+        } else {
+            return Ok(());
         };
         Err(SchedulerError::Schedule {
             class: CLASS,
-            what,
+            what: "sigmas",
             reason: reason.into(),
         })
     }
@@ -208,11 +204,13 @@ impl<B: Backend> Scheduler<B> for EulerDiscreteScheduler<B> {
                 self.levels_of_timesteps(spacing.visited_unrounded(*steps)?)?
             }
             TimestepRequest::Timesteps(timesteps) => {
-                self.check_list("timesteps", timesteps)?;
+                let options = &self.resolved.options;
+                let chosen = options.sigma_curve()?.is_some() || self.is_continuous();
+                spacing.check_list(timesteps, chosen)?;
                 self.levels_of_timesteps(timesteps.clone())?
             }
             TimestepRequest::Sigmas(sigmas) => {
-                self.check_list("sigmas", sigmas)?;
+                self.check_sigmas(sigmas)?;
                 let logs = LogSigmas::new(&self.noise_schedule.sigmas());
                 let sigmas: Vec<f32> = sigmas.iter().map(|&sigma| sigma as f32).collect();
                 let timesteps = sigmas[..sigmas.len() - 1]
@@ -258,7 +256,7 @@ impl<B: Backend> Scheduler<B> for EulerDiscreteScheduler<B> {
             (next / sigma_hat, sample),
             (1.0 - next / sigma_hat, original.clone()),
         ]);
-        self.ladder.descend();
+        self.ladder.descend(rung);
         Ok(StepOutput {
             prev_sample,
             pred_original_sample: Some(original),

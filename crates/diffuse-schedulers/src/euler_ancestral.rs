@@ -109,7 +109,7 @@ impl<B: Backend> Scheduler<B> for EulerAncestralDiscreteScheduler<B> {
             (1.0 - down / sigma, original.clone()),
             (up, noise),
         ]);
-        self.ladder.descend();
+        self.ladder.descend(rung);
         Ok(StepOutput {
             prev_sample,
             pred_original_sample: Some(original),

@@ -132,7 +132,7 @@ impl<B: Backend> Scheduler<B> for HeunDiscreteScheduler<B> {
                 ])
             }
         };
-        self.ladder.descend();
+        self.ladder.descend(rung);
         Ok(StepOutput {
             prev_sample,
             pred_original_sample: Some(original),

@@ -133,7 +133,7 @@ impl<B: Backend> Scheduler<B> for IPNDMScheduler<B> {
         let image = combine([(1.0, step.sample), (-beta, estimate.clone())]);
         let image = image.div_scalar(alpha.max(1e-8));
         let prev_sample = combine([(alpha_next, image), (beta_next, estimate)]);
-        self.ladder.descend();
+        self.ladder.descend(rung);
         Ok(StepOutput {
             prev_sample,
             pred_original_sample: None,

@@ -126,7 +126,7 @@ impl<B: Backend> Scheduler<B> for KDPM2DiscreteScheduler<B> {
                 along(start, to - from, step.sample, original.clone(), sigma)
             }
         };
-        self.ladder.descend();
+        self.ladder.descend(rung);
         Ok(StepOutput {
             prev_sample,
             pred_original_sample: Some(original),

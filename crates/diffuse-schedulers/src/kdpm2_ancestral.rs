@@ -137,7 +137,7 @@ impl<B: Backend> Scheduler<B> for KDPM2AncestralDiscreteScheduler<B> {
                     + noise.mul_scalar(up)
             }
         };
-        self.ladder.descend();
+        self.ladder.descend(rung);
         Ok(StepOutput {
             prev_sample,
             pred_original_sample: Some(original),

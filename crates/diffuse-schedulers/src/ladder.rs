@@ -59,23 +59,23 @@ impl Ladder {
         self.begin = Some(rung);
     }
 
-    /// The rung of the current step, which begins the run if it has not begun.
-    pub fn rung(&mut self, timestep: f64) -> Result<usize, SchedulerError> {
+    /// The rung of the current step: counted in a run that has begun, else where it begins.
+    pub fn rung(&self, timestep: f64) -> Result<usize, SchedulerError> {
+        let steps = self.timesteps.len();
         let rung = match self.rung.or(self.begin) {
             Some(rung) => rung,
             None => self.find(timestep)?,
         };
-        self.rung = Some(rung);
-        match (self.timesteps.len(), rung) {
+        match (steps, rung) {
             (0, _) => Err(SchedulerError::NoTimesteps),
             (steps, rung) if rung >= steps => Err(SchedulerError::Finished { steps }),
             _ => Ok(rung),
         }
     }
 
-    /// Ends the current step.
-    pub fn descend(&mut self) {
-        self.rung = self.rung.map(|rung| rung + 1);
+    /// Ends the step at a rung.
+    pub fn descend(&mut self, rung: usize) {
+        self.rung = Some(rung + 1);
     }
 
     /// The noise levels at which images are noised: those of the timesteps, or of the run's current rung if the run
@@ -96,11 +96,15 @@ impl Ladder {
             .collect()
     }
 
-    /// The rung of a timestep; of the second one if it occurs twice, so that a run that begins inside the schedule
-    /// skips no level.
+    /// The rung of a timestep: the first one for the first timestep, where a run from the beginning
+    /// starts; else of the second one if it occurs twice, as in the reference, so that a run that
+    /// begins inside the schedule skips no level.
     pub fn find(&self, timestep: f64) -> Result<usize, SchedulerError> {
         if self.timesteps.is_empty() {
             return Err(SchedulerError::NoTimesteps);
+        }
+        if self.timesteps[0] == timestep {
+            return Ok(0);
         }
         let mut found = (0..self.timesteps.len()).filter(|&rung| self.timesteps[rung] == timestep);
         let first = found
@@ -162,7 +166,7 @@ macro_rules! noise_level_methods {
         }
 
         fn scale_model_input(
-            &mut self,
+            &self,
             sample: Tensor<B, 4>,
             timestep: f64,
         ) -> Result<Tensor<B, 4>, SchedulerError> {

@@ -56,6 +56,14 @@ impl<B: Backend> LCMScheduler<B> {
         let noise_schedule =
             options.noise_schedule(BetaSchedule::COMMON, options.rescale_betas_zero_snr)?;
         let bound = options.threshold_or(options.clipping()?)?;
+        if !options.timestep_scaling.is_finite() {
+            return Err(SchedulerError::Value {
+                class: CLASS,
+                key: "timestep_scaling",
+                value: options.timestep_scaling.to_string(),
+                expected: "expected a finite number".into(),
+            });
+        }
         distilled::check(options.spacing(), options.original_inference_steps)?;
         Ok(Self {
             noise_schedule,
@@ -117,7 +125,7 @@ impl<B: Backend> Scheduler<B> for LCMScheduler<B> {
                 combine([(next.alpha, denoised.clone()), (next.sigma, noise)])
             }
         };
-        self.ladder.descend();
+        self.ladder.descend(rung);
         Ok(StepOutput {
             prev_sample,
             pred_original_sample: Some(denoised),

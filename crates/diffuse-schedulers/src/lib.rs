@@ -60,7 +60,7 @@ pub use dpmsolver_multistep::{DPMSolverMultistepConfig, DPMSolverMultistepSchedu
 pub use dpmsolver_multistep_inverse::{
     DPMSolverMultistepInverseConfig, DPMSolverMultistepInverseScheduler,
 };
-pub use dpmsolver_sde::{DPMSolverSDEConfig, DPMSolverSDEScheduler};
+pub use dpmsolver_sde::{DPMSolverSDEConfig, DPMSolverSDEScheduler, NoiseSamplerSeed};
 pub use dpmsolver_singlestep::{DPMSolverSinglestepConfig, DPMSolverSinglestepScheduler};
 pub use edm::EDMSigmaSchedule;
 pub use edm_dpmsolver_multistep::{EDMDPMSolverMultistepConfig, EDMDPMSolverMultistepScheduler};

@@ -130,7 +130,7 @@ impl<B: Backend> Scheduler<B> for LMSDiscreteScheduler<B> {
         let prev_sample = self
             .weights(rung, order)
             .apply(step.sample, &self.derivatives, None);
-        self.ladder.descend();
+        self.ladder.descend(rung);
         Ok(StepOutput {
             prev_sample,
             pred_original_sample: Some(original),

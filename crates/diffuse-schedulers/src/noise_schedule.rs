@@ -52,6 +52,30 @@ pub(crate) struct NoiseOptions<'a> {
     pub rescale_betas_zero_snr: bool,
 }
 
+impl NoiseOptions<'_> {
+    /// The options that the betas come from, for an error.
+    fn describe(&self) -> String {
+        let rescaled = match self.rescale_betas_zero_snr {
+            true => ", `rescale_betas_zero_snr` `true`",
+            false => "",
+        };
+        let betas = match self.trained_betas {
+            Some(betas) => format!("`trained_betas`, a list of {}", betas.len()),
+            None => {
+                let kind = serde_json::to_value(self.beta_schedule).unwrap_or_default();
+                format!(
+                    "`beta_schedule` `{}`, `beta_start` `{}`, `beta_end` `{}`",
+                    kind.as_str().unwrap_or_default(),
+                    self.beta_start,
+                    self.beta_end
+                )
+            }
+        };
+        let count = self.num_train_timesteps;
+        format!("{betas}, `num_train_timesteps` `{count}`{rescaled}")
+    }
+}
+
 /// `β_t` and `ᾱ_t` for every training timestep `t`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NoiseSchedule {
@@ -108,23 +132,15 @@ impl NoiseSchedule {
         if options.rescale_betas_zero_snr {
             betas = rescale_zero_terminal_snr(&betas);
         }
-        if betas.iter().any(|beta| !(0.0..=1.0).contains(beta))
-            || 1.0 - betas[0] >= 1.0
-            || 1.0 - betas[0] <= 0.0
-        {
-            let key = if options.trained_betas.is_some() {
-                "trained_betas"
-            } else {
-                "beta_start"
-            };
-            let first = betas[0].to_string();
-            return invalid(
-                key,
-                first,
-                "expected betas between 0 and 1, the first greater than 0 and less than 1",
-            );
-        }
         let alphas_cumprod = running_product(&betas);
+        if let Some(reason) = fault(&betas, &alphas_cumprod, options.rescale_betas_zero_snr) {
+            let (class, betas) = (options.class, options.describe());
+            return Err(SchedulerError::NoiseSchedule {
+                class,
+                betas,
+                reason,
+            });
+        }
         Ok(Self {
             betas,
             alphas_cumprod,
@@ -204,6 +220,28 @@ impl NoiseSchedule {
             .expect("a schedule has at least one timestep") = 2f32.powi(-24);
         self
     }
+}
+
+/// Why no sampler can use these betas, if so. `ᾱ_t` must stay in the normal range of f32, where
+/// `σ_t` and its square are finite; rescaled betas may end at 0.
+fn fault(betas: &[f32], alphas_cumprod: &[f32], rescaled: bool) -> Option<String> {
+    let last = betas.len() - 1;
+    let may_be_one = |t: usize| rescaled && t == last && t > 0;
+    let valid = |t: usize| (0.0..1.0).contains(&betas[t]) || betas[t] == 1.0 && may_be_one(t);
+    if let Some(t) = (0..=last).find(|&t| !valid(t)) {
+        let beta = betas[t];
+        return Some(format!("`β` at timestep {t} is {beta}, not in `0..1`"));
+    }
+    if 1.0 - betas[0] == 1.0 {
+        return Some("`β` at timestep 0 adds no noise: it must be greater than 0".into());
+    }
+    let gone = |t: usize| alphas_cumprod[t] < f32::MIN_POSITIVE && !may_be_one(t);
+    (0..=last).find(|&t| gone(t)).map(|t| {
+        format!(
+            "from timestep {t} of {last} on nothing is left of the image (`ᾱ` underflows), choose \
+             smaller betas"
+        )
+    })
 }
 
 /// `β_t` of each kind, for `t` in `0..count`.

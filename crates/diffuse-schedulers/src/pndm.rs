@@ -233,9 +233,6 @@ impl<B: Backend> Scheduler<B> for PNDMScheduler<B> {
         let options = &self.resolved.options;
         let steps = request.steps(PNDMConfig::CLASS)?;
         let visited = options.spacing().visited(steps)?;
-        // Both noise estimates of `φ` divide by the image in the sample, whatever the model predicts.
-        self.noise_schedule
-            .require_signal(PNDMConfig::CLASS, &visited)?;
         self.stride = options.num_train_timesteps / steps;
         (self.timesteps, self.warm_up) = if options.skip_prk_steps {
             let twice = visited.get(1).copied();

@@ -262,7 +262,7 @@ impl<B: Backend> Scheduler<B> for SASolverScheduler<B> {
             tau,
             order,
         });
-        self.ladder.descend();
+        self.ladder.descend(rung);
         Ok(StepOutput {
             prev_sample,
             pred_original_sample: None,

@@ -166,14 +166,16 @@ impl StepNoise<'_> {
         self.draw(x, DType::F32)
     }
 
-    /// A seed for a source of its own, drawn for a batch of so many images.
-    pub fn seed(&mut self, batch: usize) -> Result<u64, SchedulerError> {
+    /// Seeds for sources of their own, one for each picture of a batch.
+    pub fn seeds(&mut self, batch: usize) -> Result<Vec<u64>, SchedulerError> {
         let numbers = self.source.randn([batch, 1, 1, 2], DType::F32)?;
-        let bits = numbers
-            .iter()
-            .take(2)
-            .map(|number| u64::from(number.to_bits()));
-        Ok(bits.fold(0, |seed, bits| seed << 32 | bits))
+        if numbers.len() != 2 * batch {
+            let (given, expected) = (numbers.len(), 2 * batch);
+            return Err(SchedulerError::NoiseLength { given, expected });
+        }
+        let bits = |number: f32| u64::from(number.to_bits());
+        let seed = |[high, low]: &[f32; 2]| bits(*high) << 32 | bits(*low);
+        Ok(numbers.as_chunks::<2>().0.iter().map(seed).collect())
     }
 
     /// The float type of the caller's sample.
@@ -229,7 +231,7 @@ pub trait Scheduler<B: Backend>: Debug + Send {
 
     /// The sample as the model wants to see it, `[batch, channels, height, width]`.
     fn scale_model_input(
-        &mut self,
+        &self,
         sample: Tensor<B, 4>,
         timestep: f64,
     ) -> Result<Tensor<B, 4>, SchedulerError> {

@@ -78,9 +78,23 @@ impl Spacing {
         }
     }
 
-    /// The timesteps at which `steps` steps are taken, largest first.
+    /// The timesteps at which `steps` steps are taken, largest first, all of the noise schedule.
     pub fn visited(&self, steps: usize) -> Result<Vec<f64>, SchedulerError> {
-        self.place(steps, steps)
+        let visited = self.place(steps, steps)?;
+        let (first, train) = (visited[0], self.num_train_timesteps);
+        if first < train as f64 {
+            return Ok(visited);
+        }
+        Err(SchedulerError::Clash {
+            class: self.class,
+            keys: format!(
+                "`num_inference_steps` `{steps}` and `steps_offset` `{}`",
+                self.steps_offset
+            ),
+            advice: format!(
+                "the first timestep is `{first}`, which is not in `0..{train}`, choose fewer steps"
+            ),
+        })
     }
 
     /// The same, with linspace timesteps left between whole numbers, in f32.
@@ -94,7 +108,7 @@ impl Spacing {
 
     /// The same in f64.
     pub fn visited_unrounded_f64(&self, steps: usize) -> Result<Vec<f64>, SchedulerError> {
-        let visited = self.visited(steps)?;
+        let visited = self.place(steps, steps)?;
         Ok(match self.timestep_spacing {
             TimestepSpacing::Linspace => {
                 let last = self.num_train_timesteps as f64 - 1.0;
@@ -155,7 +169,7 @@ impl Spacing {
         let reason = if timesteps.is_empty() {
             "there is none"
         } else if curve {
-            "they are chosen by `use_*_sigmas` or `use_lu_lambdas` already"
+            "they are chosen already, by `use_*_sigmas`, `use_lu_lambdas` or `timestep_type`"
         } else if !timesteps.iter().all(within) {
             "each must be in `0..num_train_timesteps`"
         } else if timesteps.windows(2).any(|pair| pair[0] <= pair[1]) {

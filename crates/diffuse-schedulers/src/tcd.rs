@@ -136,7 +136,7 @@ impl<B: Backend> Scheduler<B> for TCDScheduler<B> {
                 (at_s.sigma, prediction.epsilon(mixture)),
             ]),
         };
-        self.ladder.descend();
+        self.ladder.descend(rung);
         Ok(StepOutput {
             prev_sample,
             pred_original_sample: Some(original),

@@ -248,12 +248,13 @@ impl<B: Backend> Scheduler<B> for UniPCMultistepScheduler<B> {
         let steps = request.steps(CLASS)?;
         let ladder = self.place(steps)?;
         let before = std::mem::replace(&mut self.ladder, ladder);
-        if let Err(error) = self.check_run() {
+        let mut checked = self.check_run();
+        if let (Ok(()), Some(solver_p)) = (&checked, &mut self.solver_p) {
+            checked = solver_p.set_timesteps(request);
+        }
+        if let Err(error) = checked {
             self.ladder = before;
             return Err(error);
-        }
-        if let Some(solver_p) = &mut self.solver_p {
-            solver_p.set_timesteps(request)?;
         }
         self.outputs.clear();
         self.latest = None;
@@ -288,7 +289,7 @@ impl<B: Backend> Scheduler<B> for UniPCMultistepScheduler<B> {
                 .weights(rung, order, Method::Predict)?
                 .apply(sample, &self.outputs, None),
         };
-        self.ladder.descend();
+        self.ladder.descend(rung);
         Ok(StepOutput {
             prev_sample,
             pred_original_sample: None,

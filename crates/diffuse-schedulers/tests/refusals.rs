@@ -280,6 +280,22 @@ fn schedules() {
         &["`timesteps`", "0..num_train_timesteps"],
     );
     check("euler", json!({}), json!({"sigmas": [1.0]}), &["`sigmas`"]);
+    for class in [
+        "euler", "heun", "ddpm", "dpm++-2m", "dpm++-2s", "lcm", "tcd",
+    ] {
+        for timesteps in [json!([9, 9, 1]), json!([1, 9])] {
+            let request = json!({"timesteps": timesteps});
+            check(class, json!({}), request, &["`timesteps`", "descending"]);
+        }
+    }
+    for sigmas in [
+        json!([5.0, 5.0, 0.0]),
+        json!([1.0, 5.0, 0.0]),
+        json!([5.0, 1.0, 2.0]),
+    ] {
+        let request = json!({"sigmas": sigmas});
+        check("euler", json!({}), request, &["`sigmas`", "descending"]);
+    }
     check(
         "euler",
         json!({}),
@@ -292,6 +308,63 @@ fn schedules() {
         json!({"timesteps": [9]}),
         &["`timesteps`", "`use_*_sigmas`"],
     );
+}
+
+/// Betas that leave no image in the noisiest samples are refused where the schedule is made, by every
+/// sampler in the same words.
+#[test]
+fn betas() {
+    let message = |class: &str, config: Value| {
+        let error = attempt(class, &config, &json!({})).expect_err("accepted");
+        assert!(
+            matches!(error, SchedulerError::NoiseSchedule { .. }),
+            "{class}: {error}"
+        );
+        error.to_string()
+    };
+    for (short, class) in scheduler_names() {
+        if short == "ipndm" || short.starts_with("edm") {
+            continue;
+        }
+        let end = json!({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.9});
+        assert_eq!(
+            message(class, end),
+            format!(
+                "`{class}` cannot use these betas (`beta_schedule` `scaled_linear`, `beta_start` \
+                 `0.00085`, `beta_end` `0.9`, `num_train_timesteps` `1000`): from timestep 618 of 999 \
+                 on nothing is left of the image (`ᾱ` underflows), choose smaller betas"
+            )
+        );
+        let trained = json!({"num_train_timesteps": 2, "trained_betas": [0.5, 1.0]});
+        assert_eq!(
+            message(class, trained),
+            format!(
+                "`{class}` cannot use these betas (`trained_betas`, a list of 2, \
+                 `num_train_timesteps` `2`): `β` at timestep 1 is 1, not in `0..1`"
+            )
+        );
+    }
+    message("ddim", json!({"beta_start": 0.0}));
+    message(
+        "ddim",
+        json!({"num_train_timesteps": 1, "rescale_betas_zero_snr": true}),
+    );
+}
+
+/// A refused `set_timesteps` leaves the run as it was, that of an inner sampler too.
+#[test]
+fn a_refused_run_goes_on() {
+    let options = json!({"solver_p": {"_class_name": "PNDMScheduler"}});
+    let config = SchedulerConfig::default();
+    let mut unipc =
+        scheduler_from_config::<Flex>(&config, Some("unipc"), &object(&options)).unwrap();
+    unipc.set_timesteps(&10.into()).unwrap();
+    // PNDM needs at least four steps.
+    assert!(unipc.set_timesteps(&2.into()).is_err());
+    assert_eq!(unipc.timesteps().len(), 10);
+    for timestep in unipc.timesteps().to_vec() {
+        step(unipc.as_mut(), timestep, StepOptions::default()).unwrap();
+    }
 }
 
 #[test]
@@ -457,4 +530,25 @@ fn shapes_are_checked() {
         &StepOptions::default(),
         &mut Generator::new(0),
     );
+}
+
+/// Several of the noisiest sigmas share a timestep: a run from the beginning takes all of them.
+#[test]
+fn doubled_timesteps_at_the_start() {
+    let options = json!({"beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": true});
+    let mut refused = Vec::<&str>::new();
+    for (name, _) in scheduler_names() {
+        let config = SchedulerConfig::from_values(object(&options));
+        let mut scheduler =
+            scheduler_from_config::<Flex>(&config, Some(name), &Overrides::new()).unwrap();
+        if scheduler.set_timesteps(&20.into()).is_err() {
+            refused.push(name);
+            continue;
+        }
+        for timestep in scheduler.timesteps().to_vec() {
+            step(scheduler.as_mut(), timestep, StepOptions::default())
+                .unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+    }
+    assert!(refused.is_empty(), "{refused:?}");
 }

@@ -131,6 +131,14 @@ pub enum SchedulerError {
         /// The timestep.
         timestep: f64,
     },
+    /// The timestep is not the next one of the run.
+    #[error("timestep `{timestep}` is out of order: the next step of the run is at `{expected}`")]
+    OutOfOrder {
+        /// The timestep.
+        timestep: f64,
+        /// The timestep of the next step.
+        expected: f64,
+    },
     /// The timestep is not one the model was trained on.
     #[error("timestep `{timestep}` is not a whole number in `0..{num_train_timesteps}`")]
     TimestepRange {
@@ -173,8 +181,8 @@ pub enum SchedulerError {
     },
     /// There is not one generator for each image of the batch.
     #[error(
-        "You have passed a list of generators of length {generators}, but requested an effective batch size of \
-         {batch}. Make sure the batch size matches the length of the generators."
+        "You have passed a list of generators of length {generators}, but requested an effective \
+         batch size of {batch}. Make sure the batch size matches the length of the generators."
     )]
     Generators {
         /// The number of generators.
@@ -194,7 +202,7 @@ pub enum SchedulerError {
     #[error("`{class}` has no {operation}")]
     Unsupported {
         /// The sampler.
-        class: String,
+        class: &'static str,
         /// The operation.
         operation: &'static str,
     },

@@ -1,8 +1,8 @@
-"""Makes the fixtures of this folder with the reference, Hugging Face Diffusers.
+"""Makes the fixtures of this folder with Diffusers, Hugging Face Diffusers.
 
     python golden.py [OUTPUT [PART ...]]
 
-needs `torch`, `diffusers`, `scipy`, `torchsde` and `safetensors`. Reads the rows of `cases.json`, writes what the reference makes
+needs `torch`, `diffusers`, `scipy`, `torchsde` and `safetensors`. Reads the rows of `cases.json`, writes what Diffusers makes
 of them to OUTPUT (default: `fixtures` beside this file), all or the parts that are named, and prints the versions, which
 are recorded in `made_with.json` when all is made. A new test is a new row.
 
@@ -13,7 +13,7 @@ change of 1e-6 at the start grows to, and 2e-7 of the start's largest value: the
 
 `pairwise` are more such rows: for each class with a beta schedule, nearly every two of beta schedule, prediction type,
 spacing, curve of sigmas, order, kind of solver and number of steps (1, 2, 3, 5, 10, 25, 50, 999) meet in some row, where
-the reference gives finite numbers. Their tolerance grows by the reference's distance from itself when it computes in
+Diffusers gives finite numbers. Their tolerance grows by Diffusers' distance from itself when it computes in
 f64. Of their runs of more than 100 calls only every tenth timestep and sigma is kept (`every`).
 """
 
@@ -72,7 +72,7 @@ def model(case, x, t):
 
 @contextlib.contextmanager
 def in_double(scheduler):
-    """Has the reference compute in f64 what it computes in f32, from the same noise schedule and random numbers."""
+    """Has Diffusers compute in f64 what it computes in f32, from the same noise schedule and random numbers."""
     for key, value in vars(scheduler).items():
         if isinstance(value, torch.Tensor) and value.dtype == torch.float32:
             setattr(scheduler, key, value.double())
@@ -243,7 +243,7 @@ def pairs(sources, _out):
 
 
 def saved(cases, _out):
-    """What this crate saves (`text`), loaded by the reference, and what the reference saves then."""
+    """What this crate saves (`text`), loaded by Diffusers, and what Diffusers saves then."""
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder, "scheduler_config.json")
@@ -266,7 +266,7 @@ def rejected(cases, _out):
         else:
             kind = "none" if isinstance(samples, torch.Tensor) and samples.isfinite().all() else "FloatingPointError"
         if kind == "none" or kind != case["error"]:
-            raise AssertionError(f"the reference says {kind} to {case}")
+            raise AssertionError(f"Diffusers says {kind} to {case}")
     return cases
 
 
@@ -284,7 +284,7 @@ def randn(cases, out):
 def spacing(_cases, _out):
     """For every number of steps: the count of timesteps and the sum of each times its place, from 1.
 
-    The entry -1 that the reference's trailing spacing yields for some numbers of steps is left out and counted.
+    The entry -1 that Diffusers' trailing spacing yields for some numbers of steps is left out and counted.
     """
     rows = {}
     for name in ("DDIMScheduler", "UniPCMultistepScheduler"):
@@ -306,7 +306,7 @@ def spacing(_cases, _out):
 
 
 def saved_there(_cases, out):
-    """A configuration as the reference saves it, with a bare infinity."""
+    """A configuration as Diffusers saves it, with a bare infinity."""
     with tempfile.TemporaryDirectory() as folder:
         scheduler = diffusers.DPMSolverMultistepScheduler(1000, 0.00085, 0.012, "scaled_linear")
         scheduler.save_pretrained(folder)

@@ -146,7 +146,7 @@ impl Choices {
     }
 }
 
-/// A model whose answers are bounded, with a variance where one is expected.
+/// A model whose outputs are bounded, with a variance where one is expected.
 fn model(input: Tensor<Flex, 4>, config: &SchedulerConfig) -> Tensor<Flex, 4> {
     let output = input.cos().mul_scalar(0.5);
     let variance = config.get("variance_type").and_then(Value::as_str);
@@ -165,8 +165,8 @@ fn run(
     noise: &mut dyn NoiseSource,
 ) -> Result<Vec<f64>, SchedulerError> {
     let device = Default::default();
-    let noises = randn_tensor::<Flex>(noise, SHAPE, DType::F32, &device)?;
-    let mut sample = noises * scheduler.init_noise_sigma();
+    let start = randn_tensor::<Flex>(noise, SHAPE, DType::F32, &device)?;
+    let mut sample = start * scheduler.init_noise_sigma();
     for timestep in scheduler.timesteps().to_vec() {
         let input = scheduler.scale_model_input(sample.clone(), timestep)?;
         let output = model(input, scheduler.config());
@@ -259,9 +259,9 @@ fn runs_are_finite_or_refused() {
     );
 }
 
-/// Row `i` of a batch is the picture that its seed gives alone.
+/// Row `i` of a batch is the image that its seed gives alone.
 #[test]
-fn rows_of_a_batch_are_pictures_of_their_own() {
+fn rows_of_a_batch_are_images_of_their_own() {
     let mut drawn = 0;
     for (name, _) in scheduler_names() {
         for overrides in [

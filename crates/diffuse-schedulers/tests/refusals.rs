@@ -1,4 +1,4 @@
-//! What is refused: all that the reference refuses, all that it makes a NaN of, and nonsense.
+//! What is refused: all that Diffusers refuses, all that it makes a NaN of, and nonsense.
 
 mod common;
 
@@ -178,7 +178,9 @@ fn values() {
 
 #[test]
 fn clashes() {
-    let zero_snr = json!({"rescale_betas_zero_snr": true, "timestep_spacing": "trailing", "clip_sample": false});
+    let zero_snr = json!({
+        "rescale_betas_zero_snr": true, "timestep_spacing": "trailing", "clip_sample": false
+    });
     let words = [
         "`rescale_betas_zero_snr`",
         "`prediction_type`",
@@ -310,8 +312,8 @@ fn schedules() {
     );
 }
 
-/// Betas that leave no image in the noisiest samples are refused where the schedule is made, by every
-/// sampler in the same words.
+/// Betas that leave no image in the noisiest samples are refused where the schedule is made, by
+/// every sampler in the same words.
 #[test]
 fn betas() {
     let message = |class: &str, config: Value| {
@@ -331,16 +333,16 @@ fn betas() {
             message(class, end),
             format!(
                 "`{class}` cannot use these betas (`beta_schedule` `scaled_linear`, `beta_start` \
-                 `0.00085`, `beta_end` `0.9`, `num_train_timesteps` `1000`): from timestep 618 of 999 \
-                 on nothing is left of the image (`ᾱ` underflows), choose smaller betas"
+                 `0.00085`, `beta_end` `0.9`, `num_train_timesteps` `1000`): from timestep 618 of \
+                 999 on nothing is left of the image (`ᾱ` underflows), choose smaller betas"
             )
         );
-        let trained = json!({"num_train_timesteps": 2, "trained_betas": [0.5, 1.0]});
+        let trained = json!({"num_train_timesteps": 100, "trained_betas": vec![1.0; 100]});
         assert_eq!(
             message(class, trained),
             format!(
-                "`{class}` cannot use these betas (`trained_betas`, a list of 2, \
-                 `num_train_timesteps` `2`): `β` at timestep 1 is 1, not in `0..1`"
+                "`{class}` cannot use these betas (`trained_betas`, a list of 100, \
+                 `num_train_timesteps` `100`): `β` at timestep 0 is 1, not in `0..1`"
             )
         );
     }
@@ -391,9 +393,10 @@ fn files() {
     let not_json =
         SchedulerConfig::from_file(file!().replace("crates/diffuse-schedulers/", "")).unwrap_err();
     assert!(not_json.to_string().contains("refusals.rs"), "{not_json}");
-    assert!(
-        matches!(not_json, SchedulerError::File { source, .. } if matches!(*source, SchedulerError::Json { .. }))
-    );
+    let SchedulerError::File { source, .. } = not_json else {
+        panic!("{not_json}");
+    };
+    assert!(matches!(*source, SchedulerError::Json { .. }));
     let config = SchedulerConfig::default();
     assert!(matches!(
         config.save("no/such/folder/a.json"),

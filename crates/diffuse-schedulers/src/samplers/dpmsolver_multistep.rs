@@ -255,6 +255,9 @@ impl DPMSolverMultistepConfig {
     }
 }
 
+/// Names with "SDE" imply the SDE.
+const SDE: (&str, &str) = ("algorithm_type", "\"sde-dpmsolver++\"");
+
 impl Sampler for DPMSolverMultistepConfig {
     const CLASS: &'static str = "DPMSolverMultistepScheduler";
     const NAMES: Names = Names {
@@ -380,7 +383,25 @@ impl Sampler for DPMSolverMultistepConfig {
     }
 }
 
-const SDE: (&str, &str) = ("algorithm_type", "\"sde-dpmsolver++\"");
+/// Checks that a constant model output is integrated exactly from `s` to `t`.
+#[cfg(test)]
+pub(super) fn check_constant(
+    coefficients: &Coefficients,
+    algorithm_type: DPMAlgorithmType,
+    s: AlphaSigma,
+    t: AlphaSigma,
+) {
+    let kept = coefficients.sample * s.alpha;
+    let image = match algorithm_type.integrand() {
+        Integrand::Data => kept + coefficients.outputs.iter().sum::<f32>(),
+        Integrand::Epsilon => kept,
+    };
+    assert!(
+        (image - t.alpha).abs() < 1e-5,
+        "{algorithm_type:?}: {image} is not {}",
+        t.alpha
+    );
+}
 
 #[cfg(test)]
 mod tests {
@@ -410,7 +431,7 @@ mod tests {
         let expected = [
             t.1 / s.1,
             of_d * (1.0 + 1.0 / (2.0 * r)),
-            of_d * -1.0 / (2.0 * r),
+            -of_d / (2.0 * r),
         ];
         let rule = rule(DPMAlgorithmType::DPMSolverPlusPlus, DPMSolverType::Midpoint);
         let actual = rule.between(&points[..2], points[2]);
@@ -441,24 +462,4 @@ mod tests {
             }
         }
     }
-}
-
-/// Checks that a constant model output is integrated exactly from `s` to `t`.
-#[cfg(test)]
-pub(super) fn check_constant(
-    coefficients: &Coefficients,
-    algorithm_type: DPMAlgorithmType,
-    s: AlphaSigma,
-    t: AlphaSigma,
-) {
-    let kept = coefficients.sample * s.alpha;
-    let image = match algorithm_type.integrand() {
-        Integrand::Data => kept + coefficients.outputs.iter().sum::<f32>(),
-        Integrand::Epsilon => kept,
-    };
-    assert!(
-        (image - t.alpha).abs() < 1e-5,
-        "{algorithm_type:?}: {image} is not {}",
-        t.alpha
-    );
 }

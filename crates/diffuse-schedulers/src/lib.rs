@@ -11,7 +11,7 @@ pub mod random;
 mod schedule;
 mod step;
 
-pub use config::{Options, Overrides, SCHEDULER_CONFIG_NAME, SchedulerConfig};
+pub use config::{Overrides, SCHEDULER_CONFIG_NAME, SchedulerConfig};
 pub use driver::Driver;
 pub use error::SchedulerError;
 pub use random::{Generator, NoiseSource, randn_tensor};

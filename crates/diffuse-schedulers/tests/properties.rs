@@ -259,6 +259,40 @@ fn runs_are_finite_or_refused() {
     );
 }
 
+/// A list of `noise_sampler_seed` is one path for each image.
+#[test]
+fn a_list_of_noise_sampler_seeds() {
+    let run = |seeds: Value, batch: usize| {
+        let overrides = json!({"noise_sampler_seed": seeds});
+        let (config, overrides) = (SchedulerConfig::default(), overrides.as_object().unwrap());
+        let made = scheduler_from_config::<Flex>(&config, Some("dpm++-sde"), overrides);
+        let mut scheduler = made?;
+        scheduler.set_timesteps(&3.into())?;
+        let mut sample = Tensor::<Flex, 4>::ones([batch, 1, 4, 5], &Default::default());
+        for timestep in scheduler.timesteps().to_vec() {
+            let (output, options) = (sample.clone().cos(), StepOptions::default());
+            let mut noise = Generator::new(0);
+            let step = scheduler.step(output, timestep, sample, &options, &mut noise);
+            sample = step?.prev_sample;
+        }
+        Ok::<_, SchedulerError>(values(&sample))
+    };
+    let both = run(json!([9, 10]), 2).unwrap();
+    assert_eq!(both[..20], run(json!(9), 1).unwrap());
+    assert_eq!(both[20..], run(json!([10]), 1).unwrap());
+    let message = |result: Result<Vec<f64>, SchedulerError>| result.unwrap_err().to_string();
+    assert_eq!(
+        message(run(json!([9, 10, 11]), 2)),
+        "`noise_sampler_seed` is `a list of 3`, which `DPMSolverSDEScheduler` does not support: \
+         expected one for each of the 2 images"
+    );
+    assert_eq!(
+        message(run(json!("nine"), 1)),
+        "`noise_sampler_seed` is `nine`, which `DPMSolverSDEScheduler` does not support: expected a \
+         seed or a list of seeds"
+    );
+}
+
 /// Row `i` of a batch is the image that its seed gives alone.
 #[test]
 fn rows_of_a_batch_are_images_of_their_own() {

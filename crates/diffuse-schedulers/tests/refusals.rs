@@ -220,6 +220,12 @@ fn clashes() {
         &["equal", "fewer steps"],
     );
     check(
+        "unipc",
+        json!({"solver_order": 12}),
+        json!({"num_inference_steps": 50}),
+        &["`solver_order` `12` and 50 steps", "lower order"],
+    );
+    check(
         "ddpm",
         json!({"variance_type": "fixed_large_log"}),
         json!({"num_inference_steps": 2}),
@@ -533,6 +539,31 @@ fn shapes_are_checked() {
         &StepOptions::default(),
         &mut Generator::new(0),
     );
+}
+
+/// A run goes in the order of its schedule; samplers without history go where the timestep says.
+#[test]
+fn order_of_the_steps() {
+    for (name, _) in scheduler_names() {
+        let config = SchedulerConfig::default();
+        let mut scheduler =
+            scheduler_from_config::<Flex>(&config, Some(name), &Overrides::new()).unwrap();
+        scheduler.set_timesteps(&6.into()).unwrap();
+        let timesteps = scheduler.timesteps().to_vec();
+        let default = StepOptions::default();
+        step(scheduler.as_mut(), timesteps[0], default).unwrap();
+        let last = timesteps[timesteps.len() - 1];
+        let skipped = step(scheduler.as_mut(), last, default);
+        match (scheduler.capabilities().begin_index, skipped) {
+            (false, Ok(())) => {}
+            (true, Err(SchedulerError::OutOfOrder { timestep, expected })) => {
+                assert_eq!([timestep, expected], [last, timesteps[1]], "{name}");
+            }
+            (_, skipped) => panic!("{name}: {skipped:?}"),
+        }
+        // What is refused changes nothing.
+        step(scheduler.as_mut(), timesteps[1], default).unwrap();
+    }
 }
 
 /// Several of the noisiest sigmas share a timestep: a run from the beginning takes all of them.

@@ -428,11 +428,7 @@ mod tests {
         let h = lambda(t) - lambda(s);
         let r = (lambda(s) - lambda(earlier)) / h;
         let of_d = -t.0 * ((-h).exp() - 1.0);
-        let expected = [
-            t.1 / s.1,
-            of_d * (1.0 + 1.0 / (2.0 * r)),
-            -of_d / (2.0 * r),
-        ];
+        let expected = [t.1 / s.1, of_d * (1.0 + 1.0 / (2.0 * r)), -of_d / (2.0 * r)];
         let rule = rule(DPMAlgorithmType::DPMSolverPlusPlus, DPMSolverType::Midpoint);
         let actual = rule.between(&points[..2], points[2]);
         let actual = [actual.sample, actual.outputs[0], actual.outputs[1]];

@@ -56,21 +56,12 @@ pub enum NoiseSamplerSeed {
 }
 
 /// What the solver remembers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct SDEHistory<B: Backend> {
     /// The Brownian paths of the run: one for the batch, or one for each image.
     paths: Vec<BrownianTree>,
     /// Between the two evaluations: the sample that the step starts from.
     start: Option<Tensor<B, 4>>,
-}
-
-impl<B: Backend> Default for SDEHistory<B> {
-    fn default() -> Self {
-        Self {
-            paths: Vec::new(),
-            start: None,
-        }
-    }
 }
 
 impl DPMSolverSDEConfig {

@@ -65,21 +65,12 @@ options! {
 pub type DPMSolverSinglestepScheduler<B> = Driver<B, DPMSolverSinglestepConfig>;
 
 /// What the singlestep solver remembers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct SinglestepHistory<B: Backend> {
     /// The latest model outputs, newest first: at most `solver_order`.
     outputs: Vec<Tensor<B, 4>>,
     /// The sample that the step starts from.
     start: Option<Tensor<B, 4>>,
-}
-
-impl<B: Backend> Default for SinglestepHistory<B> {
-    fn default() -> Self {
-        Self {
-            outputs: Vec::new(),
-            start: None,
-        }
-    }
 }
 
 impl DPMSolverSinglestepConfig {

@@ -41,7 +41,7 @@ options! {
 pub type PNDMScheduler<B> = Driver<B, PNDMConfig>;
 
 /// What PNDM remembers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct PNDMHistory<B: Backend> {
     /// The number of model evaluations so far.
     taken: usize,
@@ -51,17 +51,6 @@ pub struct PNDMHistory<B: Backend> {
     sum: Option<Tensor<B, 4>>,
     /// The sample that a step of several evaluations starts from.
     start: Option<Tensor<B, 4>>,
-}
-
-impl<B: Backend> Default for PNDMHistory<B> {
-    fn default() -> Self {
-        Self {
-            taken: 0,
-            estimates: Vec::new(),
-            sum: None,
-            start: None,
-        }
-    }
 }
 
 /// The number of steps that the Runge-Kutta warm-up spans, one end included.

@@ -76,20 +76,11 @@ pub enum SAAlgorithmType {
 const MAX_ORDER: usize = 4;
 
 /// What SA-Solver remembers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct SAHistory<B: Backend> {
     /// The latest model outputs, newest first.
     outputs: Vec<Tensor<B, 4>>,
     latest: Option<Latest<B>>,
-}
-
-impl<B: Backend> Default for SAHistory<B> {
-    fn default() -> Self {
-        Self {
-            outputs: Vec::new(),
-            latest: None,
-        }
-    }
 }
 
 /// The step that the corrector takes again.

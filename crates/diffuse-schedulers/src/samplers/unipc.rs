@@ -90,7 +90,7 @@ pub enum UniPCSolverType {
 const MAX_ORDER: usize = 12;
 
 /// What UniPC remembers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct UniPCHistory<B: Backend> {
     /// The latest model outputs, newest first: at most `solver_order`.
     outputs: Vec<Tensor<B, 4>>,
@@ -98,16 +98,6 @@ pub struct UniPCHistory<B: Backend> {
     latest: Option<(Tensor<B, 4>, usize)>,
     /// The sampler that predicts instead of UniP.
     solver_p: Option<Box<dyn Scheduler<B>>>,
-}
-
-impl<B: Backend> Default for UniPCHistory<B> {
-    fn default() -> Self {
-        Self {
-            outputs: Vec::new(),
-            latest: None,
-            solver_p: None,
-        }
-    }
 }
 
 /// Whether the model output at the end of a step is known.
@@ -158,10 +148,24 @@ impl UniPCMultistepConfig {
             .map(|&sigma| AlphaSigma::of_ratio(sigma))
             .collect();
         let coefficients = self.between(&points, method);
-        match coefficients.all_finite() {
-            true => Ok(coefficients),
-            false => Err(self.not_finite(run.sigmas[source + 1])),
+        if !coefficients.all_finite() {
+            return Err(self.not_finite(run.sigmas[source + 1]));
         }
+        // Sums that cancel to a thousandth of their terms have no digits left for an image.
+        let terms = coefficients.outputs.iter().chain(&coefficients.z);
+        if terms.map(|c| c.abs()).sum::<f32>() > 1e3 {
+            return Err(SchedulerError::Clash {
+                class: Self::CLASS,
+                keys: format!(
+                    "`solver_order` `{}` and {} steps",
+                    self.solver_order, run.steps
+                ),
+                advice:
+                    "f32 cannot solve the order conditions, choose a lower order or fewer steps"
+                        .into(),
+            });
+        }
+        Ok(coefficients)
     }
 
     /// The coefficients of a step between the last two of some points, whose order is one less than

@@ -22,6 +22,7 @@ use crate::{SchedulerError, Step};
 /// The meaning of the model output (the key `prediction_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum PredictionType {
     /// The noise in the sample.
     Epsilon,

@@ -163,6 +163,16 @@ impl<B: Backend, S: Sampler> Driver<B, S> {
             Some(index) if counts || timesteps.get(index) == Some(&timestep) => Ok(index),
             _ => self.schedule.index_of(timestep),
         }
+        .and_then(|index| match self.step_index {
+            None if index % S::ORDER != 0 => Err(SchedulerError::WarmUp {
+                class: S::CLASS,
+                reason: format!(
+                    "its steps have {} evaluations, this is not the first",
+                    S::ORDER
+                ),
+            }),
+            _ => Ok(index),
+        })
     }
 
     /// The same, for a caller who must go in the order of the schedule.

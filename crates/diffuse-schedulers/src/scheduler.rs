@@ -152,8 +152,8 @@ impl<'a> StepNoise<'a> {
 }
 
 impl StepNoise<'_> {
-    /// Draws noise of the shape, precision and device of a tensor `[batch, channels, height,
-    /// width]`.
+    /// Draws noise of the shape, precision and device of a tensor
+    /// `[batch, channels, height, width]`.
     pub fn like<B: Backend>(&mut self, x: &Tensor<B, 4>) -> Result<Tensor<B, 4>, SchedulerError> {
         self.draw(x, self.dtype)
     }
@@ -260,8 +260,9 @@ pub trait Scheduler<B: Backend>: Debug + Send {
         timesteps: &[f64],
     ) -> Result<Tensor<B, 4>, SchedulerError>;
 
-    /// The velocity that a model should predict for a sample and its noise, both `[batch, channels,
-    /// height, width]`, at one timestep for each row of the batch or one for all.
+    /// The velocity that a model should predict for a sample and its noise, both
+    /// `[batch, channels, height, width]`, at one timestep for each row of the batch or one for
+    /// all.
     ///
     /// # Panics
     /// If the shapes of the two differ.

@@ -1,23 +1,23 @@
-"""Makes the fixtures of this folder with Diffusers, Hugging Face Diffusers.
+"""Makes the fixtures of this folder with Hugging Face Diffusers.
 
     python golden.py [OUTPUT [PART ...]]
 
-needs `torch`, `diffusers`, `scipy`, `torchsde` and `safetensors`. Reads the rows of `cases.json`, writes
-what Diffusers makes of them to OUTPUT (default: `fixtures` beside this file), all or the parts that are
-named, and prints the versions, which are recorded in `made_with.json` when all is made. A new test is a
-new row.
+needs `torch`, `diffusers`, `scipy`, `torchsde` and `safetensors`. Reads the rows of `cases.json`,
+writes what Diffusers makes of them to OUTPUT (default: `fixtures` beside this file), all or the
+parts that are named, and prints the versions, which are recorded in `made_with.json` when all is
+made. A new test is a new row.
 
-A trajectory is a sampling loop without a network. One generator gives the start and the noise of the
-steps; the "model" predicts `0.8 x + 0.15 cos(3 x + t / 100)`. With `begin`, the loop starts inside the
-schedule from a noised wave. The tolerance of each recorded step is 2e-5 of the sample's largest value
-(4e-3 in half precision), twenty times what a change of 1e-6 at the start grows to, and 2e-7 of the
-start's largest value: the last digit of the noise that is removed.
+A trajectory is a sampling loop without a network. One generator gives the start and the noise of
+the steps; the "model" predicts `0.8 x + 0.15 cos(3 x + t / 100)`. With `begin`, the loop starts
+inside the schedule from a noised wave. The tolerance of each recorded step is 2e-5 of the sample's
+largest value (4e-3 in half precision), twenty times what a change of 1e-6 at the start grows to,
+and 2e-7 of the start's largest value: the last digit of the noise that is removed.
 
-`pairwise` are more such rows: for each class with a beta schedule, nearly every two of beta schedule,
-prediction type, spacing, sigma schedule, order, kind of solver and number of steps (1, 2, 3, 5, 10, 25,
-50, 999) meet in some row, where Diffusers gives finite numbers. Their tolerance grows by its distance
-from itself when it computes in f64. Of their runs of more than 100 evaluations only every tenth
-timestep and sigma is kept (`every`).
+`pairwise` are more such rows: for each class with a beta schedule, nearly every two of beta
+schedule, prediction type, spacing, sigma schedule, order, kind of solver and number of steps (1, 2,
+3, 5, 10, 25, 50, 999) meet in some row, where Diffusers gives finite numbers. Their tolerance grows
+by its distance from itself when it computes in f64. Of their runs of more than 100 evaluations only
+every tenth timestep and sigma is kept (`every`).
 """
 
 import contextlib

@@ -1,9 +1,9 @@
 //! How fast errors fall as steps double, on an equation whose solution is known.
 //!
-//! If images are normally distributed with deviation 1, the best model predicts `x0 = x / (1 + σ²)` from
-//! `x = x0 + σ ε`, and the ODE from `σ` to `σ'` takes `x` to `x √((1 + σ'²) / (1 + σ²))`. The last
-//! step, to sigma 0, is left out; of samplers whose steps are even in time, all below the middle of
-//! the schedule.
+//! If images are normally distributed with deviation 1, the best model predicts `x0 = x / (1 + σ²)`
+//! from `x = x0 + σ ε`, and the ODE from `σ` to `σ'` takes `x` to `x √((1 + σ'²) / (1 + σ²))`. The
+//! last step, to sigma 0, is left out; of samplers whose steps are even in time, all below the
+//! middle of the schedule.
 //!
 //! Not covered: samplers that draw noise (`ddpm`, `euler-a`, `dpm2-a`, `dpm++-sde`, `sa`) or are
 //! for consistency models (`lcm`, `tcd`).
@@ -62,8 +62,8 @@ fn error(name: &str, options: &Value, steps: usize) -> f64 {
         let input = scheduler
             .scale_model_input(sample.clone(), timestep)
             .unwrap();
-        // A sample that was scaled by its own sigma has the model's variance; a second call inside a
-        // step has the sigma that its scaling gives away.
+        // A sample that was scaled by its own sigma has the model's variance; a second call inside
+        // a step has the sigma that its scaling gives away.
         let sigma = match scaled {
             true => sigmas[call],
             false => {
@@ -124,8 +124,8 @@ fn check(name: &str, options: Value, order: f64) {
 }
 
 /// The error of `ipndm` from angle 1.3 to 0.2 in equal steps, for images of deviation 2 (for
-/// deviation 1 its solution stands still, and every step is exact): at the angle `φ`, `x ∝ √(4
-/// cos²φ + sin²φ)`.
+/// deviation 1 its solution stands still, and every step is exact): at the angle `φ`,
+/// `x ∝ √(4 cos²φ + sin²φ)`.
 fn ipndm_error(steps: usize) -> f64 {
     let [start, end] = [1.3, 0.2];
     let angle = |step: usize| start + (end - start) * step as f64 / steps as f64;
@@ -199,8 +199,8 @@ fn second_whatever_its_estimates() {
 fn upwards() {
     let in_time = json!({"timestep_spacing": "trailing", "clip_sample": false});
     check_between([20, 40], "ddim-inverse", in_time, 1.0);
-    // Its sigma schedules lose steps (docs/schedulers.md), so the sigmas are even in the noise schedule
-    // itself.
+    // Its sigma schedules lose steps (docs/schedulers.md), so the sigmas are even in the noise
+    // schedule itself.
     let squares = |t: usize| (0.05_f64 * 100_f64.powf(t as f64 / 999.0)).powi(2);
     let betas: Vec<f64> = (0..1000)
         .map(|t| match t {

@@ -161,13 +161,25 @@ fn model(input: Tensor<Flex, 4>, config: &SchedulerConfig) -> Tensor<Flex, 4> {
 
 fn run(
     scheduler: &mut dyn Scheduler<Flex>,
+    begin: Option<usize>,
     options: &StepOptions,
     noise: &mut dyn NoiseSource,
 ) -> Result<Vec<f64>, SchedulerError> {
     let device = Default::default();
     let start = randn_tensor::<Flex>(noise, SHAPE, DType::F32, &device)?;
-    let mut sample = start * scheduler.init_noise_sigma();
-    for timestep in scheduler.timesteps().to_vec() {
+    let timesteps = scheduler.timesteps().to_vec();
+    let (mut sample, begin) = match begin {
+        None => (start * scheduler.init_noise_sigma(), 0),
+        // Inside the schedule, or beyond it.
+        Some(begin) => {
+            scheduler.set_begin_index(begin);
+            let timestep = timesteps.get(begin).copied().unwrap_or(7.0);
+            let image = start.clone().cos();
+            let noisy = scheduler.add_noise(image.clone(), start, &[timestep]);
+            (noisy.unwrap_or(image), begin)
+        }
+    };
+    for &timestep in timesteps.iter().skip(begin) {
         let input = scheduler.scale_model_input(sample.clone(), timestep)?;
         let output = model(input, scheduler.config());
         sample = scheduler
@@ -182,6 +194,7 @@ fn attempt(
     class: &str,
     overrides: &Overrides,
     requests: &[TimestepRequest],
+    begin: Option<usize>,
     options: &StepOptions,
 ) -> Result<bool, SchedulerError> {
     let none = SchedulerConfig::default();
@@ -194,7 +207,7 @@ fn attempt(
         let (timesteps, result) = match scheduler.set_timesteps(request) {
             Ok(()) => {
                 let mut noise = Generator::new(0);
-                (None, run(scheduler, options, &mut noise))
+                (None, run(scheduler, begin, options, &mut noise))
             }
             // What is refused changes nothing.
             Err(error) => (Some(before), Err(error)),
@@ -231,9 +244,10 @@ fn runs_are_finite_or_refused() {
                 })
                 .collect();
             let requests = [choices.request(), choices.request()];
+            let begin = choices.of(&[None, None, Some(0), Some(1), Some(2), Some(9)]);
             let options = choices.step_options();
             let outcome = catch_unwind(AssertUnwindSafe(|| {
-                attempt(class, &overrides, &requests, &options)
+                attempt(class, &overrides, &requests, begin, &options)
             }));
             finished += usize::from(matches!(outcome, Ok(Ok(true))));
             if !matches!(outcome, Ok(Ok(true) | Err(_))) {
@@ -241,7 +255,7 @@ fn runs_are_finite_or_refused() {
                 text.truncate(300);
                 let panicked = outcome.is_err();
                 failed.push(format!(
-                    "{class} {text} {requests:?} eta {:?} s_churn {} order {}: panicked {panicked}",
+                    "{class} {text} {requests:?} begin {begin:?} eta {:?} s_churn {} order {}: panicked {panicked}",
                     options.eta, options.s_churn, options.order
                 ));
             }

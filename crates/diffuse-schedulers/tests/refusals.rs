@@ -541,6 +541,28 @@ fn shapes_are_checked() {
     );
 }
 
+/// A run does not begin inside a step.
+#[test]
+fn steps_of_two_evaluations() {
+    for name in ["heun", "dpm2", "dpm2-a", "dpm++-sde"] {
+        let config = SchedulerConfig::default();
+        let mut scheduler =
+            scheduler_from_config::<Flex>(&config, Some(name), &Overrides::new()).unwrap();
+        scheduler.set_timesteps(&4.into()).unwrap();
+        let timesteps = scheduler.timesteps().to_vec();
+        scheduler.set_begin_index(1);
+        let inside = step(scheduler.as_mut(), timesteps[1], StepOptions::default());
+        assert!(
+            matches!(inside, Err(SchedulerError::WarmUp { .. })),
+            "{name}"
+        );
+        scheduler.set_begin_index(2);
+        for &timestep in &timesteps[2..] {
+            step(scheduler.as_mut(), timestep, StepOptions::default()).unwrap();
+        }
+    }
+}
+
 /// A run goes in the order of its schedule; samplers without history go where the timestep says.
 #[test]
 fn order_of_the_steps() {

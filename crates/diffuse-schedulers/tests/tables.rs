@@ -192,7 +192,7 @@ fn fifty_steps_of_ddpm_cat_256() {
 
 /// The first step is taken twice: 50 steps are 51 model calls.
 #[test]
-fn pndm_asks_once_more_than_it_steps() {
+fn pndm_evaluates_once_more_than_it_steps() {
     let config = PNDMConfig {
         skip_prk_steps: true,
         spacing: SpacingOptions {

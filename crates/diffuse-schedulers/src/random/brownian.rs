@@ -1,10 +1,10 @@
-//! Brownian motion that is the same however it is asked for, number for number as `torchsde` makes
-//! it.
+//! Brownian paths with the numbers of `torchsde`, whose increments do not depend on the order in
+//! which they are computed.
 //!
 //! "Scalable Gradients for Stochastic Differential Equations" (<https://arxiv.org/abs/2001.01328>),
-//! section 4: a path is not stored but made again from seeds. The increment over the whole interval
-//! is one draw; that over half of an interval follows from the whole, by the Brownian bridge, and
-//! one more draw `z`:
+//! section 4: a path is not stored but computed again from seeds. The increment over the whole
+//! interval is one draw; that over half of an interval follows from the whole, by the Brownian
+//! bridge, and one more draw `z`:
 //!
 //! ```text
 //! W_left = (l / h) W + √(l r / h) z,   W_right = W - W_left,   l + r = h
@@ -18,7 +18,7 @@ use burn::tensor::DType;
 
 use super::Generator;
 
-/// A path of Brownian motion in so many dimensions.
+/// A Brownian path in `count` dimensions.
 #[derive(Clone, Debug)]
 pub(crate) struct BrownianTree {
     seed: u64,

@@ -15,14 +15,14 @@
 //! such draw. `randn(seed 0)` here is `torch.manual_seed(0); torch.randn(..)` there, up to the last
 //! bit of `ln`, `sin` and `cos`.
 
+pub(crate) mod brownian;
+
 use std::f64::consts::TAU;
 
 use burn::prelude::*;
 use burn::tensor::DType;
 
 use crate::SchedulerError;
-
-pub(crate) mod brownian;
 
 /// A source of standard normal numbers for the noise in samples.
 ///

@@ -1,9 +1,9 @@
 //! DEIS: the diffusion exponential integrator sampler.
 //!
 //! "Fast Sampling of Diffusion Models with Exponential Integrator"
-//! (<https://arxiv.org/abs/2204.13902>), equations 14 and 15, in the variant `log ρ` with `ρ = σ /
-//! α`: the polynomial through the latest epsilon predictions `m_i` at `ln ρ_i`, with Lagrange
-//! polynomials `l_i`, is integrated over the step from `s` to `t`:
+//! (<https://arxiv.org/abs/2204.13902>), equations 14 and 15, in the variant `log ρ` with
+//! `ρ = σ / α`: the polynomial through the latest epsilon predictions `m_i` at `ln ρ_i`, with
+//! Lagrange polynomials `l_i`, is integrated over the step from `s` to `t`:
 //!
 //! ```text
 //! x_t = (α_t / α_s) x_s + α_t Σ m_i ∫ l_i(ln ρ) dρ

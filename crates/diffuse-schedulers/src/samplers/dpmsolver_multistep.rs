@@ -1,8 +1,8 @@
 //! DPM-Solver and DPM-Solver++, multistep.
 //!
 //! "DPM-Solver++" (<https://arxiv.org/abs/2211.01095>), algorithm 2, DPM-Solver++(2M). In the time
-//! `λ = ln(α / σ)`, from the point `s` to the next `t` with `h = λ_t - λ_s`, the model outputs
-//! `m_0` at `s` and `m_1` at the point before, and `r = (λ_s - λ_1) / h`:
+//! `λ = ln(α / σ)`, from `s` (the paper's `t_{i-1}`) to `t` (`t_i`) with `h = λ_t - λ_s`, let `m_0`
+//! be the model output at `s`, `m_1` that at the point before, and `r = (λ_s - λ_1) / h`:
 //!
 //! ```text
 //! D   = (1 + 1 / 2r) m_0 - 1 / 2r m_1

@@ -1,9 +1,9 @@
 //! DPM-Solver++ for the SDE, singlestep.
 //!
 //! k-diffusion's `sample_dpmpp_sde` (<https://github.com/crowsonkb/k-diffusion>), after
-//! "DPM-Solver++" (<https://arxiv.org/abs/2211.01095>), in ancestral steps. In the time `t = -ln
-//! σ`, both substeps of a step start from the same sample; the first goes to the middle, the
-//! second, with the image predicted there, to the end. For a substep from `σ` to `σ'`, with
+//! "DPM-Solver++" (<https://arxiv.org/abs/2211.01095>), in ancestral steps. In the time
+//! `t = -ln σ`, both substeps of a step start from the same sample; the first goes to the middle,
+//! the second, with the image predicted there, to the end. For a substep from `σ` to `σ'`, with
 //! `σ_down² + σ_up² = σ'²`:
 //!
 //! ```text
@@ -186,6 +186,7 @@ impl Sampler for DPMSolverSDEConfig {
             .flat_map(|pair| [pair[0], middle(pair[0], pair[1])]);
         let evaluated = evaluated.collect();
         Ok(Schedule {
+            steps,
             model_sigmas: Some(evaluated),
             ..Schedule::new(timesteps, doubled(&sigmas, steps))
         })

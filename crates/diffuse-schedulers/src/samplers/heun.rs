@@ -91,7 +91,10 @@ impl Sampler for HeunDiscreteConfig {
         let grid = grid.map_timesteps(|timestep| f64::from(timestep as f32));
         let steps = grid.timesteps.len();
         let sigmas = doubled(&grid.sigmas_to(0.0), steps);
-        Ok(Schedule::new(doubled(&grid.timesteps, steps), sigmas))
+        Ok(Schedule {
+            steps,
+            ..Schedule::new(doubled(&grid.timesteps, steps), sigmas)
+        })
     }
 
     fn step<B: Backend>(

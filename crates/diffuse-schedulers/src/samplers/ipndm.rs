@@ -2,9 +2,9 @@
 //!
 //! "Fast Sampling of Diffusion Models with Exponential Integrator"
 //! (<https://arxiv.org/abs/2204.13902>), algorithm 2, as v-diffusion
-//! (<https://github.com/crowsonkb/v-diffusion-pytorch>) has it. Time `u` runs from 1 to 0, with `β
-//! = sin²(π u / 2)` and `α = √(1 - β²)`; the model is conditioned on `2/π atan2(β, α)`, between 0
-//! and 1, and predicts a velocity `v`. With `e` the linear multistep estimate of Adams and
+//! (<https://github.com/crowsonkb/v-diffusion-pytorch>) has it. Time `u` runs from 1 to 0, with
+//! `β = sin²(π u / 2)` and `α = √(1 - β²)`; the model is conditioned on `2/π atan2(β, α)`, between
+//! 0 and 1, and predicts a velocity `v`. With `e` the linear multistep estimate of Adams and
 //! Bashforth, of order 1 to 4 as the run goes on, from `e_t`:
 //!
 //! ```text

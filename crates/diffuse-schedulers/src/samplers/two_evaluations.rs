@@ -44,6 +44,7 @@ pub(super) fn interleaved(grid: &SigmaGrid, mids: &[f32], logs: &LogSigmas) -> S
         .zip(mids)
         .flat_map(|(&sigma, &mid)| [sigma, mid]);
     Schedule {
+        steps,
         model_sigmas: Some(evaluated.collect()),
         ..Schedule::new(timesteps, twice.collect())
     }

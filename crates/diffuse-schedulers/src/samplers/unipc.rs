@@ -1,9 +1,9 @@
 //! UniPC: a unified predictor and corrector.
 //!
 //! "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models"
-//! (<https://arxiv.org/abs/2302.04867>), algorithms 5 to 8 and equations 3, 5 and 8, in the time `λ
-//! = ln(α / σ)`. A step goes from `s` to `t` with `h = λ_t - λ_s`; `m_i` are the data predictions
-//! at points `i`, and `r_i = (λ_i - λ_s) / h`:
+//! (<https://arxiv.org/abs/2302.04867>), algorithms 5 to 8 and equations 3, 5 and 8, in the time
+//! `λ = ln(α / σ)`. A step goes from `s` to `t` with `h = λ_t - λ_s`; `m_i` are the data
+//! predictions at points `i`, and `r_i = (λ_i - λ_s) / h`:
 //!
 //! ```text
 //! x_t = (σ_t / σ_s) x_s - α_t (e^-h - 1) m_s
@@ -12,9 +12,9 @@
 //!
 //! The predictor leaves out `m_t`; the corrector takes the step again with it, once the model has
 //! been evaluated at `x_t`, and before the next step. `B(h)` is `-h` (bh1) or `e^-h - 1` (bh2). The
-//! `ρ` solve the order conditions `Σ ρ_i r_i^(k-1) = k! φ_(k+1)(-h) (-h) / B(h)`, where `φ_(k+1)(z)
-//! = (φ_k(z) - 1/k!) / z` and `φ_0 = exp`. By epsilon prediction, `α` and `σ` exchange their roles
-//! and `h` changes its sign. In f32, as Diffusers.
+//! `ρ` solve the order conditions `Σ ρ_i r_i^(k-1) = k! φ_(k+1)(-h) (-h) / B(h)`, where
+//! `φ_(k+1)(z) = (φ_k(z) - 1/k!) / z` and `φ_0 = exp`. By epsilon prediction, `α` and `σ` exchange
+//! their roles and `h` changes its sign. In f32, as Diffusers.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

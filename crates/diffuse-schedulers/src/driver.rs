@@ -50,7 +50,7 @@ pub trait Sampler: Options {
 
     /// What it takes beyond what all take.
     fn capabilities(&self) -> Capabilities {
-        Capabilities::default()
+        Capabilities::COUNTED
     }
 
     /// How a sample is composed of image and noise.

@@ -58,6 +58,18 @@ pub struct Capabilities {
     pub velocity: bool,
 }
 
+impl Capabilities {
+    /// Those of a sampler that counts its steps.
+    pub(crate) const COUNTED: Self = Self {
+        custom_timesteps: false,
+        custom_sigmas: false,
+        eta: false,
+        noise: false,
+        begin_index: true,
+        velocity: false,
+    };
+}
+
 /// Options of a single step; each sampler uses its own and ignores the others.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepOptions {

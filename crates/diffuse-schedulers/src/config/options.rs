@@ -48,7 +48,11 @@ macro_rules! options {
         $(#[$meta])*
         #[derive(Clone, Debug, PartialEq)]
         pub struct $name {
-            $($($(#[$group_doc])* pub $group: $group_type,)*)?
+            $($(
+                #[doc = concat!("The options of [`", stringify!($group_type), "`].")]
+                $(#[$group_doc])*
+                pub $group: $group_type,
+            )*)?
             $($(#[$doc])* pub $field: $type,)*
         }
 

@@ -23,11 +23,8 @@ options! {
         /// Whether the betas are rescaled so that the noisiest sample holds no image at all.
         pub rescale_betas_zero_snr: bool = false,
     } with {
-        /// The noise schedule.
         pub betas: BetaOptions = BetaOptions::default(),
-        /// Clipping of the predicted image.
         pub clip: ClipOptions = ClipOptions::default(),
-        /// The spacing of the timesteps.
         pub spacing: SpacingOptions = SpacingOptions::LEADING,
     }
 }
@@ -44,6 +41,10 @@ impl Sampler for DDIMInverseConfig {
     };
 
     type History<B: Backend> = ();
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
 
     fn process(&self) -> Process {
         Process::Own

@@ -17,7 +17,6 @@ use serde::{Deserialize, Serialize};
 
 use super::prelude::*;
 use crate::schedule::spacing::check_whole_timesteps;
-use crate::step::multistep::without_variance;
 
 /// The variance of the noise in a step (the key `variance_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,13 +55,9 @@ options! {
         /// Whether the betas are rescaled so that the noisiest sample holds no image at all.
         pub rescale_betas_zero_snr: bool = false,
     } with {
-        /// The noise schedule.
         pub betas: BetaOptions = BetaOptions::default(),
-        /// Clipping of the predicted image.
         pub clip: ClipOptions = ClipOptions::default(),
-        /// Dynamic thresholding of the predicted image.
         pub threshold: ThresholdOptions = ThresholdOptions::default(),
-        /// The spacing of the timesteps.
         pub spacing: SpacingOptions = SpacingOptions::LEADING,
     }
 }
@@ -178,17 +173,13 @@ impl Sampler for DDPMConfig {
         let (beta, variance, variance_next) = (1.0 - alpha, 1.0 - alpha_bar, 1.0 - alpha_bar_next);
 
         let [_, channels, _, _] = step.sample.dims();
-        let (sample, kind) = (step.sample.clone(), Some(self.variance_type));
-        let prediction = Prediction {
-            kind: self.prediction_type,
-            output: without_variance(step.model_output.clone(), &sample, kind),
-            sample: sample.clone(),
-        };
+        let (kind, variance_type) = (self.prediction_type, Some(self.variance_type));
+        let prediction = Prediction::without_variance(kind, &step, variance_type);
         let original = prediction.original(AlphaSigma::of_alpha_bar(alpha_bar));
         let original = self.clipping()?.apply(original);
         let mut next = combine([
             (alpha_bar_next.sqrt() * beta / variance, original.clone()),
-            (alpha.sqrt() * variance_next / variance, sample),
+            (alpha.sqrt() * variance_next / variance, step.sample),
         ]);
         if step.timestep > 0.0 {
             let noise = step.noise.like(&original)?;

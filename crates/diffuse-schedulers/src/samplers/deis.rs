@@ -55,17 +55,11 @@ options! {
         /// Whether the order falls towards the end of a run of less than 15 steps.
         pub lower_order_final: bool = true,
     } with {
-        /// The noise schedule.
         pub betas: BetaOptions = BetaOptions::default(),
-        /// Dynamic thresholding of the predicted image.
         pub threshold: ThresholdOptions = ThresholdOptions::default(),
-        /// The sigma schedule.
         pub sigmas: SigmaOptions = SigmaOptions::default(),
-        /// Sigmas of flow-matching models.
         pub flow: FlowOptions = FlowOptions::default(),
-        /// Timestep shifts of flow-matching models.
         pub shift: ShiftOptions = ShiftOptions::default(),
-        /// The spacing of the timesteps.
         pub spacing: SpacingOptions = SpacingOptions::default(),
     }
 }
@@ -107,13 +101,6 @@ impl Sampler for DEISMultistepConfig {
 
     /// The latest epsilon predictions, newest first: at most `solver_order`.
     type History<B: Backend> = Vec<Tensor<B, 4>>;
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            begin_index: true,
-            ..Capabilities::default()
-        }
-    }
 
     fn process(&self) -> Process {
         Process::SigmaGrid

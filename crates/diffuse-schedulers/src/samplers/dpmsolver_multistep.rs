@@ -19,9 +19,7 @@ use super::prelude::*;
 use crate::VarianceType;
 use crate::schedule::flow::{FlowOptions, ShiftOptions};
 use crate::schedule::spacing::check_whole_timesteps;
-use crate::step::multistep::{
-    FinalOrder, MAX_DPM_ORDER, check_order, check_steps, without_variance,
-};
+use crate::step::multistep::{FinalOrder, MAX_DPM_ORDER, check_order, check_steps};
 use crate::step::phi::ExponentialStep;
 
 options! {
@@ -51,17 +49,11 @@ options! {
         /// Whether the betas are rescaled so that the noisiest sample holds no image at all.
         pub rescale_betas_zero_snr: bool = false,
     } with {
-        /// The noise schedule.
         pub betas: BetaOptions = BetaOptions::default(),
-        /// Dynamic thresholding of the predicted image.
         pub threshold: ThresholdOptions = ThresholdOptions::default(),
-        /// The sigma schedule.
         pub sigmas: SigmaOptions = SigmaOptions::default(),
-        /// Sigmas of flow-matching models.
         pub flow: FlowOptions = FlowOptions::default(),
-        /// Timestep shifts of flow-matching models.
         pub shift: ShiftOptions = ShiftOptions::default(),
-        /// The spacing of the timesteps.
         pub spacing: SpacingOptions = SpacingOptions::default(),
     }
 }
@@ -279,8 +271,7 @@ impl Sampler for DPMSolverMultistepConfig {
         Capabilities {
             custom_timesteps: true,
             noise: self.algorithm_type.adds_noise(),
-            begin_index: true,
-            ..Capabilities::default()
+            ..Capabilities::COUNTED
         }
     }
 
@@ -359,11 +350,8 @@ impl Sampler for DPMSolverMultistepConfig {
         place: Place<'_>,
         outputs: &mut Self::History<B>,
     ) -> Result<StepOutput<B>, SchedulerError> {
-        let prediction = Prediction {
-            kind: self.prediction_type,
-            output: without_variance(step.model_output, &step.sample, self.variance_type),
-            sample: step.sample.clone(),
-        };
+        let (kind, variance_type) = (self.prediction_type, self.variance_type);
+        let prediction = Prediction::without_variance(kind, &step, variance_type);
         let clipping = self.threshold.clipping(Self::CLASS)?;
         let integrand = self.algorithm_type.integrand();
         let output = prediction.integrand(place.alpha_sigma(), clipping, integrand);

@@ -8,9 +8,7 @@ use super::dpmsolver_multistep::{DPMAlgorithmType, DPMSolverType, MultistepRule}
 use super::prelude::*;
 use crate::VarianceType;
 use crate::schedule::flow::FlowOptions;
-use crate::step::multistep::{
-    FinalOrder, MAX_DPM_ORDER, check_order, check_steps, without_variance,
-};
+use crate::step::multistep::{FinalOrder, MAX_DPM_ORDER, check_order, check_steps};
 
 options! {
     /// Options of [`DPMSolverMultistepInverseScheduler`].
@@ -33,15 +31,10 @@ options! {
         /// out.
         pub variance_type: Option<VarianceType> = None,
     } with {
-        /// The noise schedule.
         pub betas: BetaOptions = BetaOptions::default(),
-        /// Dynamic thresholding of the predicted image.
         pub threshold: ThresholdOptions = ThresholdOptions::default(),
-        /// The sigma schedule.
         pub sigmas: SigmaOptions = SigmaOptions::default(),
-        /// Sigmas of flow-matching models.
         pub flow: FlowOptions = FlowOptions::default(),
-        /// The spacing of the timesteps.
         pub spacing: SpacingOptions = SpacingOptions::default(),
     }
 }
@@ -73,13 +66,6 @@ impl Sampler for DPMSolverMultistepInverseConfig {
 
     /// The latest model outputs, newest first: at most `solver_order`.
     type History<B: Backend> = Vec<Tensor<B, 4>>;
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            begin_index: true,
-            ..Capabilities::default()
-        }
-    }
 
     fn process(&self) -> Process {
         Process::SigmaGrid
@@ -160,11 +146,8 @@ impl Sampler for DPMSolverMultistepInverseConfig {
         place: Place<'_>,
         outputs: &mut Self::History<B>,
     ) -> Result<StepOutput<B>, SchedulerError> {
-        let prediction = Prediction {
-            kind: self.prediction_type,
-            output: without_variance(step.model_output, &step.sample, self.variance_type),
-            sample: step.sample.clone(),
-        };
+        let (kind, variance_type) = (self.prediction_type, self.variance_type);
+        let prediction = Prediction::without_variance(kind, &step, variance_type);
         let clipping = self.threshold.clipping(Self::CLASS)?;
         let integrand = self.algorithm_type.integrand();
         let output = prediction.integrand(place.alpha_sigma(), clipping, integrand);

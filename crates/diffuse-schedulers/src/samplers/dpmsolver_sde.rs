@@ -32,11 +32,8 @@ options! {
         /// each image, from the run's source of noise.
         pub noise_sampler_seed: Option<NoiseSamplerSeed> = None,
     } with {
-        /// The noise schedule.
         pub betas: BetaOptions = BetaOptions::latent(BetaSchedule::Linear),
-        /// The sigma schedule.
         pub sigmas: SigmaOptions = SigmaOptions::default(),
-        /// The spacing of the timesteps.
         pub spacing: SpacingOptions = SpacingOptions::default(),
     }
 }
@@ -137,8 +134,7 @@ impl Sampler for DPMSolverSDEConfig {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             noise: true,
-            begin_index: true,
-            ..Capabilities::default()
+            ..Capabilities::COUNTED
         }
     }
 

@@ -25,7 +25,7 @@ use super::prelude::*;
 use crate::VarianceType;
 use crate::schedule::flow::{FlowOptions, ShiftOptions};
 use crate::schedule::spacing::check_whole_timesteps;
-use crate::step::multistep::{MAX_DPM_ORDER, check_order, check_steps, without_variance};
+use crate::step::multistep::{MAX_DPM_ORDER, check_order, check_steps};
 
 options! {
     /// Options of [`DPMSolverSinglestepScheduler`].
@@ -48,15 +48,10 @@ options! {
         /// out.
         pub variance_type: Option<VarianceType> = None,
     } with {
-        /// The noise schedule.
         pub betas: BetaOptions = BetaOptions::default(),
-        /// Dynamic thresholding of the predicted image.
         pub threshold: ThresholdOptions = ThresholdOptions::default(),
-        /// The sigma schedule.
         pub sigmas: SigmaOptions = SigmaOptions::default(),
-        /// Sigmas of flow-matching models.
         pub flow: FlowOptions = FlowOptions::default(),
-        /// Timestep shifts of flow-matching models.
         pub shift: ShiftOptions = ShiftOptions::default(),
     }
 }
@@ -151,8 +146,7 @@ impl Sampler for DPMSolverSinglestepConfig {
         Capabilities {
             custom_timesteps: true,
             noise: self.algorithm_type.adds_noise(),
-            begin_index: true,
-            ..Capabilities::default()
+            ..Capabilities::COUNTED
         }
     }
 
@@ -237,11 +231,8 @@ impl Sampler for DPMSolverSinglestepConfig {
         place: Place<'_>,
         history: &mut SinglestepHistory<B>,
     ) -> Result<StepOutput<B>, SchedulerError> {
-        let prediction = Prediction {
-            kind: self.prediction_type,
-            output: without_variance(step.model_output, &step.sample, self.variance_type),
-            sample: step.sample.clone(),
-        };
+        let (kind, variance_type) = (self.prediction_type, self.variance_type);
+        let prediction = Prediction::without_variance(kind, &step, variance_type);
         let clipping = self.threshold.clipping(Self::CLASS)?;
         let integrand = self.algorithm_type.integrand();
         let output = prediction.integrand(place.alpha_sigma(), clipping, integrand);

@@ -22,9 +22,7 @@ options! {
         /// Whether the last step has order 1.
         pub euler_at_final: bool = false,
     } with {
-        /// The options that EDM samplers share.
         pub edm: EDMOptions = EDMOptions::default(),
-        /// Dynamic thresholding of the predicted image.
         pub threshold: ThresholdOptions = ThresholdOptions::default(),
     }
 }
@@ -61,8 +59,7 @@ impl Sampler for EDMDPMSolverMultistepConfig {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             noise: self.algorithm_type.adds_noise(),
-            begin_index: true,
-            ..Capabilities::default()
+            ..Capabilities::COUNTED
         }
     }
 

@@ -15,7 +15,6 @@ use super::prelude::*;
 options! {
     /// Options of [`EDMEulerScheduler`].
     pub struct EDMEulerConfig {} with {
-        /// The options that EDM samplers share.
         pub edm: EDMOptions = EDMOptions::default(),
     }
 }
@@ -36,8 +35,7 @@ impl Sampler for EDMEulerConfig {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             noise: true,
-            begin_index: true,
-            ..Capabilities::default()
+            ..Capabilities::COUNTED
         }
     }
 

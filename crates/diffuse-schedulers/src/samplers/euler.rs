@@ -56,11 +56,8 @@ options! {
         /// Whether the betas are rescaled so that the noisiest sample holds no image at all.
         pub rescale_betas_zero_snr: bool = false,
     } with {
-        /// The noise schedule.
         pub betas: BetaOptions = BetaOptions::default(),
-        /// The sigma schedule.
         pub sigmas: SigmaOptions = SigmaOptions::default(),
-        /// The spacing of the timesteps.
         pub spacing: SpacingOptions = SpacingOptions::default(),
     }
 }
@@ -133,9 +130,8 @@ impl Sampler for EulerDiscreteConfig {
             custom_timesteps: true,
             custom_sigmas: true,
             noise: true,
-            begin_index: true,
             velocity: true,
-            ..Capabilities::default()
+            ..Capabilities::COUNTED
         }
     }
 

@@ -20,9 +20,7 @@ options! {
         /// Whether the betas are rescaled so that the noisiest sample holds no image at all.
         pub rescale_betas_zero_snr: bool = false,
     } with {
-        /// The noise schedule.
         pub betas: BetaOptions = BetaOptions::default(),
-        /// The spacing of the timesteps.
         pub spacing: SpacingOptions = SpacingOptions::default(),
     }
 }
@@ -43,8 +41,7 @@ impl Sampler for EulerAncestralDiscreteConfig {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             noise: true,
-            begin_index: true,
-            ..Capabilities::default()
+            ..Capabilities::COUNTED
         }
     }
 

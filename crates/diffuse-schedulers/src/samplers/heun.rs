@@ -20,13 +20,9 @@ options! {
         /// What the model predicts.
         pub prediction_type: PredictionType = PredictionType::Epsilon,
     } with {
-        /// The noise schedule.
         pub betas: BetaOptions = BetaOptions::latent(BetaSchedule::Linear),
-        /// The sigma schedule.
         pub sigmas: SigmaOptions = SigmaOptions::default(),
-        /// Clipping of the predicted image.
         pub clip: ClipOptions = ClipOptions::OFF,
-        /// The spacing of the timesteps.
         pub spacing: SpacingOptions = SpacingOptions::default(),
     }
 }
@@ -49,8 +45,7 @@ impl Sampler for HeunDiscreteConfig {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             custom_timesteps: true,
-            begin_index: true,
-            ..Capabilities::default()
+            ..Capabilities::COUNTED
         }
     }
 

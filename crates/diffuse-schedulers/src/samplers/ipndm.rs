@@ -49,13 +49,6 @@ impl Sampler for IPNDMConfig {
     /// The latest `e`, newest first: at most four.
     type History<B: Backend> = Vec<Tensor<B, 4>>;
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            begin_index: true,
-            ..Capabilities::default()
-        }
-    }
-
     fn process(&self) -> Process {
         Process::Own
     }

@@ -11,8 +11,7 @@
 //! ```
 
 use super::prelude::*;
-use super::two_evaluations::{along, halfway, interleaved, rounded_if_karras};
-use crate::schedule::sigmas::LogSigmas;
+use super::two_evaluations::{along, dpm2_grid, halfway, interleaved};
 
 options! {
     /// Options of [`KDPM2DiscreteScheduler`].
@@ -20,11 +19,8 @@ options! {
         /// What the model predicts.
         pub prediction_type: PredictionType = PredictionType::Epsilon,
     } with {
-        /// The noise schedule.
         pub betas: BetaOptions = BetaOptions::latent(BetaSchedule::Linear),
-        /// The sigma schedule.
         pub sigmas: SigmaOptions = SigmaOptions::default(),
-        /// The spacing of the timesteps.
         pub spacing: SpacingOptions = SpacingOptions::default(),
     }
 }
@@ -43,13 +39,6 @@ impl Sampler for KDPM2DiscreteConfig {
 
     /// Between the two evaluations: the sample that the step starts from.
     type History<B: Backend> = Option<Tensor<B, 4>>;
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            begin_index: true,
-            ..Capabilities::default()
-        }
-    }
 
     fn process(&self) -> Process {
         Process::Exploding(self.spacing.timestep_spacing)
@@ -73,14 +62,11 @@ impl Sampler for KDPM2DiscreteConfig {
             .spacing
             .over(Self::CLASS, self.betas.num_train_timesteps);
         let timesteps = spacing.visited_unrounded(request.steps(Self::CLASS)?)?;
-        let table = noise_schedule.sigmas();
-        let schedule = self.sigmas.sigma_schedule(Self::CLASS)?;
-        let grid = SigmaGrid::at(timesteps, &table).respaced(schedule, &table);
-        let grid = rounded_if_karras(grid, schedule);
+        let (grid, logs) = dpm2_grid(Self::CLASS, timesteps, &self.sigmas, noise_schedule)?;
         let sigmas = grid.sigmas_to(0.0);
         let mids = sigmas.windows(2).map(|pair| halfway(pair[1], pair[0]));
         let mids: Vec<f32> = mids.collect();
-        Ok(interleaved(&grid, &mids, &LogSigmas::new(&table)))
+        Ok(interleaved(&grid, &mids, &logs))
     }
 
     fn step<B: Backend>(

@@ -13,8 +13,7 @@
 //! The last step takes one evaluation and adds no noise.
 
 use super::prelude::*;
-use super::two_evaluations::{along, halfway, interleaved, rounded_if_karras};
-use crate::schedule::sigmas::LogSigmas;
+use super::two_evaluations::{along, dpm2_grid, halfway, interleaved};
 use crate::step::ancestral::Ancestral;
 
 options! {
@@ -23,11 +22,8 @@ options! {
         /// What the model predicts.
         pub prediction_type: PredictionType = PredictionType::Epsilon,
     } with {
-        /// The noise schedule.
         pub betas: BetaOptions = BetaOptions::latent(BetaSchedule::Linear),
-        /// The sigma schedule.
         pub sigmas: SigmaOptions = SigmaOptions::default(),
-        /// The spacing of the timesteps.
         pub spacing: SpacingOptions = SpacingOptions::default(),
     }
 }
@@ -50,8 +46,7 @@ impl Sampler for KDPM2AncestralDiscreteConfig {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             noise: true,
-            begin_index: true,
-            ..Capabilities::default()
+            ..Capabilities::COUNTED
         }
     }
 
@@ -77,10 +72,7 @@ impl Sampler for KDPM2AncestralDiscreteConfig {
             .spacing
             .over(Self::CLASS, self.betas.num_train_timesteps);
         let timesteps = spacing.visited_unrounded(request.steps(Self::CLASS)?)?;
-        let table = noise_schedule.sigmas();
-        let schedule = self.sigmas.sigma_schedule(Self::CLASS)?;
-        let grid = SigmaGrid::at(timesteps, &table).respaced(schedule, &table);
-        let grid = rounded_if_karras(grid, schedule);
+        let (grid, logs) = dpm2_grid(Self::CLASS, timesteps, &self.sigmas, noise_schedule)?;
         let sigmas = grid.sigmas_to(0.0);
         Ancestral::check(Self::CLASS, &sigmas, f32::EPSILON)?;
         let mid = |pair: &[f32]| match Ancestral::between(pair[0], pair[1]).down {
@@ -88,7 +80,7 @@ impl Sampler for KDPM2AncestralDiscreteConfig {
             down => halfway(pair[0], down),
         };
         let mids: Vec<f32> = sigmas.windows(2).map(mid).collect();
-        Ok(interleaved(&grid, &mids, &LogSigmas::new(&table)))
+        Ok(interleaved(&grid, &mids, &logs))
     }
 
     fn step<B: Backend>(

@@ -27,11 +27,8 @@ options! {
         /// Whether the betas are rescaled so that the noisiest sample holds no image at all.
         pub rescale_betas_zero_snr: bool = false,
     } with {
-        /// The noise schedule.
         pub betas: BetaOptions = BetaOptions::latent(BetaSchedule::ScaledLinear),
-        /// Clipping of the predicted image.
         pub clip: ClipOptions = ClipOptions::OFF,
-        /// Dynamic thresholding of the predicted image.
         pub threshold: ThresholdOptions = ThresholdOptions::default(),
         /// Without effect: the timesteps are those of the distillation.
         pub spacing: SpacingOptions = SpacingOptions::LEADING,
@@ -62,9 +59,8 @@ impl Sampler for LCMConfig {
         Capabilities {
             custom_timesteps: true,
             noise: true,
-            begin_index: true,
             velocity: true,
-            ..Capabilities::default()
+            ..Capabilities::COUNTED
         }
     }
 

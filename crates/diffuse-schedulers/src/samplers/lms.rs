@@ -21,11 +21,8 @@ options! {
         /// What the model predicts.
         pub prediction_type: PredictionType = PredictionType::Epsilon,
     } with {
-        /// The noise schedule.
         pub betas: BetaOptions = BetaOptions::default(),
-        /// The sigma schedule.
         pub sigmas: SigmaOptions = SigmaOptions::default(),
-        /// The spacing of the timesteps.
         pub spacing: SpacingOptions = SpacingOptions::default(),
     }
 }
@@ -57,13 +54,6 @@ impl Sampler for LMSDiscreteConfig {
 
     /// The latest derivatives, newest first.
     type History<B: Backend> = Vec<Tensor<B, 4>>;
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            begin_index: true,
-            ..Capabilities::default()
-        }
-    }
 
     fn process(&self) -> Process {
         Process::Exploding(self.spacing.timestep_spacing)

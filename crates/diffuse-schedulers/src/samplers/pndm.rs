@@ -30,9 +30,7 @@ options! {
         /// timestep.
         pub set_alpha_to_one: bool = false,
     } with {
-        /// The noise schedule.
         pub betas: BetaOptions = BetaOptions::default(),
-        /// The spacing of the timesteps.
         pub spacing: SpacingOptions = SpacingOptions::LEADING,
     }
 }
@@ -163,6 +161,10 @@ impl Sampler for PNDMConfig {
     };
 
     type History<B: Backend> = PNDMHistory<B>;
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
 
     fn process(&self) -> Process {
         Process::Timesteps

@@ -22,7 +22,7 @@ use super::prelude::*;
 use crate::VarianceType;
 use crate::schedule::flow::FlowOptions;
 use crate::step::adams::exponential_integrals;
-use crate::step::multistep::{check_order, not_finite, without_variance};
+use crate::step::multistep::{check_order, not_finite};
 
 options! {
     /// Options of [`SASolverScheduler`].
@@ -46,15 +46,10 @@ options! {
         /// out.
         pub variance_type: Option<VarianceType> = None,
     } with {
-        /// The noise schedule.
         pub betas: BetaOptions = BetaOptions::default(),
-        /// Dynamic thresholding of the predicted image.
         pub threshold: ThresholdOptions = ThresholdOptions::default(),
-        /// The sigma schedule.
         pub sigmas: SigmaOptions = SigmaOptions::default(),
-        /// Sigmas of flow-matching models.
         pub flow: FlowOptions = FlowOptions::default(),
-        /// The spacing of the timesteps.
         pub spacing: SpacingOptions = SpacingOptions::default(),
     }
 }
@@ -192,8 +187,7 @@ impl Sampler for SASolverConfig {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             noise: true,
-            begin_index: true,
-            ..Capabilities::default()
+            ..Capabilities::COUNTED
         }
     }
 
@@ -262,11 +256,8 @@ impl Sampler for SASolverConfig {
         history: &mut SAHistory<B>,
     ) -> Result<StepOutput<B>, SchedulerError> {
         let (run, index) = (place.schedule, place.index);
-        let prediction = Prediction {
-            kind: self.prediction_type,
-            output: without_variance(step.model_output, &step.sample, self.variance_type),
-            sample: step.sample.clone(),
-        };
+        let (kind, variance_type) = (self.prediction_type, self.variance_type);
+        let prediction = Prediction::without_variance(kind, &step, variance_type);
         let clipping = self.threshold.clipping(Self::CLASS)?;
         let output = prediction.integrand(place.alpha_sigma(), clipping, self.integrand());
         let taken = history.outputs.len();

@@ -27,7 +27,6 @@ options! {
         /// Whether the betas are rescaled so that the noisiest sample holds no image at all.
         pub rescale_betas_zero_snr: bool = false,
     } with {
-        /// The noise schedule.
         pub betas: BetaOptions = BetaOptions::latent(BetaSchedule::ScaledLinear),
         /// Without effect.
         pub clip: ClipOptions = ClipOptions::OFF,
@@ -59,9 +58,8 @@ impl Sampler for TCDConfig {
             custom_timesteps: true,
             eta: true,
             noise: true,
-            begin_index: true,
             velocity: true,
-            ..Capabilities::default()
+            ..Capabilities::COUNTED
         }
     }
 

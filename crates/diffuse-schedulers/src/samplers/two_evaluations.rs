@@ -19,12 +19,21 @@ pub(super) fn halfway(a: f32, b: f32) -> f32 {
     (b - (b - a) * 0.5).exp()
 }
 
-/// Rounds the timesteps of Karras's schedule. Diffusers' quirk: DPM2 leaves the others as they are.
-pub(super) fn rounded_if_karras(grid: SigmaGrid, schedule: Option<SigmaSchedule>) -> SigmaGrid {
-    match schedule {
+/// The sigmas of DPM2, and the logarithms of the table. Diffusers' quirk: the timesteps of Karras's
+/// schedule are rounded, the others are not.
+pub(super) fn dpm2_grid(
+    class: &'static str,
+    timesteps: Vec<f64>,
+    sigmas: &SigmaOptions,
+    noise_schedule: &NoiseSchedule,
+) -> Result<(SigmaGrid, LogSigmas), SchedulerError> {
+    let (table, schedule) = (noise_schedule.sigmas(), sigmas.sigma_schedule(class)?);
+    let grid = SigmaGrid::at(timesteps, &table).respaced(schedule, &table);
+    let grid = match schedule {
         Some(SigmaSchedule::Karras) => grid.map_timesteps(f64::round_ties_even),
         _ => grid,
-    }
+    };
+    Ok((grid, LogSigmas::new(&table)))
 }
 
 /// The schedule of DPM2, whose steps evaluate the model at a sigma and then at `σ_mid`: `mids` has

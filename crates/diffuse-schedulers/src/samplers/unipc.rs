@@ -55,17 +55,11 @@ options! {
         /// Whether the betas are rescaled so that the noisiest sample holds no image at all.
         pub rescale_betas_zero_snr: bool = false,
     } with {
-        /// The noise schedule.
         pub betas: BetaOptions = BetaOptions::default(),
-        /// Dynamic thresholding of the predicted image.
         pub threshold: ThresholdOptions = ThresholdOptions::default(),
-        /// The sigma schedule.
         pub sigmas: SigmaOptions = SigmaOptions::default(),
-        /// Sigmas of flow-matching models.
         pub flow: FlowOptions = FlowOptions::default(),
-        /// Timestep shifts of flow-matching models.
         pub shift: ShiftOptions = ShiftOptions::default(),
-        /// The spacing of the timesteps.
         pub spacing: SpacingOptions = SpacingOptions::default(),
     }
 }
@@ -251,13 +245,6 @@ impl Sampler for UniPCMultistepConfig {
     };
 
     type History<B: Backend> = UniPCHistory<B>;
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            begin_index: true,
-            ..Capabilities::default()
-        }
-    }
 
     fn process(&self) -> Process {
         Process::SigmaGrid

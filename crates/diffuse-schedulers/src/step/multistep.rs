@@ -1,10 +1,8 @@
 //! What multistep solvers share besides their formulas.
 
-use burn::prelude::*;
-
 use super::coefficients::Coefficients;
+use crate::SchedulerError;
 use crate::config::require_range;
-use crate::{SchedulerError, VarianceType};
 
 /// The highest order of DPM-Solver and DEIS.
 pub(crate) const MAX_DPM_ORDER: usize = 3;
@@ -67,29 +65,5 @@ pub(crate) fn not_finite(class: &'static str, index: usize, steps: usize) -> Sch
              steps, a lower order, or another `timestep_spacing`",
             index + 1
         ),
-    }
-}
-
-/// The model output `[batch, channels, height, width]` without the variance that some models
-/// predict as well.
-///
-/// # Panics
-/// If the output has neither the sample's channels nor, with a learned variance, twice as many.
-pub(crate) fn without_variance<B: Backend>(
-    model_output: Tensor<B, 4>,
-    sample: &Tensor<B, 4>,
-    variance_type: Option<VarianceType>,
-) -> Tensor<B, 4> {
-    let channels = sample.dims()[1];
-    let learned = variance_type.is_some_and(VarianceType::is_learned);
-    let expected = if learned { 2 * channels } else { channels };
-    assert_eq!(
-        model_output.dims()[1],
-        expected,
-        "channels of the model output for `{variance_type:?}`"
-    );
-    match learned {
-        true => model_output.narrow(1, 0, channels),
-        false => model_output,
     }
 }

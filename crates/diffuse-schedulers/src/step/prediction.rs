@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::alpha_sigma::AlphaSigma;
 use super::clipping::Clipping;
 use super::tensor::combine;
-use crate::{SchedulerError, Step};
+use crate::{SchedulerError, Step, VarianceType};
 
 /// The meaning of the model output (the key `prediction_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +68,29 @@ impl<B: Backend> Prediction<B> {
             output: step.model_output.clone(),
             sample: step.sample.clone(),
         }
+    }
+
+    /// The prediction of a step without the variance that some models predict as well.
+    ///
+    /// # Panics
+    /// If the output has neither the sample's channels nor, with a learned variance, twice as many.
+    pub fn without_variance(
+        kind: PredictionType,
+        step: &Step<'_, B>,
+        variance_type: Option<VarianceType>,
+    ) -> Self {
+        let mut prediction = Self::of(kind, step);
+        let [_, channels, _, _] = step.sample.dims();
+        let learned = variance_type.is_some_and(VarianceType::is_learned);
+        assert_eq!(
+            prediction.output.dims()[1],
+            if learned { 2 * channels } else { channels },
+            "channels of the model output for `{variance_type:?}`"
+        );
+        if learned {
+            prediction.output = prediction.output.narrow(1, 0, channels);
+        }
+        prediction
     }
 
     /// `x0` of a sample `x = α x0 + σ ε`.

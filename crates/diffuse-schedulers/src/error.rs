@@ -207,3 +207,19 @@ pub enum SchedulerError {
         operation: &'static str,
     },
 }
+
+impl SchedulerError {
+    /// Options that have no finite result together, and what to choose instead.
+    pub(crate) fn clash(
+        class: &'static str,
+        keys: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        let (keys, advice) = (keys.into(), advice.into());
+        Self::Clash {
+            class,
+            keys,
+            advice,
+        }
+    }
+}

@@ -72,13 +72,12 @@ impl Sampler for DDIMInverseConfig {
         timesteps.reverse();
         let from_image = timesteps[0] < (train / steps) as f64 && self.set_alpha_to_one;
         if from_image && self.prediction_type == PredictionType::Sample {
-            return Err(SchedulerError::Clash {
-                class: Self::CLASS,
-                keys: "`prediction_type` `sample` and `set_alpha_to_one` `true`".into(),
-                advice: "an image without noise does not determine the noise, choose \
-                         `set_alpha_to_one` `false`"
-                    .into(),
-            });
+            return Err(SchedulerError::clash(
+                Self::CLASS,
+                "`prediction_type` `sample` and `set_alpha_to_one` `true`",
+                "an image without noise does not determine the noise, choose \
+                 `set_alpha_to_one` `false`",
+            ));
         }
         Ok(Schedule::new(timesteps, Vec::new()))
     }

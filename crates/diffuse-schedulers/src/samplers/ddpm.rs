@@ -145,11 +145,11 @@ impl Sampler for DDPMConfig {
         let (kind, clipping) = (self.prediction_type, self.clipping()?);
         noise_schedule.check_visited(Self::CLASS, &timesteps, kind, clipping)?;
         if self.variance_type == VarianceType::FixedLargeLog && timesteps[0] > 0.0 {
-            return Err(SchedulerError::Clash {
-                class: Self::CLASS,
-                keys: "`variance_type` `fixed_large_log` and more than the last step".into(),
-                advice: "it is the square root of a negative number, choose `fixed_large`".into(),
-            });
+            return Err(SchedulerError::clash(
+                Self::CLASS,
+                "`variance_type` `fixed_large_log` and more than the last step",
+                "it is the square root of a negative number, choose `fixed_large`",
+            ));
         }
         Ok(Schedule::new(timesteps, Vec::new()))
     }

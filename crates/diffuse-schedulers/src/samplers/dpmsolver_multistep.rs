@@ -123,6 +123,38 @@ impl MultistepRule {
         self.between(&points[..order], points[order])
     }
 
+    /// Refuses a run in which a step has no finite result; else gives the highest order of its
+    /// steps.
+    pub fn check(
+        &self,
+        class: &'static str,
+        run: &Schedule,
+        process: Process,
+    ) -> Result<usize, SchedulerError> {
+        check_steps(class, run.steps, |index| {
+            self.coefficients(run, process, index, index)
+        })
+    }
+
+    /// Takes a step with the newest of the model outputs.
+    pub fn step<B: Backend>(
+        &self,
+        place: Place<'_>,
+        process: Process,
+        sample: Tensor<B, 4>,
+        output: Tensor<B, 4>,
+        noise: Option<Tensor<B, 4>>,
+        outputs: &mut Vec<Tensor<B, 4>>,
+    ) -> StepOutput<B> {
+        let taken = outputs.len();
+        let coefficients = self.coefficients(place.schedule, process, place.index, taken);
+        remember(outputs, output, self.solver_order);
+        StepOutput {
+            prev_sample: coefficients.apply(sample, outputs, noise),
+            pred_original_sample: None,
+        }
+    }
+
     /// The coefficients of a step from the last of some points to `t`.
     fn between(&self, points: &[AlphaSigma], t: AlphaSigma) -> Coefficients {
         let [earlier @ .., s] = points else {
@@ -207,13 +239,12 @@ impl DPMAlgorithmType {
         }
         let name = serde_json::to_value(self).unwrap_or_default();
         let name = name.as_str().unwrap_or_default();
-        Err(SchedulerError::Clash {
+        Err(SchedulerError::clash(
             class,
-            keys: format!("`algorithm_type` `{name}` and `final_sigmas_type` `zero`"),
-            advice: "the last step is infinitely long, choose `final_sigmas_type` `sigma_min`, or \
-                     `algorithm_type` `dpmsolver++`"
-                .into(),
-        })
+            format!("`algorithm_type` `{name}` and `final_sigmas_type` `zero`"),
+            "the last step is infinitely long, choose `final_sigmas_type` `sigma_min`, or \
+             `algorithm_type` `dpmsolver++`",
+        ))
     }
 
     /// Reads DEIS's value as `dpmsolver++`.
@@ -330,16 +361,13 @@ impl Sampler for DPMSolverMultistepConfig {
             }
         };
         let run = grid.to(self.final_sigmas_type.sigma(table[0]));
-        let rule = self.rule();
-        let highest = check_steps(Self::CLASS, run.steps, |index| {
-            rule.coefficients(&run, self.process(), index, index)
-        })?;
+        let highest = self.rule().check(Self::CLASS, &run, self.process())?;
         if self.algorithm_type == DPMAlgorithmType::SDEDPMSolver && highest == 3 {
-            return Err(SchedulerError::Clash {
-                class: Self::CLASS,
-                keys: "`algorithm_type` `sde-dpmsolver` and `solver_order` `3`".into(),
-                advice: "choose `solver_order` `2`, or `algorithm_type` `sde-dpmsolver++`".into(),
-            });
+            return Err(SchedulerError::clash(
+                Self::CLASS,
+                "`algorithm_type` `sde-dpmsolver` and `solver_order` `3`",
+                "choose `solver_order` `2`, or `algorithm_type` `sde-dpmsolver++`",
+            ));
         }
         Ok(run)
     }
@@ -359,15 +387,8 @@ impl Sampler for DPMSolverMultistepConfig {
             true => Some(step.noise.in_f32(&output)?),
             false => None,
         };
-        let (run, taken) = (place.schedule, outputs.len());
-        let coefficients = self
-            .rule()
-            .coefficients(run, self.process(), place.index, taken);
-        remember(outputs, output, self.solver_order);
-        Ok(StepOutput {
-            prev_sample: coefficients.apply(step.sample, outputs, noise),
-            pred_original_sample: None,
-        })
+        let (rule, process) = (self.rule(), self.process());
+        Ok(rule.step(place, process, step.sample, output, noise, outputs))
     }
 }
 

@@ -8,7 +8,7 @@ use super::dpmsolver_multistep::{DPMAlgorithmType, DPMSolverType, MultistepRule}
 use super::prelude::*;
 use crate::VarianceType;
 use crate::schedule::flow::FlowOptions;
-use crate::step::multistep::{FinalOrder, MAX_DPM_ORDER, check_order, check_steps};
+use crate::step::multistep::{FinalOrder, MAX_DPM_ORDER, check_order};
 
 options! {
     /// Options of [`DPMSolverMultistepInverseScheduler`].
@@ -95,13 +95,12 @@ impl Sampler for DPMSolverMultistepInverseConfig {
         noise_schedule: &NoiseSchedule,
     ) -> Result<Schedule, SchedulerError> {
         if self.algorithm_type.adds_noise() {
-            return Err(SchedulerError::Clash {
-                class: Self::CLASS,
-                keys: "an `algorithm_type` with noise and a run towards noise".into(),
-                advice: "its noise has an imaginary deviation there, choose `dpmsolver++` or \
-                         `dpmsolver`"
-                    .into(),
-            });
+            return Err(SchedulerError::clash(
+                Self::CLASS,
+                "an `algorithm_type` with noise and a run towards noise",
+                "its noise has an imaginary deviation there, choose `dpmsolver++` or \
+                 `dpmsolver`",
+            ));
         }
         let (steps, table) = (request.steps(Self::CLASS)?, noise_schedule.sigmas());
         let spacing = self
@@ -133,10 +132,7 @@ impl Sampler for DPMSolverMultistepInverseConfig {
         timesteps.dedup();
         let timesteps = timesteps.into_iter().map(f64::trunc).collect();
         let run = Schedule::new(timesteps, sigmas);
-        let rule = self.rule();
-        check_steps(Self::CLASS, run.steps, |index| {
-            rule.coefficients(&run, self.process(), index, index)
-        })?;
+        self.rule().check(Self::CLASS, &run, self.process())?;
         Ok(run)
     }
 
@@ -151,14 +147,7 @@ impl Sampler for DPMSolverMultistepInverseConfig {
         let clipping = self.threshold.clipping(Self::CLASS)?;
         let integrand = self.algorithm_type.integrand();
         let output = prediction.integrand(place.alpha_sigma(), clipping, integrand);
-        let (run, taken) = (place.schedule, outputs.len());
-        let coefficients = self
-            .rule()
-            .coefficients(run, self.process(), place.index, taken);
-        remember(outputs, output, self.solver_order);
-        Ok(StepOutput {
-            prev_sample: coefficients.apply(step.sample, outputs, None),
-            pred_original_sample: None,
-        })
+        let (rule, process) = (self.rule(), self.process());
+        Ok(rule.step(place, process, step.sample, output, None, outputs))
     }
 }

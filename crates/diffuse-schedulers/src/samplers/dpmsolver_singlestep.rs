@@ -177,12 +177,11 @@ impl Sampler for DPMSolverSinglestepConfig {
             .check_end(Self::CLASS, self.final_sigmas_type)?;
         self.algorithm_type.settle();
         if self.algorithm_type == DPMSolver && self.threshold.thresholding {
-            return Err(SchedulerError::Clash {
-                class: Self::CLASS,
-                keys: "`algorithm_type` `dpmsolver` and `thresholding` `true`".into(),
-                advice: "only predicted images are clipped, choose `algorithm_type` `dpmsolver++`"
-                    .into(),
-            });
+            return Err(SchedulerError::clash(
+                Self::CLASS,
+                "`algorithm_type` `dpmsolver` and `thresholding` `true`",
+                "only predicted images are clipped, choose `algorithm_type` `dpmsolver++`",
+            ));
         }
         Ok(())
     }

@@ -94,14 +94,14 @@ impl EDMOptions {
         };
         let mut sigmas: Vec<f32> = sigmas.into_iter().map(|sigma| sigma as f32).collect();
         if !sigmas.iter().all(|sigma| *sigma > 0.0 && sigma.is_finite()) {
-            return Err(SchedulerError::Clash {
+            return Err(SchedulerError::clash(
                 class,
-                keys: format!(
+                format!(
                     "`sigma_min` `{}`, `sigma_max` `{}` and `rho` `{}`",
                     self.sigma_min, self.sigma_max, self.rho
                 ),
-                advice: "sigmas between them are rounded to 0".into(),
-            });
+                "sigmas between them are rounded to 0",
+            ));
         }
         let timesteps = sigmas.iter().map(|sigma| f64::from(0.25 * sigma.ln()));
         let timesteps = timesteps.collect();

@@ -6,7 +6,7 @@
 use super::dpmsolver_multistep::{DPMAlgorithmType, DPMSolverType, MultistepRule};
 use super::edm::EDMOptions;
 use super::prelude::*;
-use crate::step::multistep::{FinalOrder, MAX_DPM_ORDER, check_order, check_steps};
+use crate::step::multistep::{FinalOrder, MAX_DPM_ORDER, check_order};
 
 options! {
     /// Options of [`EDMDPMSolverMultistepScheduler`].
@@ -101,16 +101,13 @@ impl Sampler for EDMDPMSolverMultistepConfig {
     ) -> Result<Schedule, SchedulerError> {
         let (end, min) = (self.edm.final_sigmas_type, self.edm.sigma_min as f32);
         let run = self.edm.place(Self::CLASS, request, |_| end.sigma(min))?;
-        let rule = self.rule();
-        let highest = check_steps(Self::CLASS, run.steps, |index| {
-            rule.coefficients(&run, self.process(), index, index)
-        })?;
+        let highest = self.rule().check(Self::CLASS, &run, self.process())?;
         if self.algorithm_type.adds_noise() && highest == 3 {
-            return Err(SchedulerError::Clash {
-                class: Self::CLASS,
-                keys: "`algorithm_type` `sde-dpmsolver++` and `solver_order` `3`".into(),
-                advice: "choose `solver_order` `2`".into(),
-            });
+            return Err(SchedulerError::clash(
+                Self::CLASS,
+                "`algorithm_type` `sde-dpmsolver++` and `solver_order` `3`",
+                "choose `solver_order` `2`",
+            ));
         }
         Ok(run)
     }
@@ -128,14 +125,7 @@ impl Sampler for EDMDPMSolverMultistepConfig {
             true => Some(step.noise.like(&image)?),
             false => None,
         };
-        let (run, taken) = (place.schedule, outputs.len());
-        let coefficients = self
-            .rule()
-            .coefficients(run, self.process(), place.index, taken);
-        remember(outputs, image, self.solver_order);
-        Ok(StepOutput {
-            prev_sample: coefficients.apply(step.sample, outputs, noise),
-            pred_original_sample: None,
-        })
+        let (rule, process) = (self.rule(), self.process());
+        Ok(rule.step(place, process, step.sample, image, noise, outputs))
     }
 }

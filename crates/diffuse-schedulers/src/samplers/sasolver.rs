@@ -213,13 +213,12 @@ impl Sampler for SASolverConfig {
         )?;
         require(Self::CLASS, "tau_func", &self.tau_func, &[None])?;
         if self.integrand() == Integrand::Epsilon && self.threshold.thresholding {
-            return Err(SchedulerError::Clash {
-                class: Self::CLASS,
-                keys: "`algorithm_type` `noise_prediction` and `thresholding` `true`".into(),
-                advice: "only predicted images are clipped, choose `algorithm_type` \
-                         `data_prediction`"
-                    .into(),
-            });
+            return Err(SchedulerError::clash(
+                Self::CLASS,
+                "`algorithm_type` `noise_prediction` and `thresholding` `true`",
+                "only predicted images are clipped, choose `algorithm_type` \
+                 `data_prediction`",
+            ));
         }
         Ok(())
     }

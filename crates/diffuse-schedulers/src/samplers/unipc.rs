@@ -148,16 +148,14 @@ impl UniPCMultistepConfig {
         // Sums that cancel to a thousandth of their terms have no digits left for an image.
         let terms = coefficients.outputs.iter().chain(&coefficients.z);
         if terms.map(|c| c.abs()).sum::<f32>() > 1e3 {
-            return Err(SchedulerError::Clash {
-                class: Self::CLASS,
-                keys: format!(
+            return Err(SchedulerError::clash(
+                Self::CLASS,
+                format!(
                     "`solver_order` `{}` and {} steps",
                     self.solver_order, run.steps
                 ),
-                advice:
-                    "f32 cannot solve the order conditions, choose a lower order or fewer steps"
-                        .into(),
-            });
+                "f32 cannot solve the order conditions, choose a lower order or fewer steps",
+            ));
         }
         Ok(coefficients)
     }
@@ -228,11 +226,7 @@ impl UniPCMultistepConfig {
                  `true`",
             ),
         };
-        SchedulerError::Clash {
-            class: Self::CLASS,
-            keys: keys.into(),
-            advice: advice.into(),
-        }
+        SchedulerError::clash(Self::CLASS, keys, advice)
     }
 }
 

@@ -66,11 +66,11 @@ impl Schedule {
         let sigmas = self.sigmas.iter().chain(self.model_sigmas.iter().flatten());
         match sigmas.copied().all(f32::is_finite) && self.timesteps.iter().all(|t| t.is_finite()) {
             true => Ok(()),
-            false => Err(SchedulerError::Clash {
+            false => Err(SchedulerError::clash(
                 class,
-                keys: format!("these options and {} steps", self.steps),
-                advice: "a timestep or a sigma of the run is not finite".into(),
-            }),
+                format!("these options and {} steps", self.steps),
+                "a timestep or a sigma of the run is not finite",
+            )),
         }
     }
 }

@@ -218,15 +218,15 @@ impl NoiseSchedule {
         let clips = matches!(clipping, Clipping::Clip(_));
         for &timestep in timesteps {
             if self.alpha_bar(timestep)? == 0.0 && divides && !clips {
-                return Err(SchedulerError::Clash {
+                return Err(SchedulerError::clash(
                     class,
-                    keys: "`rescale_betas_zero_snr` and `prediction_type` `epsilon`".into(),
-                    advice: format!(
+                    "`rescale_betas_zero_snr` and `prediction_type` `epsilon`",
+                    format!(
                         "the sample at timestep {timestep} holds no image to recover, choose \
                          `prediction_type` `v_prediction`, or a `timestep_spacing` that does not \
                          visit it (`leading`)"
                     ),
-                });
+                ));
             }
         }
         Ok(())

@@ -70,11 +70,11 @@ impl SigmaOptions {
             (true, false, false) => Ok(Some(SigmaSchedule::Karras)),
             (false, true, false) => Ok(Some(SigmaSchedule::Exponential)),
             (false, false, true) => Ok(Some(SigmaSchedule::Beta)),
-            _ => Err(SchedulerError::Clash {
+            _ => Err(SchedulerError::clash(
                 class,
-                keys: "`use_karras_sigmas`, `use_exponential_sigmas` and `use_beta_sigmas`".into(),
-                advice: "only one of them can be true".into(),
-            }),
+                "`use_karras_sigmas`, `use_exponential_sigmas` and `use_beta_sigmas`",
+                "only one of them can be true",
+            )),
         }
     }
 }

@@ -121,16 +121,16 @@ impl Spacing {
         if first < train as f64 {
             return Ok(visited);
         }
-        Err(SchedulerError::Clash {
-            class: self.class,
-            keys: format!(
+        Err(SchedulerError::clash(
+            self.class,
+            format!(
                 "`num_inference_steps` `{steps}` and `steps_offset` `{}`",
                 self.steps_offset
             ),
-            advice: format!(
+            format!(
                 "the first timestep is `{first}`, which is not in `0..{train}`, choose fewer steps"
             ),
-        })
+        ))
     }
 
     /// The same, with linspace timesteps left between whole numbers, in f32.

@@ -33,13 +33,12 @@ impl Ancestral {
             let Self { down, up } = Self::between(pair[0], pair[1]);
             let ratio = pair[1] / pair[0];
             if !(down.is_finite() && up.is_finite() && ratio * ratio >= least) {
-                return Err(SchedulerError::Clash {
+                return Err(SchedulerError::clash(
                     class,
-                    keys: format!("the sigmas {} and {}", pair[0], pair[1]),
-                    advice: "f32 cannot tell their squares from a sum of both: choose more steps, \
-                             `use_exponential_sigmas`, or another `beta_schedule`"
-                        .into(),
-                });
+                    format!("the sigmas {} and {}", pair[0], pair[1]),
+                    "f32 cannot tell their squares from a sum of both: choose more steps, \
+                     `use_exponential_sigmas`, or another `beta_schedule`",
+                ));
             }
         }
         Ok(())

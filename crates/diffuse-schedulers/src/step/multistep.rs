@@ -57,13 +57,13 @@ pub(crate) fn check_steps(
 
 /// Why the step at an index has no finite result.
 pub(crate) fn not_finite(class: &'static str, index: usize, steps: usize) -> SchedulerError {
-    SchedulerError::Clash {
+    SchedulerError::clash(
         class,
-        keys: format!("these options and {steps} steps"),
-        advice: format!(
+        format!("these options and {steps} steps"),
+        format!(
             "step {} has no finite result because two neighbouring sigmas are equal, choose fewer \
              steps, a lower order, or another `timestep_spacing`",
             index + 1
         ),
-    }
+    )
 }

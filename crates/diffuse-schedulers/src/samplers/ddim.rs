@@ -79,9 +79,7 @@ impl Sampler for DDIMConfig {
         request: &TimestepRequest,
         noise_schedule: &NoiseSchedule,
     ) -> Result<Schedule, SchedulerError> {
-        let spacing = self
-            .spacing
-            .over(Self::CLASS, self.betas.num_train_timesteps);
+        let spacing = self.spacing.over(Self::CLASS, &self.betas);
         let timesteps = spacing.visited(request.steps(Self::CLASS)?)?;
         let (kind, clipping) = (self.prediction_type, self.clipping()?);
         noise_schedule.check_visited(Self::CLASS, &timesteps, kind, clipping)?;

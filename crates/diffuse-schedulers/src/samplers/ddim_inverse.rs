@@ -68,7 +68,7 @@ impl Sampler for DDIMInverseConfig {
         _noise_schedule: &NoiseSchedule,
     ) -> Result<Schedule, SchedulerError> {
         let (train, steps) = (self.betas.num_train_timesteps, request.steps(Self::CLASS)?);
-        let mut timesteps = self.spacing.over(Self::CLASS, train).visited(steps)?;
+        let mut timesteps = self.spacing.over(Self::CLASS, &self.betas).visited(steps)?;
         timesteps.reverse();
         let from_image = timesteps[0] < (train / steps) as f64 && self.set_alpha_to_one;
         if from_image && self.prediction_type == PredictionType::Sample {

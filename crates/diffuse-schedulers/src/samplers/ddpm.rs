@@ -138,7 +138,7 @@ impl Sampler for DDPMConfig {
                 timesteps.clone()
             }
             other => {
-                let spacing = self.spacing.over(Self::CLASS, train);
+                let spacing = self.spacing.over(Self::CLASS, &self.betas);
                 spacing.visited(other.steps(Self::CLASS)?)?
             }
         };

@@ -130,9 +130,7 @@ impl Sampler for DEISMultistepConfig {
     ) -> Result<Schedule, SchedulerError> {
         let table = noise_schedule.sigmas();
         let schedule = self.sigmas.sigma_schedule(Self::CLASS)?;
-        let spacing = self
-            .spacing
-            .over(Self::CLASS, self.betas.num_train_timesteps);
+        let spacing = self.spacing.over(Self::CLASS, &self.betas);
         let (steps, range) = (request.steps(Self::CLASS)?, SigmaRange::of_table(&table));
         let grid = SigmaGrid::between(spacing, steps, schedule, range, &table)?;
         let last = grid.final_sigma(schedule, &table);

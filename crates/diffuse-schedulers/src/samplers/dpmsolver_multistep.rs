@@ -347,7 +347,7 @@ impl Sampler for DPMSolverMultistepConfig {
             }
             other => {
                 let steps = other.steps(Self::CLASS)?;
-                let spacing = self.spacing.over(Self::CLASS, train);
+                let spacing = self.spacing.over(Self::CLASS, &self.betas);
                 let spacing = spacing.clipped(noise_schedule, self.lambda_min_clipped)?;
                 match schedule {
                     // Diffusers' quirk: with cosine betas these timesteps are truncated.

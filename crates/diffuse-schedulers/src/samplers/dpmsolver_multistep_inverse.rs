@@ -103,9 +103,7 @@ impl Sampler for DPMSolverMultistepInverseConfig {
             ));
         }
         let (steps, table) = (request.steps(Self::CLASS)?, noise_schedule.sigmas());
-        let spacing = self
-            .spacing
-            .over(Self::CLASS, self.betas.num_train_timesteps);
+        let spacing = self.spacing.over(Self::CLASS, &self.betas);
         let spacing = spacing.clipped(noise_schedule, self.lambda_min_clipped)?;
         let (grid, last) = match self.sigmas.sigma_schedule(Self::CLASS)? {
             None => {

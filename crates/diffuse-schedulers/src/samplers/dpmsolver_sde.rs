@@ -156,9 +156,7 @@ impl Sampler for DPMSolverSDEConfig {
         request: &TimestepRequest,
         noise_schedule: &NoiseSchedule,
     ) -> Result<Schedule, SchedulerError> {
-        let spacing = self
-            .spacing
-            .over(Self::CLASS, self.betas.num_train_timesteps);
+        let spacing = self.spacing.over(Self::CLASS, &self.betas);
         let timesteps = spacing.visited_unrounded_f64(request.steps(Self::CLASS)?)?;
         let table = noise_schedule.sigmas();
         let schedule = self.sigmas.sigma_schedule(Self::CLASS)?;

@@ -203,7 +203,7 @@ impl Sampler for DPMSolverSinglestepConfig {
                 SigmaGrid::at(timesteps.clone(), &table)
             }
             other => {
-                let spacing = SpacingOptions::default().over(Self::CLASS, train);
+                let spacing = SpacingOptions::default().over(Self::CLASS, &self.betas);
                 let spacing = spacing.clipped(noise_schedule, self.lambda_min_clipped)?;
                 let range = SigmaRange::of_table(&table);
                 SigmaGrid::between(spacing, other.steps(Self::CLASS)?, schedule, range, &table)?

@@ -176,7 +176,7 @@ impl Sampler for EulerDiscreteConfig {
                         timesteps.clone()
                     }
                     other => {
-                        let spacing = self.spacing.over(Self::CLASS, train);
+                        let spacing = self.spacing.over(Self::CLASS, &self.betas);
                         spacing.visited_unrounded(other.steps(Self::CLASS)?)?
                     }
                 };

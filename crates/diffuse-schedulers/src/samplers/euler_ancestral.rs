@@ -64,9 +64,7 @@ impl Sampler for EulerAncestralDiscreteConfig {
         request: &TimestepRequest,
         noise_schedule: &NoiseSchedule,
     ) -> Result<Schedule, SchedulerError> {
-        let spacing = self
-            .spacing
-            .over(Self::CLASS, self.betas.num_train_timesteps);
+        let spacing = self.spacing.over(Self::CLASS, &self.betas);
         let timesteps = spacing.visited_unrounded(request.steps(Self::CLASS)?)?;
         let schedule = SigmaGrid::at(timesteps, &noise_schedule.sigmas()).to(0.0);
         Ancestral::check(Self::CLASS, &schedule.sigmas, 0.0)?;

@@ -77,7 +77,7 @@ impl Sampler for HeunDiscreteConfig {
                 timesteps.clone()
             }
             other => {
-                let spacing = self.spacing.over(Self::CLASS, train);
+                let spacing = self.spacing.over(Self::CLASS, &self.betas);
                 spacing.visited_unrounded(other.steps(Self::CLASS)?)?
             }
         };

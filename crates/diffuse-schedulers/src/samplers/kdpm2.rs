@@ -58,9 +58,7 @@ impl Sampler for KDPM2DiscreteConfig {
         request: &TimestepRequest,
         noise_schedule: &NoiseSchedule,
     ) -> Result<Schedule, SchedulerError> {
-        let spacing = self
-            .spacing
-            .over(Self::CLASS, self.betas.num_train_timesteps);
+        let spacing = self.spacing.over(Self::CLASS, &self.betas);
         let timesteps = spacing.visited_unrounded(request.steps(Self::CLASS)?)?;
         let (grid, logs) = dpm2_grid(Self::CLASS, timesteps, &self.sigmas, noise_schedule)?;
         let sigmas = grid.sigmas_to(0.0);

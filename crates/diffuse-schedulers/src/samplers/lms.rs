@@ -72,9 +72,7 @@ impl Sampler for LMSDiscreteConfig {
         request: &TimestepRequest,
         noise_schedule: &NoiseSchedule,
     ) -> Result<Schedule, SchedulerError> {
-        let spacing = self
-            .spacing
-            .over(Self::CLASS, self.betas.num_train_timesteps);
+        let spacing = self.spacing.over(Self::CLASS, &self.betas);
         let timesteps = spacing.visited_unrounded(request.steps(Self::CLASS)?)?;
         let table = noise_schedule.sigmas();
         let grid = SigmaGrid::at(timesteps, &table)

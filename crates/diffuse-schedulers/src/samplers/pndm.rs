@@ -184,7 +184,7 @@ impl Sampler for PNDMConfig {
         _noise_schedule: &NoiseSchedule,
     ) -> Result<Schedule, SchedulerError> {
         let (train, steps) = (self.betas.num_train_timesteps, request.steps(Self::CLASS)?);
-        let visited = self.spacing.over(Self::CLASS, train).visited(steps)?;
+        let visited = self.spacing.over(Self::CLASS, &self.betas).visited(steps)?;
         let timesteps = if self.skip_prk_steps {
             let second = visited.get(1).copied();
             [&visited[..1], second.as_slice(), &visited[1..]].concat()

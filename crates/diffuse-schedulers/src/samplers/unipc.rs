@@ -266,9 +266,7 @@ impl Sampler for UniPCMultistepConfig {
     ) -> Result<Schedule, SchedulerError> {
         let table = noise_schedule.sigmas();
         let schedule = self.sigmas.sigma_schedule(Self::CLASS)?;
-        let spacing = self
-            .spacing
-            .over(Self::CLASS, self.betas.num_train_timesteps);
+        let spacing = self.spacing.over(Self::CLASS, &self.betas);
         let range = SigmaRange::of_table(&table);
         let range = range.with(Self::CLASS, self.sigma_min, self.sigma_max)?;
         let steps = request.steps(Self::CLASS)?;

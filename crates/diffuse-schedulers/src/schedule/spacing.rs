@@ -19,6 +19,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::noise_schedule::BetaOptions;
 use super::sigmas::SIGMAS;
 use crate::config::options;
 use crate::step::alpha_sigma::AlphaSigma;
@@ -67,7 +68,8 @@ impl SpacingOptions {
     };
 
     /// The spacing of these options over a training schedule.
-    pub(crate) fn over(&self, class: &'static str, num_train_timesteps: usize) -> Spacing {
+    pub(crate) fn over(&self, class: &'static str, betas: &BetaOptions) -> Spacing {
+        let num_train_timesteps = betas.num_train_timesteps;
         Spacing {
             class,
             timestep_spacing: self.timestep_spacing,

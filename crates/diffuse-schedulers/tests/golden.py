@@ -75,7 +75,9 @@ def model(case, x, t):
 
 @contextlib.contextmanager
 def in_double(scheduler):
-    """Has Diffusers compute in f64 what it computes in f32, from the same noise schedule and random numbers."""
+    """Has Diffusers compute in f64 what it computes in f32, from the same noise schedule and random
+    numbers.
+    """
     for key, value in vars(scheduler).items():
         if isinstance(value, torch.Tensor) and value.dtype == torch.float32:
             setattr(scheduler, key, value.double())
@@ -103,7 +105,8 @@ def run(case, nudge=0.0, scheduler=None):
     if "begin" in case:
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(begin)
-        sample = scheduler.add_noise(wave().to(dtype), noise, scheduler.timesteps[begin : begin + 1].repeat(SHAPE[0]))
+        timesteps = scheduler.timesteps[begin : begin + 1].repeat(SHAPE[0])
+        sample = scheduler.add_noise(wave().to(dtype), noise, timesteps)
     else:
         sample = noise * scheduler.init_noise_sigma
     start = sample
@@ -222,11 +225,15 @@ def interchange(cases, _out):
 
 
 def pairs(sources, _out):
-    """Every source, made from its class's options, to every class: what differs from the class's own defaults."""
+    """Every source, made from its class's options, to every class: what differs from the class's
+    own defaults.
+    """
     warned = []
     logger.warning = lambda message, *_: warned.append(message)
     classes = [source["_class_name"] for source in sources]
-    public = lambda scheduler: {k: finite_json(v) for k, v in scheduler.config.items() if not k.startswith("_")}
+    public = lambda scheduler: {
+        k: finite_json(v) for k, v in scheduler.config.items() if not k.startswith("_")
+    }
     defaults = {name: public(getattr(diffusers, name)()) for name in classes}
     rows = []
     for source in sources:
@@ -236,7 +243,8 @@ def pairs(sources, _out):
             row = {"from": source["_class_name"], "to": name}
             try:
                 scheduler = getattr(diffusers, name).from_config(own.config)
-                row["differs"] = {k: v for k, v in public(scheduler).items() if defaults[name].get(k, "absent") != v}
+                differs = lambda k, v: defaults[name].get(k, "absent") != v
+                row["differs"] = {k: v for k, v in public(scheduler).items() if differs(k, v)}
                 row["defaulted"] = sorted(scheduler.config.get("_use_default_values", []))
                 row["warnings"] = len(warned)
             except (ValueError, NotImplementedError):
@@ -263,11 +271,13 @@ def rejected(cases, _out):
     for case in cases:
         case = case | {"name": "rejected", "seed": 0}
         try:
-            samples = run(case)[2] if case["set_timesteps"] else build(case["scheduler"], case["config"])
+            made = lambda: build(case["scheduler"], case["config"])
+            samples = run(case)[2] if case["set_timesteps"] else made()
         except (ValueError, NotImplementedError) as error:
             kind = type(error).__name__
         else:
-            kind = "none" if isinstance(samples, torch.Tensor) and samples.isfinite().all() else "FloatingPointError"
+            finite = isinstance(samples, torch.Tensor) and samples.isfinite().all()
+            kind = "none" if finite else "FloatingPointError"
         if kind == "none" or kind != case["error"]:
             raise AssertionError(f"Diffusers says {kind} to {case}")
     return cases
@@ -279,22 +289,25 @@ def randn(cases, out):
         generator = torch.Generator("cpu").manual_seed(case["seed"])
         for place, shape in enumerate(case["draws"]):
             dtype = getattr(torch, case["dtype"])
-            tensors[f"{case['name']}.{place}"] = torch.randn(shape, generator=generator, dtype=dtype)
+            draw = torch.randn(shape, generator=generator, dtype=dtype)
+            tensors[f"{case['name']}.{place}"] = draw
     save_file(tensors, out / "randn.safetensors")
     return cases
 
 
 def spacing(_cases, _out):
-    """For every number of steps: the count of timesteps and the sum of each times its place, from 1.
+    """For every number of steps: the count of timesteps and the sum of each times its place,
+    from 1.
 
-    The entry -1 that Diffusers' trailing spacing yields for some numbers of steps is left out and counted.
+    The entry -1 that Diffusers' trailing spacing yields for some numbers of steps is left out
+    and counted.
     """
     rows = {}
     for name in ("DDIMScheduler", "UniPCMultistepScheduler"):
         for kind in ("linspace", "leading", "trailing"):
-            scheduler = getattr(diffusers, name)(timestep_spacing=kind, final_sigmas_type="sigma_min") if (
-                name == "UniPCMultistepScheduler"
-            ) else getattr(diffusers, name)(timestep_spacing=kind)
+            unipc = name == "UniPCMultistepScheduler"
+            options = {"final_sigmas_type": "sigma_min"} if unipc else {}
+            scheduler = getattr(diffusers, name)(timestep_spacing=kind, **options)
             row, extra = [], []
             for steps in range(1, 1001):
                 scheduler.set_timesteps(steps)
@@ -321,14 +334,22 @@ def main():
     out = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "fixtures"
     out.mkdir(parents=True, exist_ok=True)
     cases = json.loads((HERE / "cases.json").read_text())
-    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "scipy": scipy.__version__}
-    parts = (trajectories, pairwise, add_noise, interchange, pairs, saved, rejected, randn, spacing, saved_there)
+    versions = {
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "scipy": scipy.__version__,
+    }
+    parts = (
+        trajectories, pairwise, add_noise, interchange, pairs, saved, rejected, randn, spacing,
+        saved_there,
+    )
     for part in parts:
         if sys.argv[2:] and part.__name__ not in sys.argv[2:]:
             continue
         rows = part(cases.get(part.__name__), out)
         if rows is not None:
-            lines = json.dumps(rows) if isinstance(rows, dict) else ",\n".join(map(json.dumps, rows)).join(["[\n", "\n]"])
+            listed = lambda: ",\n".join(map(json.dumps, rows)).join(["[\n", "\n]"])
+            lines = json.dumps(rows) if isinstance(rows, dict) else listed()
             (out / f"{part.__name__}.json").write_text(lines + "\n")
     if not sys.argv[2:]:
         (out / "made_with.json").write_text(json.dumps(versions) + "\n")

@@ -255,7 +255,8 @@ fn runs_are_finite_or_refused() {
                 text.truncate(300);
                 let panicked = outcome.is_err();
                 failed.push(format!(
-                    "{class} {text} {requests:?} begin {begin:?} eta {:?} s_churn {} order {}: panicked {panicked}",
+                    "{class} {text} {requests:?} begin {begin:?} eta {:?} s_churn {} order {}: \
+                     panicked {panicked}",
                     options.eta, options.s_churn, options.order
                 ));
             }
@@ -302,8 +303,8 @@ fn a_list_of_noise_sampler_seeds() {
     );
     assert_eq!(
         message(run(json!("nine"), 1)),
-        "`noise_sampler_seed` is `nine`, which `DPMSolverSDEScheduler` does not support: expected a \
-         seed or a list of seeds"
+        "`noise_sampler_seed` is `nine`, which `DPMSolverSDEScheduler` does not support: \
+         expected a seed or a list of seeds"
     );
 }
 

@@ -146,33 +146,30 @@ impl<B: Backend, S: Sampler> Driver<B, S> {
         &self.noise_schedule
     }
 
-    /// The position of the next step. A run counts its steps, from where it was told to begin, or
-    /// else from the place of the first timestep it is asked for. Samplers that keep no history go
-    /// wherever the timestep says.
+    /// The position of the next step. A run counts its steps from `begin_index`, or else from the
+    /// position of its first timestep. Samplers without a history go by the timestep alone.
     fn index(&self, timestep: f64) -> Result<usize, SchedulerError> {
         let timesteps = &self.schedule.timesteps;
         if timesteps.is_empty() {
             return Err(SchedulerError::NoTimesteps);
         }
-        let counted = self.step_index.or(self.begin_index);
         let counts = self.capabilities().begin_index;
-        match counted {
-            Some(index) if counts && index >= timesteps.len() => Err(SchedulerError::Finished {
-                steps: timesteps.len(),
-            }),
-            Some(index) if counts || timesteps.get(index) == Some(&timestep) => Ok(index),
-            _ => self.schedule.index_of(timestep),
+        let fits = |index: &usize| counts || timesteps.get(*index) == Some(&timestep);
+        let index = match self.step_index.or(self.begin_index).filter(fits) {
+            Some(index) => index,
+            None => self.schedule.index_of(timestep)?,
+        };
+        if index >= timesteps.len() {
+            let steps = timesteps.len();
+            return Err(SchedulerError::Finished { steps });
         }
-        .and_then(|index| match self.step_index {
-            None if index % S::ORDER != 0 => Err(SchedulerError::WarmUp {
+        if self.step_index.is_none() && index % S::ORDER != 0 {
+            return Err(SchedulerError::WarmUp {
                 class: S::CLASS,
-                reason: format!(
-                    "its steps have {} evaluations, this is not the first",
-                    S::ORDER
-                ),
-            }),
-            _ => Ok(index),
-        })
+                reason: format!("a step has {} evaluations, this is not the first", S::ORDER),
+            });
+        }
+        Ok(index)
     }
 
     /// The same, for a caller who must go in the order of the schedule.
@@ -187,8 +184,8 @@ impl<B: Backend, S: Sampler> Driver<B, S> {
         }
     }
 
-    /// `α` and `σ` at which images are noised: by sigma those of the timesteps, or of the run's
-    /// position if it was told where to begin, as in Diffusers.
+    /// `α` and `σ` at which images are noised: those of the timesteps, or, on a sigma grid with a
+    /// `begin_index`, those of the run's position, as in Diffusers.
     fn alpha_sigmas(&self, timesteps: &[f64]) -> Result<Vec<AlphaSigma>, SchedulerError> {
         let process = self.resolved.options.process();
         if process == Process::Own {

@@ -1,6 +1,6 @@
 //! `α` and `σ` of a sample, and the forward process that makes one.
 //!
-//! Every sampler sees `x = α x0 + σ ε`. The forward process of DDPM
+//! Every sample is `x = α x0 + σ ε`. The forward process of DDPM
 //! (<https://arxiv.org/abs/2006.11239>, equation 4) has `α = √ᾱ_t`, `σ = √(1 - ᾱ_t)`; a
 //! variance-exploding process (<https://arxiv.org/abs/2206.00364>) has `α = 1`. The velocity of a
 //! sample is `v = α ε - σ x0` (<https://arxiv.org/abs/2202.00512>, appendix D).

@@ -82,6 +82,16 @@ pub enum SchedulerError {
         /// What is supported.
         expected: String,
     },
+    /// The betas make no noise schedule that a sampler can follow.
+    #[error("`{class}` cannot use these betas ({betas}): {reason}")]
+    NoiseSchedule {
+        /// The sampler.
+        class: &'static str,
+        /// The options that the betas come from.
+        betas: String,
+        /// What is wrong with them.
+        reason: String,
+    },
     /// Options that are fine alone have no finite result together.
     #[error("{keys} do not go together in `{class}`: {advice}")]
     Clash {
@@ -120,6 +130,14 @@ pub enum SchedulerError {
     NotInSchedule {
         /// The timestep.
         timestep: f64,
+    },
+    /// The timestep is not the next one of the run.
+    #[error("timestep `{timestep}` is out of order: the next step of the run is at `{expected}`")]
+    OutOfOrder {
+        /// The timestep.
+        timestep: f64,
+        /// The timestep of the next step.
+        expected: f64,
     },
     /// The timestep is not one the model was trained on.
     #[error("timestep `{timestep}` is not a whole number in `0..{num_train_timesteps}`")]
@@ -163,8 +181,8 @@ pub enum SchedulerError {
     },
     /// There is not one generator for each image of the batch.
     #[error(
-        "You have passed a list of generators of length {generators}, but requested an effective batch size of \
-         {batch}. Make sure the batch size matches the length of the generators."
+        "You have passed a list of generators of length {generators}, but requested an effective \
+         batch size of {batch}. Make sure the batch size matches the length of the generators."
     )]
     Generators {
         /// The number of generators.
@@ -184,8 +202,24 @@ pub enum SchedulerError {
     #[error("`{class}` has no {operation}")]
     Unsupported {
         /// The sampler.
-        class: String,
+        class: &'static str,
         /// The operation.
         operation: &'static str,
     },
+}
+
+impl SchedulerError {
+    /// Options that have no finite result together, and what to choose instead.
+    pub(crate) fn clash(
+        class: &'static str,
+        keys: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        let (keys, advice) = (keys.into(), advice.into());
+        Self::Clash {
+            class,
+            keys,
+            advice,
+        }
+    }
 }

@@ -17,17 +17,18 @@ use std::fmt::Debug;
 use burn::prelude::*;
 use burn::tensor::DType;
 
-use crate::tensor::{cast, widen};
+use crate::step::tensor::cast;
 use crate::{NoiseSource, SchedulerConfig, SchedulerError, randn_tensor};
 
 /// Which timesteps to visit.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum TimestepRequest {
     /// That many, placed by the sampler.
     Steps(usize),
     /// These, largest first ([`Capabilities::custom_timesteps`]).
     Timesteps(Vec<f64>),
-    /// Those at these noise levels, largest first, with the level of the result at the end
+    /// Those of these sigmas, largest first, with the sigma of the result at the end
     /// ([`Capabilities::custom_sigmas`]).
     Sigmas(Vec<f64>),
 }
@@ -38,44 +39,44 @@ impl From<usize> for TimestepRequest {
     }
 }
 
-impl TimestepRequest {
-    /// The number of steps, for a sampler that places its own timesteps.
-    pub(crate) fn steps(&self, class: &'static str) -> Result<usize, SchedulerError> {
-        let what = match self {
-            Self::Steps(steps) => return Ok(*steps),
-            Self::Timesteps(_) => "timesteps",
-            Self::Sigmas(_) => "sigmas",
-        };
-        let reason = "its `set_timesteps` takes a number of steps".to_string();
-        Err(SchedulerError::Schedule {
-            class,
-            what,
-            reason,
-        })
-    }
-}
-
 /// What a sampler takes beyond what all take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Capabilities {
     /// `set_timesteps` takes [`TimestepRequest::Timesteps`].
     pub custom_timesteps: bool,
     /// `set_timesteps` takes [`TimestepRequest::Sigmas`].
     pub custom_sigmas: bool,
-    /// `step` heeds [`StepOptions::eta`].
+    /// `step` uses [`StepOptions::eta`].
     pub eta: bool,
     /// `step` may draw noise.
     pub noise: bool,
-    /// The place in the schedule is counted, and [`Scheduler::set_begin_index`] sets where it begins.
+    /// The position in the schedule is counted, and [`Scheduler::set_begin_index`] sets where a run
+    /// begins. The others take their place from the timestep.
     pub begin_index: bool,
+    /// There is [`Scheduler::get_velocity`].
+    pub velocity: bool,
 }
 
-/// Options of a single step; samplers that have no use for one do not look at it.
+impl Capabilities {
+    /// Those of a sampler that counts its steps.
+    pub(crate) const COUNTED: Self = Self {
+        custom_timesteps: false,
+        custom_sigmas: false,
+        eta: false,
+        noise: false,
+        begin_index: true,
+        velocity: false,
+    };
+}
+
+/// Options of a single step; each sampler uses its own and ignores the others.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepOptions {
-    /// The share of noise in a step, from 0 (none) to 1 (as in DDPM); `None` is the sampler's default (DDIM: 0).
+    /// How much noise a step adds, from 0 (none) to 1 (as in DDPM); `None` is the sampler's default
+    /// (DDIM: 0).
     pub eta: Option<f64>,
-    /// DDIM: whether the predicted noise is computed again from the bounded image.
+    /// DDIM: whether the predicted noise is computed again from the clipped image.
     pub use_clipped_model_output: bool,
     /// Euler: how much noise is added before a step.
     pub s_churn: f64,
@@ -104,7 +105,7 @@ impl Default for StepOptions {
 }
 
 impl StepOptions {
-    fn check(&self) -> Result<(), SchedulerError> {
+    pub(crate) fn check(&self) -> Result<(), SchedulerError> {
         let rows = [
             ("eta", self.eta.unwrap_or(0.0), "a finite number", true),
             ("s_churn", self.s_churn, "a finite number", true),
@@ -125,25 +126,26 @@ impl StepOptions {
     }
 }
 
-/// What a step gives.
+/// The result of a step.
 #[derive(Clone, Debug)]
 pub struct StepOutput<B: Backend> {
     /// The sample at the next timestep, `[batch, channels, height, width]`.
     pub prev_sample: Tensor<B, 4>,
-    /// The image that the model sees in the sample, where the sampler computes it:
-    /// `[batch, channels, height, width]`, in `[-1, 1]` for models of pixels.
+    /// The predicted image, where the sampler computes it: `[batch, channels, height, width]`, in
+    /// `[-1, 1]` for models of pixels.
     pub pred_original_sample: Option<Tensor<B, 4>>,
 }
 
-/// What a sampler makes a step from; the tensors have at least single precision.
+/// The arguments of a step; the tensors have at least single precision.
 pub struct Step<'a, B: Backend> {
-    /// What the model gave: `[batch, channels, height, width]`, with twice the channels if it predicts a variance too.
+    /// The model output: `[batch, channels, height, width]`, with twice the channels if it predicts
+    /// a variance too.
     pub model_output: Tensor<B, 4>,
-    /// Where the sample is.
+    /// The timestep of the sample.
     pub timestep: f64,
     /// `[batch, channels, height, width]`
     pub sample: Tensor<B, 4>,
-    /// What the caller chose.
+    /// The caller's options.
     pub options: &'a StepOptions,
     /// Where noise comes from.
     pub noise: StepNoise<'a>,
@@ -155,8 +157,15 @@ pub struct StepNoise<'a> {
     dtype: DType,
 }
 
+impl<'a> StepNoise<'a> {
+    pub(crate) fn new(source: &'a mut dyn NoiseSource, dtype: DType) -> Self {
+        Self { source, dtype }
+    }
+}
+
 impl StepNoise<'_> {
-    /// Draws noise of the shape, precision and device of a tensor `[batch, channels, height, width]`.
+    /// Draws noise of the shape, precision and device of a tensor
+    /// `[batch, channels, height, width]`.
     pub fn like<B: Backend>(&mut self, x: &Tensor<B, 4>) -> Result<Tensor<B, 4>, SchedulerError> {
         self.draw(x, self.dtype)
     }
@@ -166,14 +175,16 @@ impl StepNoise<'_> {
         self.draw(x, DType::F32)
     }
 
-    /// A seed for a source of its own, drawn for a batch of so many images.
-    pub fn seed(&mut self, batch: usize) -> Result<u64, SchedulerError> {
+    /// Seeds for sources of their own, one for each image of a batch.
+    pub fn seeds(&mut self, batch: usize) -> Result<Vec<u64>, SchedulerError> {
         let numbers = self.source.randn([batch, 1, 1, 2], DType::F32)?;
-        let bits = numbers
-            .iter()
-            .take(2)
-            .map(|number| u64::from(number.to_bits()));
-        Ok(bits.fold(0, |seed, bits| seed << 32 | bits))
+        if numbers.len() != 2 * batch {
+            let (given, expected) = (numbers.len(), 2 * batch);
+            return Err(SchedulerError::NoiseLength { given, expected });
+        }
+        let bits = |number: f32| u64::from(number.to_bits());
+        let seed = |[high, low]: &[f32; 2]| bits(*high) << 32 | bits(*low);
+        Ok(numbers.as_chunks::<2>().0.iter().map(seed).collect())
     }
 
     /// The float type of the caller's sample.
@@ -191,7 +202,7 @@ impl StepNoise<'_> {
     }
 }
 
-/// A sampler: it decides where a model is asked, and makes the next sample from each answer.
+/// A sampler: it decides where a model is evaluated, and computes the next sample from each output.
 pub trait Scheduler<B: Backend>: Debug + Send {
     /// The options in effect, with the keys kept for other samplers.
     fn config(&self) -> &SchedulerConfig;
@@ -199,51 +210,39 @@ pub trait Scheduler<B: Backend>: Debug + Send {
     /// What this sampler takes beyond what all take.
     fn capabilities(&self) -> Capabilities;
 
-    /// Chooses the timesteps of a run and forgets the run before.
+    /// Chooses the timesteps of a run and forgets the run before. An error changes nothing.
     fn set_timesteps(&mut self, request: &TimestepRequest) -> Result<(), SchedulerError>;
 
-    /// The timesteps of the run in the order of the model calls, in `0..num_train_timesteps`; empty before
-    /// [`set_timesteps`](Self::set_timesteps).
+    /// The timesteps of the run in the order of the model evaluations, in `0..num_train_timesteps`;
+    /// empty before [`set_timesteps`](Self::set_timesteps).
     fn timesteps(&self) -> &[f64];
 
-    /// The noise level at each timestep and after the last, for samplers that count in noise levels.
-    fn sigmas(&self) -> Option<&[f32]> {
-        None
-    }
+    /// The sigma of each timestep and of the result, for samplers with a sigma grid.
+    fn sigmas(&self) -> Option<&[f32]>;
 
-    /// The standard deviation of the noise that the run starts from. It depends on the timesteps of the run.
-    fn init_noise_sigma(&self) -> f64 {
-        1.0
-    }
+    /// The standard deviation of the noise that a run starts from. It depends on the timesteps of
+    /// the run.
+    fn init_noise_sigma(&self) -> f64;
 
-    /// The number of entries in [`timesteps`](Self::timesteps) for one step of the image.
-    fn order(&self) -> usize {
-        1
-    }
+    /// The number of entries in [`timesteps`](Self::timesteps) for one step of the sampler.
+    fn order(&self) -> usize;
 
-    /// Starts a run inside the schedule, at this entry of [`timesteps`](Self::timesteps). Samplers that find their
-    /// place by the timestep alone have no use for it.
-    fn set_begin_index(&mut self, begin_index: usize) {
-        let _ = begin_index;
-    }
+    /// Starts a run inside the schedule, at this entry of [`timesteps`](Self::timesteps). Samplers
+    /// that take their place from the timestep ignore it.
+    fn set_begin_index(&mut self, begin_index: usize);
 
-    /// The sample as the model wants to see it, `[batch, channels, height, width]`.
+    /// The model input for a sample, `[batch, channels, height, width]`.
     fn scale_model_input(
-        &mut self,
+        &self,
         sample: Tensor<B, 4>,
         timestep: f64,
-    ) -> Result<Tensor<B, 4>, SchedulerError> {
-        let _ = timestep;
-        Ok(sample)
-    }
-
-    /// The formula of the sampler. Call [`step`](Self::step), which checks the arguments and the precision first.
-    fn advance(&mut self, step: Step<'_, B>) -> Result<StepOutput<B>, SchedulerError>;
+    ) -> Result<Tensor<B, 4>, SchedulerError>;
 
     /// Goes from the sample at `timestep` to the sample at the next one.
     ///
-    /// `model_output` and `sample` are `[batch, channels, height, width]`; the output has twice the channels for models
-    /// that predict a variance. Half precision is widened for the computation; the results have the sample's type.
+    /// `model_output` and `sample` are `[batch, channels, height, width]`; the output has twice the
+    /// channels for models that predict a variance. Half precision is widened for the computation;
+    /// the results have the sample's type.
     ///
     /// # Panics
     /// If the shapes of the two do not fit.
@@ -254,32 +253,11 @@ pub trait Scheduler<B: Backend>: Debug + Send {
         sample: Tensor<B, 4>,
         options: &StepOptions,
         noise: &mut dyn NoiseSource,
-    ) -> Result<StepOutput<B>, SchedulerError> {
-        options.check()?;
-        if self.timesteps().is_empty() {
-            return Err(SchedulerError::NoTimesteps);
-        }
-        if !self.timesteps().contains(&timestep) {
-            return Err(SchedulerError::NotInSchedule { timestep });
-        }
-        let dtype = sample.dtype();
-        let noise = StepNoise {
-            source: noise,
-            dtype,
-        };
-        let (model_output, sample) = (widen(model_output), widen(sample));
-        let output = self.advance(Step {
-            model_output,
-            timestep,
-            sample,
-            options,
-            noise,
-        })?;
-        Ok(StepOutput {
-            prev_sample: cast(output.prev_sample, dtype),
-            pred_original_sample: output.pred_original_sample.map(|image| cast(image, dtype)),
-        })
-    }
+    ) -> Result<StepOutput<B>, SchedulerError>;
+
+    /// The formula of [`step`](Self::step) alone, for a sampler inside another: it checks neither
+    /// the arguments nor their order.
+    fn advance(&mut self, step: Step<'_, B>) -> Result<StepOutput<B>, SchedulerError>;
 
     /// Noises images to given timesteps, one for each row of the batch or one for all.
     ///
@@ -292,13 +270,11 @@ pub trait Scheduler<B: Backend>: Debug + Send {
         original: Tensor<B, 4>,
         noise: Tensor<B, 4>,
         timesteps: &[f64],
-    ) -> Result<Tensor<B, 4>, SchedulerError> {
-        let _ = (original, noise, timesteps);
-        Err(unsupported(self.config(), "`add_noise`"))
-    }
+    ) -> Result<Tensor<B, 4>, SchedulerError>;
 
-    /// The velocity that a model should predict for a sample and its noise, both `[batch, channels, height, width]`, at
-    /// one timestep for each row of the batch or one for all.
+    /// The velocity that a model should predict for a sample and its noise, both
+    /// `[batch, channels, height, width]`, at one timestep for each row of the batch or one for
+    /// all.
     ///
     /// # Panics
     /// If the shapes of the two differ.
@@ -307,13 +283,5 @@ pub trait Scheduler<B: Backend>: Debug + Send {
         sample: Tensor<B, 4>,
         noise: Tensor<B, 4>,
         timesteps: &[f64],
-    ) -> Result<Tensor<B, 4>, SchedulerError> {
-        let _ = (sample, noise, timesteps);
-        Err(unsupported(self.config(), "velocity"))
-    }
-}
-
-fn unsupported(config: &SchedulerConfig, operation: &'static str) -> SchedulerError {
-    let class = config.class_name().unwrap_or("this sampler").to_string();
-    SchedulerError::Unsupported { class, operation }
+    ) -> Result<Tensor<B, 4>, SchedulerError>;
 }

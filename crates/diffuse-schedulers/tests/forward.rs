@@ -1,4 +1,4 @@
-//! `add_noise` and `get_velocity` against the reference's.
+//! `add_noise` and `get_velocity` against Diffusers'.
 
 mod common;
 

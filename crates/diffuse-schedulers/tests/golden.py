@@ -1,20 +1,23 @@
-"""Makes the fixtures of this folder with the reference, Hugging Face Diffusers.
+"""Makes the fixtures of this folder with Hugging Face Diffusers.
 
     python golden.py [OUTPUT [PART ...]]
 
-needs `torch`, `diffusers`, `scipy`, `torchsde` and `safetensors`. Reads the rows of `cases.json`, writes what the reference makes
-of them to OUTPUT (default: `fixtures` beside this file), all or the parts that are named, and prints the versions, which
-are recorded in `made_with.json` when all is made. A new test is a new row.
+needs `torch`, `diffusers`, `scipy`, `torchsde` and `safetensors`. Reads the rows of `cases.json`,
+writes what Diffusers makes of them to OUTPUT (default: `fixtures` beside this file), all or the
+parts that are named, and prints the versions, which are recorded in `made_with.json` when all is
+made. A new test is a new row.
 
-A trajectory is a sampling loop without a network. One generator gives the start and the noise of the steps; the
-"model" answers `0.8 x + 0.15 cos(3 x + t / 100)`. With `begin`, the loop starts inside the schedule from a noised wave.
-The tolerance of each recorded step is 2e-5 of the sample's largest value (4e-3 in half precision), twenty times what a
-change of 1e-6 at the start grows to, and 2e-7 of the start's largest value: the last digit of the noise that is removed.
+A trajectory is a sampling loop without a network. One generator gives the start and the noise of
+the steps; the "model" predicts `0.8 x + 0.15 cos(3 x + t / 100)`. With `begin`, the loop starts
+inside the schedule from a noised wave. The tolerance of each recorded step is 2e-5 of the sample's
+largest value (4e-3 in half precision), twenty times what a change of 1e-6 at the start grows to,
+and 2e-7 of the start's largest value: the last digit of the noise that is removed.
 
-`pairwise` are more such rows: for each class with a beta schedule, nearly every two of beta schedule, prediction type,
-spacing, curve of sigmas, order, kind of solver and number of steps (1, 2, 3, 5, 10, 25, 50, 999) meet in some row, where
-the reference gives finite numbers. Their tolerance grows by the reference's distance from itself when it computes in
-f64. Of their runs of more than 100 calls only every tenth timestep and sigma is kept (`every`).
+`pairwise` are more such rows: for each class with a beta schedule, nearly every two of beta
+schedule, prediction type, spacing, sigma schedule, order, kind of solver and number of steps (1, 2,
+3, 5, 10, 25, 50, 999) meet in some row, where Diffusers gives finite numbers. Their tolerance grows
+by its distance from itself when it computes in f64. Of their runs of more than 100 evaluations only
+every tenth timestep and sigma is kept (`every`).
 """
 
 import contextlib
@@ -72,7 +75,9 @@ def model(case, x, t):
 
 @contextlib.contextmanager
 def in_double(scheduler):
-    """Has the reference compute in f64 what it computes in f32, from the same noise schedule and random numbers."""
+    """Has Diffusers compute in f64 what it computes in f32, from the same noise schedule and random
+    numbers.
+    """
     for key, value in vars(scheduler).items():
         if isinstance(value, torch.Tensor) and value.dtype == torch.float32:
             setattr(scheduler, key, value.double())
@@ -100,7 +105,8 @@ def run(case, nudge=0.0, scheduler=None):
     if "begin" in case:
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(begin)
-        sample = scheduler.add_noise(wave().to(dtype), noise, scheduler.timesteps[begin : begin + 1].repeat(SHAPE[0]))
+        timesteps = scheduler.timesteps[begin : begin + 1].repeat(SHAPE[0])
+        sample = scheduler.add_noise(wave().to(dtype), noise, timesteps)
     else:
         sample = noise * scheduler.init_noise_sigma
     start = sample
@@ -219,11 +225,15 @@ def interchange(cases, _out):
 
 
 def pairs(sources, _out):
-    """Every source, made from its class's options, to every class: what differs from the class's own defaults."""
+    """Every source, made from its class's options, to every class: what differs from the class's
+    own defaults.
+    """
     warned = []
     logger.warning = lambda message, *_: warned.append(message)
     classes = [source["_class_name"] for source in sources]
-    public = lambda scheduler: {k: finite_json(v) for k, v in scheduler.config.items() if not k.startswith("_")}
+    public = lambda scheduler: {
+        k: finite_json(v) for k, v in scheduler.config.items() if not k.startswith("_")
+    }
     defaults = {name: public(getattr(diffusers, name)()) for name in classes}
     rows = []
     for source in sources:
@@ -233,7 +243,8 @@ def pairs(sources, _out):
             row = {"from": source["_class_name"], "to": name}
             try:
                 scheduler = getattr(diffusers, name).from_config(own.config)
-                row["differs"] = {k: v for k, v in public(scheduler).items() if defaults[name].get(k, "absent") != v}
+                differs = lambda k, v: defaults[name].get(k, "absent") != v
+                row["differs"] = {k: v for k, v in public(scheduler).items() if differs(k, v)}
                 row["defaulted"] = sorted(scheduler.config.get("_use_default_values", []))
                 row["warnings"] = len(warned)
             except (ValueError, NotImplementedError):
@@ -243,7 +254,7 @@ def pairs(sources, _out):
 
 
 def saved(cases, _out):
-    """What this crate saves (`text`), loaded by the reference, and what the reference saves then."""
+    """What this crate saves (`text`), loaded by Diffusers, and what Diffusers saves then."""
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder, "scheduler_config.json")
@@ -260,13 +271,15 @@ def rejected(cases, _out):
     for case in cases:
         case = case | {"name": "rejected", "seed": 0}
         try:
-            samples = run(case)[2] if case["set_timesteps"] else build(case["scheduler"], case["config"])
+            made = lambda: build(case["scheduler"], case["config"])
+            samples = run(case)[2] if case["set_timesteps"] else made()
         except (ValueError, NotImplementedError) as error:
             kind = type(error).__name__
         else:
-            kind = "none" if isinstance(samples, torch.Tensor) and samples.isfinite().all() else "FloatingPointError"
+            finite = isinstance(samples, torch.Tensor) and samples.isfinite().all()
+            kind = "none" if finite else "FloatingPointError"
         if kind == "none" or kind != case["error"]:
-            raise AssertionError(f"the reference says {kind} to {case}")
+            raise AssertionError(f"Diffusers says {kind} to {case}")
     return cases
 
 
@@ -276,22 +289,25 @@ def randn(cases, out):
         generator = torch.Generator("cpu").manual_seed(case["seed"])
         for place, shape in enumerate(case["draws"]):
             dtype = getattr(torch, case["dtype"])
-            tensors[f"{case['name']}.{place}"] = torch.randn(shape, generator=generator, dtype=dtype)
+            draw = torch.randn(shape, generator=generator, dtype=dtype)
+            tensors[f"{case['name']}.{place}"] = draw
     save_file(tensors, out / "randn.safetensors")
     return cases
 
 
 def spacing(_cases, _out):
-    """For every number of steps: the count of timesteps and the sum of each times its place, from 1.
+    """For every number of steps: the count of timesteps and the sum of each times its place,
+    from 1.
 
-    The entry -1 that the reference's trailing spacing yields for some numbers of steps is left out and counted.
+    The entry -1 that Diffusers' trailing spacing yields for some numbers of steps is left out
+    and counted.
     """
     rows = {}
     for name in ("DDIMScheduler", "UniPCMultistepScheduler"):
         for kind in ("linspace", "leading", "trailing"):
-            scheduler = getattr(diffusers, name)(timestep_spacing=kind, final_sigmas_type="sigma_min") if (
-                name == "UniPCMultistepScheduler"
-            ) else getattr(diffusers, name)(timestep_spacing=kind)
+            unipc = name == "UniPCMultistepScheduler"
+            options = {"final_sigmas_type": "sigma_min"} if unipc else {}
+            scheduler = getattr(diffusers, name)(timestep_spacing=kind, **options)
             row, extra = [], []
             for steps in range(1, 1001):
                 scheduler.set_timesteps(steps)
@@ -306,7 +322,7 @@ def spacing(_cases, _out):
 
 
 def saved_there(_cases, out):
-    """A configuration as the reference saves it, with a bare infinity."""
+    """A configuration as Diffusers saves it, with a bare infinity."""
     with tempfile.TemporaryDirectory() as folder:
         scheduler = diffusers.DPMSolverMultistepScheduler(1000, 0.00085, 0.012, "scaled_linear")
         scheduler.save_pretrained(folder)
@@ -318,14 +334,22 @@ def main():
     out = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "fixtures"
     out.mkdir(parents=True, exist_ok=True)
     cases = json.loads((HERE / "cases.json").read_text())
-    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "scipy": scipy.__version__}
-    parts = (trajectories, pairwise, add_noise, interchange, pairs, saved, rejected, randn, spacing, saved_there)
+    versions = {
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "scipy": scipy.__version__,
+    }
+    parts = (
+        trajectories, pairwise, add_noise, interchange, pairs, saved, rejected, randn, spacing,
+        saved_there,
+    )
     for part in parts:
         if sys.argv[2:] and part.__name__ not in sys.argv[2:]:
             continue
         rows = part(cases.get(part.__name__), out)
         if rows is not None:
-            lines = json.dumps(rows) if isinstance(rows, dict) else ",\n".join(map(json.dumps, rows)).join(["[\n", "\n]"])
+            listed = lambda: ",\n".join(map(json.dumps, rows)).join(["[\n", "\n]"])
+            lines = json.dumps(rows) if isinstance(rows, dict) else listed()
             (out / f"{part.__name__}.json").write_text(lines + "\n")
     if not sys.argv[2:]:
         (out / "made_with.json").write_text(json.dumps(versions) + "\n")

@@ -1,12 +1,12 @@
-//! Options on their way from one sampler to another, against the reference's `from_config`.
+//! Options on their way from one sampler to another, against Diffusers' `from_config`.
 
 mod common;
 
 use burn_flex::Flex;
 use common::{check_close, numbers, object, read, rows};
 use diffuse_schedulers::{
-    DDIMConfig, DDIMScheduler, Overrides, Scheduler, SchedulerConfig, SchedulerError,
-    scheduler_catalog, scheduler_from_config, scheduler_names,
+    BetaOptions, ClipOptions, DDIMConfig, DDIMScheduler, Overrides, Scheduler, SchedulerConfig,
+    SchedulerError, scheduler_catalog, scheduler_from_config, scheduler_names,
 };
 use serde_json::{Map, Value, json};
 
@@ -46,7 +46,8 @@ fn check(case: &Value) {
     let own = source.class_name().unwrap().to_string();
     let known = |class: &str| scheduler_names().any(|(_, known)| known == class);
 
-    // The source need not be loaded as its own class, if this crate does not have it: that changes no value.
+    // The source need not be loaded as its own class, if this crate does not have it: that changes
+    // no value.
     let mut warnings = 0;
     let mut config = source;
     if known(&own) {
@@ -187,7 +188,8 @@ fn saved_with_a_bare_infinity() {
     assert!(unipc.config().ignored().is_empty());
 }
 
-/// The reference loads what is saved here, and what it saves then is loaded here, without a change of any option.
+/// Diffusers loads what is saved here, and what it saves then is loaded here, without a change
+/// of any option.
 #[test]
 fn saved_here_loads_there_and_back() {
     let cases = rows("saved.json");
@@ -225,9 +227,13 @@ fn saved_here_loads_there_and_back() {
 fn saving_spells_out_defaults() {
     let folder = std::env::temp_dir().join(format!("diffuse-schedulers-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    let options = DDIMConfig {
+    let betas = BetaOptions {
         beta_start: 0.00085,
-        clip_sample: false,
+        ..Default::default()
+    };
+    let options = DDIMConfig {
+        betas,
+        clip: ClipOptions::OFF,
         ..Default::default()
     };
     let ddim = DDIMScheduler::<Flex>::new(options).unwrap();

@@ -1,11 +1,12 @@
 //! How fast errors fall as steps double, on an equation whose solution is known.
 //!
-//! If images are normally distributed with deviation 1, the best model sees `x0 = x / (1 + σ²)` in `x = x0 + σ ε`, and the
-//! ODE from `σ` to `σ'` takes `x` to `x √((1 + σ'²) / (1 + σ²))`. The last step, to level 0, is left out; of samplers
-//! whose steps are even in time, all below the middle of the schedule.
+//! If images are normally distributed with deviation 1, the best model predicts `x0 = x / (1 + σ²)`
+//! from `x = x0 + σ ε`, and the ODE from `σ` to `σ'` takes `x` to `x √((1 + σ'²) / (1 + σ²))`. The
+//! last step, to sigma 0, is left out; of samplers whose steps are even in time, all below the
+//! middle of the schedule.
 //!
-//! Not covered: samplers that draw noise (`ddpm`, `euler-a`, `dpm2-a`, `dpm++-sde`, `sa`) or are for distilled models
-//! (`lcm`, `tcd`).
+//! Not covered: samplers that draw noise (`ddpm`, `euler-a`, `dpm2-a`, `dpm++-sde`, `sa`) or are
+//! for consistency models (`lcm`, `tcd`).
 
 use burn::prelude::*;
 use burn_flex::Flex;
@@ -14,11 +15,11 @@ use diffuse_schedulers::{
 };
 use serde_json::{Value, json};
 
-/// The error at the last level before 0, relative to the solution, after so many steps.
+/// The error at the last sigma before 0, relative to the solution, after so many steps.
 fn error(name: &str, options: &Value, steps: usize) -> f64 {
     let options = options.as_object().unwrap().clone();
-    let curve = json!({"use_exponential_sigmas": true});
-    let config = SchedulerConfig::from_values(curve.as_object().unwrap().clone());
+    let exponential = json!({"use_exponential_sigmas": true});
+    let config = SchedulerConfig::from_values(exponential.as_object().unwrap().clone());
     let mut scheduler = scheduler_from_config::<Flex>(&config, Some(name), &options).unwrap();
     scheduler.set_timesteps(&steps.into()).unwrap();
     let timesteps = scheduler.timesteps().to_vec();
@@ -32,9 +33,9 @@ fn error(name: &str, options: &Value, steps: usize) -> f64 {
             let upwards = timesteps[0] < timesteps[1];
             let schedule = DDIMScheduler::<Flex>::from_config(&config).unwrap();
             let table = schedule.noise_schedule().alphas_cumprod();
-            let level = |&t: &f64| (1.0 / f64::from(table[t as usize]) - 1.0).sqrt();
+            let sigma_of = |&t: &f64| (1.0 / f64::from(table[t as usize]) - 1.0).sqrt();
             (
-                timesteps.iter().map(level).collect(),
+                timesteps.iter().map(sigma_of).collect(),
                 timesteps
                     .iter()
                     .filter(|&&t| (t > 499.0) != upwards)
@@ -43,7 +44,7 @@ fn error(name: &str, options: &Value, steps: usize) -> f64 {
         }
     };
     let scaled = scheduler.init_noise_sigma() == 1.0;
-    let in_levels = |x: f64, sigma: f64| {
+    let in_sigma = |x: f64, sigma: f64| {
         if scaled {
             x * (1.0 + sigma * sigma).sqrt()
         } else {
@@ -55,26 +56,26 @@ fn error(name: &str, options: &Value, steps: usize) -> f64 {
     let device = Default::default();
     let ones = Tensor::<Flex, 4>::ones([1, 1, 1, 1], &device);
     let mut sample = ones * scheduler.init_noise_sigma();
-    let start = in_levels(1.0, sigmas[0]) * scheduler.init_noise_sigma();
+    let start = in_sigma(1.0, sigmas[0]) * scheduler.init_noise_sigma();
     let mut generator = Generator::new(0);
     for (call, &timestep) in timesteps.iter().take(calls).enumerate() {
         let input = scheduler
             .scale_model_input(sample.clone(), timestep)
             .unwrap();
-        // A sample scaled to the level it is at has the model's variance; a second call inside a step is at the level
-        // that its scaling gives away.
-        let level = match scaled {
+        // A sample that was scaled by its own sigma has the model's variance; a second call inside
+        // a step has the sigma that its scaling gives away.
+        let sigma = match scaled {
             true => sigmas[call],
             false => {
                 let ratio: f32 = (sample.clone() / input.clone()).into_scalar();
                 (f64::from(ratio).powi(2) - 1.0).max(0.0).sqrt()
             }
         };
-        // ε = σ x / (1 + σ²), and the model sees x / √(1 + σ²). EDM's preconditioning, with data of deviation 1, leaves
-        // nothing to the model.
+        // ε = σ x / (1 + σ²), and the model sees x / √(1 + σ²). EDM's preconditioning, with data of
+        // deviation 1, leaves nothing to the model.
         let output = match name.starts_with("edm") {
             true => input.zeros_like(),
-            false => input * (level / spread(level)),
+            false => input * (sigma / spread(sigma)),
         };
         sample = scheduler
             .step(
@@ -96,7 +97,7 @@ fn error(name: &str, options: &Value, steps: usize) -> f64 {
             .fold(f64::INFINITY, f64::min),
     };
     let end: f32 = sample.into_scalar();
-    let end = in_levels(end.into(), last);
+    let end = in_sigma(end.into(), last);
     let solution = start * spread(last) / spread(sigmas[0]);
     (end / solution - 1.0).abs()
 }
@@ -122,8 +123,9 @@ fn check(name: &str, options: Value, order: f64) {
     check_between([16, 32], name, options, order);
 }
 
-/// The error of `ipndm` from angle 1.3 to 0.2 in equal steps, for images of deviation 2 (for deviation 1 its solution
-/// stands still, and every step is exact): at the angle `φ`, `x ∝ √(4 cos²φ + sin²φ)`.
+/// The error of `ipndm` from angle 1.3 to 0.2 in equal steps, for images of deviation 2 (for
+/// deviation 1 its solution stands still, and every step is exact): at the angle `φ`,
+/// `x ∝ √(4 cos²φ + sin²φ)`.
 fn ipndm_error(steps: usize) -> f64 {
     let [start, end] = [1.3, 0.2];
     let angle = |step: usize| start + (end - start) * step as f64 / steps as f64;
@@ -178,7 +180,8 @@ fn second() {
     check("edm-dpm++-2m", json!({"sigma_data": 1.0}), 2.0);
     check("deis", json!({}), 2.0);
     check("unipc", json!({}), 2.0);
-    // Fewer steps show less (0.9 to 1.7 from 20 to 40 and from 25 to 50), more end in the rounding of the tables.
+    // Fewer steps show less (0.9 to 1.7 from 20 to 40 and from 25 to 50), more end in the rounding
+    // of the tables.
     for spacing in ["leading", "trailing"] {
         let in_time = json!({"timestep_spacing": spacing, "skip_prk_steps": true});
         check_between([50, 100], "pndm", in_time, 2.0);
@@ -187,7 +190,8 @@ fn second() {
 
 #[test]
 fn second_whatever_its_estimates() {
-    // Up to four estimates, but the first step is of order 1, and so is each in a variable that the steps are not even in.
+    // Up to four estimates, but the first step is of order 1, and so is each in a variable that the
+    // steps are not even in.
     check_errors([20, 40], [20, 40].map(ipndm_error), "ipndm", 2.0);
 }
 
@@ -195,7 +199,8 @@ fn second_whatever_its_estimates() {
 fn upwards() {
     let in_time = json!({"timestep_spacing": "trailing", "clip_sample": false});
     check_between([20, 40], "ddim-inverse", in_time, 1.0);
-    // Its curves of levels lose steps (docs/schedulers.md), so the levels are even in the schedule itself.
+    // Its sigma schedules lose steps (docs/schedulers.md), so the sigmas are even in the noise
+    // schedule itself.
     let squares = |t: usize| (0.05_f64 * 100_f64.powf(t as f64 / 999.0)).powi(2);
     let betas: Vec<f64> = (0..1000)
         .map(|t| match t {
@@ -203,23 +208,10 @@ fn upwards() {
             _ => 1.0 - (1.0 + squares(t - 1)) / (1.0 + squares(t)),
         })
         .collect();
-    for n in [20, 40, 50, 100, 200, 250] {
-        println!(
-            "{n} {}",
-            error(
-                "ddim-inverse",
-                &json!({"timestep_spacing": "trailing", "clip_sample": false}),
-                n
-            )
-        );
-    }
     for (order, shown) in [(1, 1.0), (2, 2.0), (3, 2.0)] {
         let options = json!({
             "use_exponential_sigmas": false, "trained_betas": betas, "solver_order": order,
         });
-        for n in [16, 32, 64, 128] {
-            println!("{order} {n} {}", error("dpm++-2m-inverse", &options, n));
-        }
         check("dpm++-2m-inverse", options, shown);
     }
 }
@@ -228,9 +220,9 @@ fn upwards() {
 fn higher() {
     check("lms", json!({}), 3.0);
     check("deis", json!({"solver_order": 3}), 3.0);
-    // Whole blocks of three steps and one to level 0.
+    // Whole blocks of three steps and one to sigma 0.
     check_between([31, 61], "dpm++-2s", json!({"solver_order": 3}), 3.0);
     check("unipc", json!({"solver_order": 3}), 3.0);
-    // The reference's third order takes half the curvature (see `dpm_weights.rs`), and the rest is of order 2.
+    // Diffusers' third order takes half of the second derivative, and the rest is of order 2.
     check("dpm++-2m", json!({"solver_order": 3}), 2.0);
 }

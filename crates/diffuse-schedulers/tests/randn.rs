@@ -58,7 +58,8 @@ fn one_generator_for_each_image() {
     let error = generators.randn([3, 4, 8, 8], DType::F32).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "You have passed a list of generators of length 2, but requested an effective batch size of 3. Make sure the \
+        "You have passed a list of generators of length 2, but requested an effective \
+         batch size of 3. Make sure the \
          batch size matches the length of the generators."
     );
 }

@@ -1,4 +1,4 @@
-//! What is refused: all that the reference refuses, all that it makes a NaN of, and nonsense.
+//! What is refused: all that Diffusers refuses, all that it makes a NaN of, and nonsense.
 
 mod common;
 
@@ -178,7 +178,9 @@ fn values() {
 
 #[test]
 fn clashes() {
-    let zero_snr = json!({"rescale_betas_zero_snr": true, "timestep_spacing": "trailing", "clip_sample": false});
+    let zero_snr = json!({
+        "rescale_betas_zero_snr": true, "timestep_spacing": "trailing", "clip_sample": false
+    });
     let words = [
         "`rescale_betas_zero_snr`",
         "`prediction_type`",
@@ -216,6 +218,12 @@ fn clashes() {
         json!({"solver_order": 3}),
         json!({"num_inference_steps": 1000}),
         &["equal", "fewer steps"],
+    );
+    check(
+        "unipc",
+        json!({"solver_order": 12}),
+        json!({"num_inference_steps": 50}),
+        &["`solver_order` `12` and 50 steps", "lower order"],
     );
     check(
         "ddpm",
@@ -280,6 +288,22 @@ fn schedules() {
         &["`timesteps`", "0..num_train_timesteps"],
     );
     check("euler", json!({}), json!({"sigmas": [1.0]}), &["`sigmas`"]);
+    for class in [
+        "euler", "heun", "ddpm", "dpm++-2m", "dpm++-2s", "lcm", "tcd",
+    ] {
+        for timesteps in [json!([9, 9, 1]), json!([1, 9])] {
+            let request = json!({"timesteps": timesteps});
+            check(class, json!({}), request, &["`timesteps`", "descending"]);
+        }
+    }
+    for sigmas in [
+        json!([5.0, 5.0, 0.0]),
+        json!([1.0, 5.0, 0.0]),
+        json!([5.0, 1.0, 2.0]),
+    ] {
+        let request = json!({"sigmas": sigmas});
+        check("euler", json!({}), request, &["`sigmas`", "descending"]);
+    }
     check(
         "euler",
         json!({}),
@@ -292,6 +316,63 @@ fn schedules() {
         json!({"timesteps": [9]}),
         &["`timesteps`", "`use_*_sigmas`"],
     );
+}
+
+/// Betas that leave no image in the noisiest samples are refused where the schedule is made, by
+/// every sampler in the same words.
+#[test]
+fn betas() {
+    let message = |class: &str, config: Value| {
+        let error = attempt(class, &config, &json!({})).expect_err("accepted");
+        assert!(
+            matches!(error, SchedulerError::NoiseSchedule { .. }),
+            "{class}: {error}"
+        );
+        error.to_string()
+    };
+    for (short, class) in scheduler_names() {
+        if short == "ipndm" || short.starts_with("edm") {
+            continue;
+        }
+        let end = json!({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.9});
+        assert_eq!(
+            message(class, end),
+            format!(
+                "`{class}` cannot use these betas (`beta_schedule` `scaled_linear`, `beta_start` \
+                 `0.00085`, `beta_end` `0.9`, `num_train_timesteps` `1000`): from timestep 618 of \
+                 999 on nothing is left of the image (`ᾱ` underflows), choose smaller betas"
+            )
+        );
+        let trained = json!({"num_train_timesteps": 100, "trained_betas": vec![1.0; 100]});
+        assert_eq!(
+            message(class, trained),
+            format!(
+                "`{class}` cannot use these betas (`trained_betas`, a list of 100, \
+                 `num_train_timesteps` `100`): `β` at timestep 0 is 1, not in `0..1`"
+            )
+        );
+    }
+    message("ddim", json!({"beta_start": 0.0}));
+    message(
+        "ddim",
+        json!({"num_train_timesteps": 1, "rescale_betas_zero_snr": true}),
+    );
+}
+
+/// A refused `set_timesteps` leaves the run as it was, that of an inner sampler too.
+#[test]
+fn a_refused_run_goes_on() {
+    let options = json!({"solver_p": {"_class_name": "PNDMScheduler"}});
+    let config = SchedulerConfig::default();
+    let mut unipc =
+        scheduler_from_config::<Flex>(&config, Some("unipc"), &object(&options)).unwrap();
+    unipc.set_timesteps(&10.into()).unwrap();
+    // PNDM needs at least four steps.
+    assert!(unipc.set_timesteps(&2.into()).is_err());
+    assert_eq!(unipc.timesteps().len(), 10);
+    for timestep in unipc.timesteps().to_vec() {
+        step(unipc.as_mut(), timestep, StepOptions::default()).unwrap();
+    }
 }
 
 #[test]
@@ -318,9 +399,10 @@ fn files() {
     let not_json =
         SchedulerConfig::from_file(file!().replace("crates/diffuse-schedulers/", "")).unwrap_err();
     assert!(not_json.to_string().contains("refusals.rs"), "{not_json}");
-    assert!(
-        matches!(not_json, SchedulerError::File { source, .. } if matches!(*source, SchedulerError::Json { .. }))
-    );
+    let SchedulerError::File { source, .. } = not_json else {
+        panic!("{not_json}");
+    };
+    assert!(matches!(*source, SchedulerError::Json { .. }));
     let config = SchedulerConfig::default();
     assert!(matches!(
         config.save("no/such/folder/a.json"),
@@ -457,4 +539,72 @@ fn shapes_are_checked() {
         &StepOptions::default(),
         &mut Generator::new(0),
     );
+}
+
+/// A run does not begin inside a step.
+#[test]
+fn steps_of_two_evaluations() {
+    for name in ["heun", "dpm2", "dpm2-a", "dpm++-sde"] {
+        let config = SchedulerConfig::default();
+        let mut scheduler =
+            scheduler_from_config::<Flex>(&config, Some(name), &Overrides::new()).unwrap();
+        scheduler.set_timesteps(&4.into()).unwrap();
+        let timesteps = scheduler.timesteps().to_vec();
+        scheduler.set_begin_index(1);
+        let inside = step(scheduler.as_mut(), timesteps[1], StepOptions::default());
+        assert!(
+            matches!(inside, Err(SchedulerError::WarmUp { .. })),
+            "{name}"
+        );
+        scheduler.set_begin_index(2);
+        for &timestep in &timesteps[2..] {
+            step(scheduler.as_mut(), timestep, StepOptions::default()).unwrap();
+        }
+    }
+}
+
+/// A run goes in the order of its schedule; samplers without history go where the timestep says.
+#[test]
+fn order_of_the_steps() {
+    for (name, _) in scheduler_names() {
+        let config = SchedulerConfig::default();
+        let mut scheduler =
+            scheduler_from_config::<Flex>(&config, Some(name), &Overrides::new()).unwrap();
+        scheduler.set_timesteps(&6.into()).unwrap();
+        let timesteps = scheduler.timesteps().to_vec();
+        let default = StepOptions::default();
+        step(scheduler.as_mut(), timesteps[0], default).unwrap();
+        let last = timesteps[timesteps.len() - 1];
+        let skipped = step(scheduler.as_mut(), last, default);
+        match (scheduler.capabilities().begin_index, skipped) {
+            (false, Ok(())) => {}
+            (true, Err(SchedulerError::OutOfOrder { timestep, expected })) => {
+                assert_eq!([timestep, expected], [last, timesteps[1]], "{name}");
+            }
+            (_, skipped) => panic!("{name}: {skipped:?}"),
+        }
+        // What is refused changes nothing.
+        step(scheduler.as_mut(), timesteps[1], default).unwrap();
+    }
+}
+
+/// Several of the noisiest sigmas share a timestep: a run from the beginning takes all of them.
+#[test]
+fn doubled_timesteps_at_the_start() {
+    let options = json!({"beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": true});
+    let mut refused = Vec::<&str>::new();
+    for (name, _) in scheduler_names() {
+        let config = SchedulerConfig::from_values(object(&options));
+        let mut scheduler =
+            scheduler_from_config::<Flex>(&config, Some(name), &Overrides::new()).unwrap();
+        if scheduler.set_timesteps(&20.into()).is_err() {
+            refused.push(name);
+            continue;
+        }
+        for timestep in scheduler.timesteps().to_vec() {
+            step(scheduler.as_mut(), timestep, StepOptions::default())
+                .unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+    }
+    assert!(refused.is_empty(), "{refused:?}");
 }

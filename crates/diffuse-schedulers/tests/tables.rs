@@ -1,4 +1,4 @@
-//! Noise schedules and timesteps against the reference's tables.
+//! Noise schedules and timesteps against Diffusers' tables.
 
 mod common;
 
@@ -7,7 +7,8 @@ use common::{Tensors, check_close, object, read, rows};
 use diffuse_schedulers::{
     DDIMConfig, DDIMScheduler, DDPMConfig, DDPMScheduler, EulerDiscreteConfig,
     EulerDiscreteScheduler, FinalSigmasType, NoiseSchedule, PNDMConfig, PNDMScheduler, Scheduler,
-    SchedulerConfig, TimestepSpacing, UniPCMultistepConfig, UniPCMultistepScheduler,
+    SchedulerConfig, SpacingOptions, TimestepSpacing, UniPCMultistepConfig,
+    UniPCMultistepScheduler,
 };
 use serde_json::Value;
 
@@ -28,10 +29,10 @@ macro_rules! noise_schedule_of {
 
 noise_schedule_of! {
     DDPMScheduler DDIMScheduler DDIMInverseScheduler PNDMScheduler EulerDiscreteScheduler
-    EulerAncestralDiscreteScheduler HeunDiscreteScheduler LMSDiscreteScheduler KDPM2DiscreteScheduler
-    KDPM2AncestralDiscreteScheduler DPMSolverMultistepScheduler DPMSolverMultistepInverseScheduler
-    DPMSolverSinglestepScheduler DPMSolverSDEScheduler DEISMultistepScheduler UniPCMultistepScheduler SASolverScheduler
-    LCMScheduler TCDScheduler
+    EulerAncestralDiscreteScheduler HeunDiscreteScheduler LMSDiscreteScheduler
+    KDPM2DiscreteScheduler KDPM2AncestralDiscreteScheduler DPMSolverMultistepScheduler
+    DPMSolverMultistepInverseScheduler DPMSolverSinglestepScheduler DPMSolverSDEScheduler
+    DEISMultistepScheduler UniPCMultistepScheduler SASolverScheduler LCMScheduler TCDScheduler
 }
 
 #[test]
@@ -48,8 +49,9 @@ fn noise_schedules() {
         let (betas, alphas) = (wide(actual.betas()), wide(actual.alphas_cumprod()));
         let what = format!("{schedule} of {}", case["name"]);
         if case["config"]["rescale_betas_zero_snr"] == true {
-            // The reference's square root is not correctly rounded, which shows in the last digits of `√ᾱ` and much
-            // larger in the betas, differences of neighbours. `ᾱ` is their product.
+            // Diffusers' square root is not correctly rounded, which shows in the last digits
+            // of `√ᾱ` and much larger in the betas, differences of neighbours. `ᾱ` is their
+            // product.
             let root = |numbers: Vec<f64>| numbers.into_iter().map(f64::sqrt).collect::<Vec<_>>();
             check_close(
                 &what,
@@ -104,13 +106,17 @@ fn every_number_of_steps() {
         let row = |class: &str| {
             spacing[format!("{class}.{}", key.as_str().unwrap())]["weighted_sums"].clone()
         };
-        let mut ddim = DDIMScheduler::<Flex>::new(DDIMConfig {
+        let spacing = SpacingOptions {
             timestep_spacing,
+            ..Default::default()
+        };
+        let mut ddim = DDIMScheduler::<Flex>::new(DDIMConfig {
+            spacing: spacing.clone(),
             ..Default::default()
         })
         .unwrap();
         let mut unipc = UniPCMultistepScheduler::<Flex>::new(UniPCMultistepConfig {
-            timestep_spacing,
+            spacing,
             final_sigmas_type: FinalSigmasType::SigmaMin,
             ..Default::default()
         })
@@ -142,7 +148,7 @@ fn check_every(scheduler: &mut dyn Scheduler<Flex>, weighted_sums: &Value, most:
     }
 }
 
-/// The reference's trailing spacing has one entry too many, -1, for 62 numbers of steps.
+/// Diffusers' trailing spacing has one entry too many, -1, for 62 numbers of steps.
 #[test]
 fn as_many_timesteps_as_steps() {
     let spacing: Value = serde_json::from_slice(&read("spacing.json")).unwrap();
@@ -152,8 +158,12 @@ fn as_many_timesteps_as_steps() {
         .clone();
     assert_eq!(extra.len(), 62);
     assert_eq!(extra[..3], [61, 103, 121]);
-    let config = DDPMConfig {
+    let spacing = SpacingOptions {
         timestep_spacing: TimestepSpacing::Trailing,
+        ..Default::default()
+    };
+    let config = DDPMConfig {
+        spacing,
         ..Default::default()
     };
     let mut scheduler = DDPMScheduler::<Flex>::new(config).unwrap();
@@ -168,9 +178,9 @@ fn as_many_timesteps_as_steps() {
 #[test]
 fn fifty_steps_of_ddpm_cat_256() {
     let config = SchedulerConfig::from_json_str(
-        r#"{"_class_name": "DDPMScheduler", "_diffusers_version": "0.1.1", "beta_end": 0.02, "beta_schedule": "linear",
-            "beta_start": 0.0001, "clip_sample": true, "num_train_timesteps": 1000, "trained_betas": null,
-            "variance_type": "fixed_small"}"#,
+        r#"{"_class_name": "DDPMScheduler", "_diffusers_version": "0.1.1", "beta_end": 0.02,
+            "beta_schedule": "linear", "beta_start": 0.0001, "clip_sample": true,
+            "num_train_timesteps": 1000, "trained_betas": null, "variance_type": "fixed_small"}"#,
     )
     .unwrap();
     let mut scheduler = DDPMScheduler::<Flex>::from_config(&config).unwrap();
@@ -182,10 +192,13 @@ fn fifty_steps_of_ddpm_cat_256() {
 
 /// The first step is taken twice: 50 steps are 51 model calls.
 #[test]
-fn pndm_asks_once_more_than_it_steps() {
+fn pndm_evaluates_once_more_than_it_steps() {
     let config = PNDMConfig {
         skip_prk_steps: true,
-        steps_offset: 1,
+        spacing: SpacingOptions {
+            steps_offset: 1,
+            ..SpacingOptions::LEADING
+        },
         ..Default::default()
     };
     let mut scheduler = PNDMScheduler::<Flex>::new(config).unwrap();

@@ -1,4 +1,4 @@
-//! Sampling loops against the reference's, step by step.
+//! Sampling loops against Diffusers', step by step.
 
 mod common;
 
@@ -73,8 +73,9 @@ fn model<B: Backend>(case: &Value, x: Tensor<B, 4>, timestep: f64) -> Tensor<B, 
     }
 }
 
-/// Rows of `DIFFUSE_REFERENCE` in which the reference is less exact than their tolerance, because they enlarge the last bit
-/// of a square root or a logarithm, or lose half the digits of f32 (see `docs/schedulers.md`): held to 2% of the largest value.
+/// Rows of `DIFFUSE_REFERENCE` in which Diffusers is less exact than their tolerance, because
+/// they enlarge the last bit of a square root or a logarithm, or lose half the digits of f32 (see
+/// `docs/schedulers.md`): held to 2% of the largest value.
 const ROUGH: &[&str] = &[
     "DEISMultistep_027",
     "DEISMultistep_029",
@@ -112,7 +113,8 @@ fn check<B: Backend>(case: &Value) {
     let timesteps = scheduler.timesteps().to_vec();
     let every = case["every"].as_u64().unwrap_or(1) as usize;
     let rough = another_set().is_some() && ROUGH.contains(&name);
-    // Timesteps that lie between whole numbers are exact up to the last digits of the reference's own f32 logarithm.
+    // Timesteps that lie between whole numbers are exact up to the last digits of Diffusers'
+    // own f32 logarithm.
     let whole = timesteps.iter().all(|t| t.fract() == 0.0);
     let kept: Vec<f64> = timesteps.iter().copied().step_by(every).collect();
     check_close(
@@ -131,9 +133,9 @@ fn check<B: Backend>(case: &Value) {
             .step_by(every)
             .map(|&sigma| sigma.into())
             .collect();
-        // The reference's square root is not correctly rounded, which shows in its zero-SNR tables.
+        // Diffusers' square root is not correctly rounded, which shows in its zero-SNR tables.
         let zero_snr = case["config"]["rescale_betas_zero_snr"] == true;
-        // It computes the levels of EDM models in f32.
+        // It computes the sigmas of EDM models in f32.
         let edm = case["scheduler"].as_str().unwrap().starts_with("EDM");
         let digits = match (rough, zero_snr || edm) {
             (true, _) => 2e-3,

@@ -8,7 +8,8 @@ use burn::tensor::DType;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value};
 
-/// A file that `golden.py` made, or the file of that name in the folder `schedulers` of another set.
+/// A file that `golden.py` made, or the file of that name in the folder `schedulers` of another
+/// set.
 pub fn read(name: &str) -> Vec<u8> {
     let own = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let other = another_set().map(|folder| folder.join(name));

@@ -1,0 +1,157 @@
+//! Python's dialect of JSON.
+//!
+//! `json.dumps` writes the three floats that JSON lacks as bare words, `NaN`, `Infinity` and
+//! `-Infinity`, and saved configurations hold them (`"lambda_min_clipped": -Infinity`). Inside this
+//! crate such a number is the string of that spelling; [`parse`] and [`write`] translate at the
+//! border, [`from_value`] reads it where a float is expected.
+
+use std::any::Any;
+
+use serde::Serialize;
+use serde::de::{DeserializeOwned, IntoDeserializer, value::F64Deserializer};
+use serde_json::{Error, Value};
+
+const WORDS: [(&str, f64); 3] = [
+    ("NaN", f64::NAN),
+    ("-Infinity", f64::NEG_INFINITY),
+    ("Infinity", f64::INFINITY),
+];
+
+/// Reads JSON text in which the three words may stand where a value does.
+pub(crate) fn parse(text: &str) -> Result<Value, Error> {
+    serde_json::from_str(&quote_words(text))
+}
+
+/// Writes two-space indented JSON with sorted keys and a final newline, as Python's configurations
+/// are.
+pub(crate) fn write(value: &Value) -> String {
+    let mut value = value.clone();
+    value.sort_all_objects();
+    let mut text = serde_json::to_string_pretty(&value).expect("a JSON value can be written");
+    for (word, _) in WORDS {
+        text = text.replace(&format!(": \"{word}\""), &format!(": {word}"));
+    }
+    text + "\n"
+}
+
+/// Reads a `T`; a spelled-out float and a null in place of `false` are accepted, as Python accepts
+/// them.
+pub(crate) fn from_value<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
+    T::deserialize(value).or_else(|error| match value {
+        Value::Null => T::deserialize(&Value::Bool(false)).map_err(|_: Error| error),
+        Value::String(text) => match WORDS.iter().find(|(word, _)| word == text) {
+            Some((_, number)) => {
+                let number: F64Deserializer<Error> = number.into_deserializer();
+                T::deserialize(number)
+            }
+            None => Err(error),
+        },
+        _ => Err(error),
+    })
+}
+
+/// Writes a `T`, spelling out a float that JSON lacks.
+pub(crate) fn to_value<T: Serialize + 'static>(value: &T) -> Value {
+    let float = (value as &dyn Any).downcast_ref::<f64>();
+    match float.filter(|number| !number.is_finite()) {
+        Some(number) if number.is_nan() => "NaN".into(),
+        Some(number) if *number > 0.0 => "Infinity".into(),
+        Some(_) => "-Infinity".into(),
+        None => serde_json::to_value(value).expect("an option can be written as JSON"),
+    }
+}
+
+/// A value as a message shows it: a string without its quotation marks.
+pub(crate) fn bare(value: &Value) -> String {
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_string)
+}
+
+/// Puts quotation marks around the three words wherever they stand outside a string.
+fn quote_words(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 8);
+    let mut rest = text;
+    let mut in_string = false;
+    while let Some(next) = rest.chars().next() {
+        let word = WORDS
+            .iter()
+            .find(|(word, _)| !in_string && rest.starts_with(word));
+        let taken = match (next, word) {
+            (_, Some((word, _))) => {
+                quoted.extend(["\"", word, "\""]);
+                rest = &rest[word.len()..];
+                continue;
+            }
+            // An escape and what it escapes pass together, so that `\"` does not end the string.
+            ('\\', _) => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
+            ('"', _) => {
+                in_string = !in_string;
+                1
+            }
+            (other, _) => other.len_utf8(),
+        };
+        quoted.push_str(&rest[..taken]);
+        rest = &rest[taken..];
+    }
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[track_caller]
+    fn check(text: &str, expected: Value) {
+        assert_eq!(parse(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn bare_words_are_numbers() {
+        check(
+            r#"{"a": -Infinity, "b": [NaN,Infinity]}"#,
+            json!({"a": "-Infinity", "b": ["NaN", "Infinity"]}),
+        );
+        let value = parse(r#"{"a": -Infinity}"#).unwrap();
+        assert_eq!(from_value::<f64>(&value["a"]).unwrap(), f64::NEG_INFINITY);
+        assert!(from_value::<f64>(&parse("NaN").unwrap()).unwrap().is_nan());
+    }
+
+    #[test]
+    fn words_in_strings_stay() {
+        check(
+            r#"{"a \" Infinity \\": "x NaN é -Infinity"}"#,
+            json!({"a \" Infinity \\": "x NaN é -Infinity"}),
+        );
+    }
+
+    #[test]
+    fn writes_what_it_reads() {
+        let text = "{\n  \"a\": -Infinity,\n  \"b\": [],\n  \"c\": 1.0\n}\n";
+        assert_eq!(write(&parse(text).unwrap()), text);
+        assert_eq!(to_value(&f64::NEG_INFINITY), json!("-Infinity"));
+        assert_eq!(to_value(&0.5), json!(0.5));
+    }
+
+    #[test]
+    fn broken_text_is_an_error() {
+        for text in [
+            "",
+            "{",
+            "{\"a\": Infinityy}",
+            "{\"a\": \"\\",
+            "-Infinity-",
+            "\u{feff}{}",
+        ] {
+            assert!(parse(text).is_err(), "{text:?} was read");
+        }
+    }
+
+    #[test]
+    fn null_is_false_but_not_a_number() {
+        assert!(!from_value::<bool>(&Value::Null).unwrap());
+        assert!(from_value::<f64>(&Value::Null).is_err());
+        assert_eq!(from_value::<Option<f64>>(&Value::Null).unwrap(), None);
+    }
+}

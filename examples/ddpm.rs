@@ -11,7 +11,7 @@ fn main() -> Result<()> {
     let model = std::env::args()
         .nth(1)
         .unwrap_or_else(|| tiny_model("ddpm/cat"));
-    let mut pipeline = DDPMPipeline::<Backend>::from_pretrained(model, &default_device())?;
+    let pipeline = DDPMPipeline::<Backend>::from_pretrained(model, &default_device())?;
     let options = DDPMOptions {
         num_inference_steps: 25,
         seeds: vec![0],

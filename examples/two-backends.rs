@@ -17,7 +17,7 @@ type Second = burn_ndarray::NdArray;
 
 /// Nothing here names a backend.
 fn picture<B: Backend>(model: &str, device: &B::Device) -> Result<RgbImage> {
-    let mut pipeline = StableDiffusionPipeline::<B>::from_pretrained(model, device)?;
+    let pipeline = StableDiffusionPipeline::<B>::from_pretrained(model, device)?;
     let options = StableDiffusionOptions {
         num_inference_steps: 10,
         seeds: vec![0],

@@ -324,7 +324,7 @@ fn the_type_in_the_backends_name_is_that_of_the_weights() {
     }
     let device = Default::default();
     let folder = reference().join("ddpm/new-names");
-    let mut pipeline = DDPMPipeline::<Half>::from_pretrained(folder, &device).unwrap();
+    let pipeline = DDPMPipeline::<Half>::from_pretrained(folder, &device).unwrap();
     let weight = &pipeline.unet.conv_in.weight;
     assert_eq!(weight.dtype(), DType::F16);
     let options = DDPMOptions {

@@ -87,7 +87,7 @@ impl<B: Backend> DDPMPipeline<B> {
     ///
     /// # Errors
     /// If an option makes no sense, or the result is not finite.
-    pub fn generate(&mut self, options: &DDPMOptions) -> Result<Generated<B>, PipelineError> {
+    pub fn generate(&self, options: &DDPMOptions) -> Result<Generated<B>, PipelineError> {
         let mut noise = generators(&seeds_or_random(&options.seeds));
         self.generate_with(options, &mut noise, |_| ControlFlow::Continue(()))
     }
@@ -97,7 +97,7 @@ impl<B: Backend> DDPMPipeline<B> {
     /// # Errors
     /// As [`generate`](Self::generate).
     pub fn generate_with(
-        &mut self,
+        &self,
         options: &DDPMOptions,
         noise: &mut dyn NoiseSource,
         mut on_step: impl FnMut(StepEvent<'_, B>) -> ControlFlow<()>,
@@ -109,19 +109,18 @@ impl<B: Backend> DDPMPipeline<B> {
         let [height, width] = self.sample_size()?;
         check_pixels(options.batch_size, [height, width])?;
         check_generators(options.seeds.len(), options.batch_size)?;
-        self.scheduler
-            .set_timesteps(&TimestepRequest::Steps(options.num_inference_steps))?;
-        let timesteps = self.scheduler.timesteps().to_vec();
+        let mut scheduler = self.scheduler.fresh()?;
+        scheduler.set_timesteps(&TimestepRequest::Steps(options.num_inference_steps))?;
+        let timesteps = scheduler.timesteps().to_vec();
 
         let start = Instant::now();
-        let mut sample = self.prepare_sample(options.batch_size, noise)?;
+        let sigma = scheduler.init_noise_sigma();
+        let mut sample = self.prepare_sample(options.batch_size, sigma, noise)?;
         let mut interrupted = false;
         for (step, &timestep) in timesteps.iter().enumerate() {
-            let input = self.scheduler.scale_model_input(sample.clone(), timestep)?;
+            let input = scheduler.scale_model_input(sample.clone(), timestep)?;
             let output = self.predict(input, timestep);
-            let output = self
-                .scheduler
-                .step(output, timestep, sample, &options.step, noise)?;
+            let output = scheduler.step(output, timestep, sample, &options.step, noise)?;
             sample = output.prev_sample;
             let event = StepEvent {
                 step,
@@ -157,21 +156,22 @@ impl<B: Backend> DDPMPipeline<B> {
     }
 
     /// The noise that a run starts from, in `f32`: `[batch, channels, height, width]`, as the UNet's configuration
-    /// says. Call it after `set_timesteps`, which decides the noise's spread.
+    /// says, with the standard deviation of the scheduler.
     ///
     /// # Errors
     /// If the configuration has no `sample_size`, or the noise source fails.
     pub fn prepare_sample(
         &self,
         batch: usize,
+        init_noise_sigma: f64,
         noise: &mut dyn NoiseSource,
     ) -> Result<Tensor<B, 4>, PipelineError> {
         let [height, width] = self.sample_size()?;
         let shape = [batch, self.unet.config().in_channels, height, width];
         let device = self.unet.conv_in.weight.device();
         let sample = randn_tensor::<B>(noise, shape, float_dtype(&self.unet), &device)?;
-        // One for the reference's DDPM and DDIM; its loop leaves it out, and so is for no other scheduler.
-        Ok(sample.cast(DType::F32) * self.scheduler.init_noise_sigma())
+        // One for Diffusers' DDPM and DDIM; its loop leaves it out, and so is for no other scheduler.
+        Ok(sample.cast(DType::F32) * init_noise_sigma)
     }
 
     /// `[height, width]`
@@ -291,7 +291,7 @@ impl<B: Backend> DDIMPipeline<B> {
     ///
     /// # Errors
     /// If an option makes no sense, or the result is not finite.
-    pub fn generate(&mut self, options: &DDIMOptions) -> Result<Generated<B>, PipelineError> {
+    pub fn generate(&self, options: &DDIMOptions) -> Result<Generated<B>, PipelineError> {
         let mut noise = generators(&seeds_or_random(&options.seeds));
         self.generate_with(options, &mut noise, |_| ControlFlow::Continue(()))
     }
@@ -301,7 +301,7 @@ impl<B: Backend> DDIMPipeline<B> {
     /// # Errors
     /// As [`generate`](Self::generate).
     pub fn generate_with(
-        &mut self,
+        &self,
         options: &DDIMOptions,
         noise: &mut dyn NoiseSource,
         on_step: impl FnMut(StepEvent<'_, B>) -> ControlFlow<()>,

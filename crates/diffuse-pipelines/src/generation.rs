@@ -9,7 +9,8 @@ use image::RgbImage;
 
 use crate::PipelineError;
 
-/// What a callback sees after each step. It may change the latents, and stops the run with `ControlFlow::Break`.
+/// What a callback sees after each step. It may change the latents, and stops the run with
+/// `ControlFlow::Break`: no further step, and no decoding.
 #[derive(Debug)]
 pub struct StepEvent<'a, B: Backend> {
     /// Index of the step that has just ended, from zero.

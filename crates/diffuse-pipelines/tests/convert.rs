@@ -126,7 +126,7 @@ fn ddpm_folders_stay_flat() {
         &ConvertOptions::default(),
     );
     let run = |folder: &Path| {
-        let mut pipeline = DDPMPipeline::<B>::from_pretrained(folder, &Default::default()).unwrap();
+        let pipeline = DDPMPipeline::<B>::from_pretrained(folder, &Default::default()).unwrap();
         let options = DDPMOptions {
             num_inference_steps: 3,
             seeds: vec![1],

@@ -101,7 +101,7 @@ fn message(error: &dyn std::error::Error) -> String {
 
 fn picture(folder: &Path) -> image::RgbImage {
     let device = Default::default();
-    let mut pipeline = StableDiffusionPipeline::<Flex>::from_pretrained(folder, &device).unwrap();
+    let pipeline = StableDiffusionPipeline::<Flex>::from_pretrained(folder, &device).unwrap();
     let options = StableDiffusionOptions {
         num_inference_steps: 2,
         seeds: vec![3],
@@ -154,7 +154,7 @@ fn pictures_are_those_of_the_folder() {
 
     let cat = |folder: &Path| {
         let device = Default::default();
-        let mut pipeline = DDPMPipeline::<Flex>::from_pretrained(folder, &device).unwrap();
+        let pipeline = DDPMPipeline::<Flex>::from_pretrained(folder, &device).unwrap();
         let options = DDPMOptions {
             num_inference_steps: 2,
             seeds: vec![3],

@@ -91,7 +91,7 @@ fn call_error(row: &Value) -> Option<String> {
         None => vec![0],
     };
     if row["pipeline"] != "StableDiffusionPipeline" {
-        let mut pipeline = DDPMPipeline::<B>::from_pretrained(base, &Default::default()).unwrap();
+        let pipeline = DDPMPipeline::<B>::from_pretrained(base, &Default::default()).unwrap();
         let options = DDPMOptions {
             batch_size: count("batch_size").unwrap(),
             num_inference_steps: 2,
@@ -159,7 +159,7 @@ fn call_error(row: &Value) -> Option<String> {
 #[track_caller]
 fn check(options: StableDiffusionOptions<B>, expected: &str) {
     let folder = reference().join("sd/base");
-    let mut pipeline =
+    let pipeline =
         StableDiffusionPipeline::<B>::from_pretrained(folder, &Default::default()).unwrap();
     let message = pipeline.generate(&options).unwrap_err().to_string();
     assert!(message.contains(expected), "{message}");
@@ -265,7 +265,7 @@ fn options_that_make_no_sense_are_errors() {
 #[test]
 fn callback_changes_latents_and_stops_the_run() {
     let folder = reference().join("sd/base");
-    let mut pipeline =
+    let pipeline =
         StableDiffusionPipeline::<B>::from_pretrained(folder, &Default::default()).unwrap();
     let options = StableDiffusionOptions {
         num_inference_steps: 5,
@@ -294,9 +294,31 @@ fn callback_changes_latents_and_stops_the_run() {
 }
 
 #[test]
+fn one_pipeline_serves_several_threads() {
+    let folder = reference().join("sd/base");
+    let pipeline =
+        StableDiffusionPipeline::<B>::from_pretrained(folder, &Default::default()).unwrap();
+    let generate = |steps: usize| {
+        let options = StableDiffusionOptions {
+            num_inference_steps: steps,
+            seeds: vec![5],
+            ..options()
+        };
+        pipeline.generate(&options).unwrap().images
+    };
+    let alone = [2, 3].map(generate);
+    assert_ne!(alone[0], alone[1]);
+    let together = std::thread::scope(|scope| {
+        let threads = [2, 3].map(|steps| scope.spawn(move || generate(steps)));
+        threads.map(|thread| thread.join().unwrap())
+    });
+    assert_eq!(together, alone);
+}
+
+#[test]
 fn embeddings_in_place_of_prompts_give_the_same_picture() {
     let folder = reference().join("sd/base");
-    let mut pipeline =
+    let pipeline =
         StableDiffusionPipeline::<B>::from_pretrained(folder, &Default::default()).unwrap();
     let by_text = StableDiffusionOptions {
         seeds: vec![5],

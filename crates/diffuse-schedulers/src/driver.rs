@@ -46,7 +46,7 @@ pub trait Sampler: Options {
     const ORDER: usize = 1;
 
     /// What a run remembers from one step to the next.
-    type History<B: Backend>: Default + Debug + Send;
+    type History<B: Backend>: Default + Debug + Send + Sync;
 
     /// What it takes beyond what all take.
     fn capabilities(&self) -> Capabilities {
@@ -219,6 +219,10 @@ impl<B: Backend, S: Sampler> Driver<B, S> {
 impl<B: Backend, S: Sampler> Scheduler<B> for Driver<B, S> {
     fn config(&self) -> &SchedulerConfig {
         &self.resolved.config
+    }
+
+    fn fresh(&self) -> Result<Box<dyn Scheduler<B>>, SchedulerError> {
+        Ok(Box::new(Self::build(self.resolved.clone())?))
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -203,9 +203,13 @@ impl StepNoise<'_> {
 }
 
 /// A sampler: it decides where a model is evaluated, and computes the next sample from each output.
-pub trait Scheduler<B: Backend>: Debug + Send {
+pub trait Scheduler<B: Backend>: Debug + Send + Sync {
     /// The options in effect, with the keys kept for other samplers.
     fn config(&self) -> &SchedulerConfig;
+
+    /// A scheduler with the same options that has no run yet, so that several runs can share this
+    /// one.
+    fn fresh(&self) -> Result<Box<dyn Scheduler<B>>, SchedulerError>;
 
     /// What this sampler takes beyond what all take.
     fn capabilities(&self) -> Capabilities;

@@ -18,7 +18,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
     /// # Errors
     /// If an option makes no sense, or the result is not finite.
     pub fn generate(
-        &mut self,
+        &self,
         options: &StableDiffusionOptions<B>,
     ) -> Result<Generated<B>, PipelineError> {
         let mut noise = generators(&seeds_or_random(&options.seeds));
@@ -30,32 +30,30 @@ impl<B: Backend> StableDiffusionPipeline<B> {
     /// # Errors
     /// As [`generate`](Self::generate).
     pub fn generate_with(
-        &mut self,
+        &self,
         options: &StableDiffusionOptions<B>,
         noise: &mut dyn NoiseSource,
         mut on_step: impl FnMut(StepEvent<'_, B>) -> ControlFlow<()>,
     ) -> Result<Generated<B>, PipelineError> {
         self.check_inputs(options)?;
-        self.scheduler.set_timesteps(&timestep_request(options))?;
-        let timesteps = self.scheduler.timesteps().to_vec();
+        let mut scheduler = self.scheduler.fresh()?;
+        scheduler.set_timesteps(&timestep_request(options))?;
+        let timesteps = scheduler.timesteps().to_vec();
         let start = Instant::now();
         let prompt = self.prepare_prompt(options)?;
         let encoded = Instant::now();
-        let mut latents = self.prepare_latents(options, noise)?;
+        let sigma = scheduler.init_noise_sigma();
+        let mut latents = self.prepare_latents(options, sigma, noise)?;
 
         let step_options = StepOptions {
-            eta: self.scheduler.capabilities().eta.then_some(options.eta),
+            eta: scheduler.capabilities().eta.then_some(options.eta),
             ..StepOptions::default()
         };
         let mut interrupted = false;
         for (step, &timestep) in timesteps.iter().enumerate() {
-            let input = self
-                .scheduler
-                .scale_model_input(latents.clone(), timestep)?;
+            let input = scheduler.scale_model_input(latents.clone(), timestep)?;
             let noise_pred = self.predict_noise(input, timestep, &prompt, options);
-            let output =
-                self.scheduler
-                    .step(noise_pred, timestep, latents, &step_options, noise)?;
+            let output = scheduler.step(noise_pred, timestep, latents, &step_options, noise)?;
             latents = output.prev_sample;
             let event = StepEvent {
                 step,

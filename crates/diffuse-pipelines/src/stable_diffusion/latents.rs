@@ -10,14 +10,15 @@ use crate::PipelineError;
 use crate::generation::check_pixels;
 
 impl<B: Backend> StableDiffusionPipeline<B> {
-    /// The noise that a run starts from, in `f32`, with the spread that the scheduler wants. Call it after
-    /// `set_timesteps`, which decides the spread.
+    /// The noise that a run starts from, in `f32`, with the standard deviation of the scheduler
+    /// ([`init_noise_sigma`](diffuse_schedulers::Scheduler::init_noise_sigma)).
     ///
     /// # Errors
     /// If the options' sizes make no sense, or the noise source fails.
     pub fn prepare_latents(
         &self,
         options: &StableDiffusionOptions<B>,
+        init_noise_sigma: f64,
         noise: &mut dyn NoiseSource,
     ) -> Result<Tensor<B, 4>, PipelineError> {
         let latents = match &options.latents {
@@ -28,7 +29,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
                 randn_tensor::<B>(noise, shape, float_dtype(&self.unet), &device)?
             }
         };
-        Ok(latents.cast(DType::F32) * self.scheduler.init_noise_sigma())
+        Ok(latents.cast(DType::F32) * init_noise_sigma)
     }
 
     /// Shape of the latents of a run: `[batch, channels, height / 8, width / 8]`.

@@ -14,7 +14,7 @@ use super::json;
 use crate::SchedulerError;
 
 /// A struct of options: implemented by [`options!`].
-pub trait Options: Clone + Default + Debug + PartialEq + Send + 'static {
+pub trait Options: Clone + Default + Debug + PartialEq + Send + Sync + 'static {
     /// The keys of the options.
     fn keys() -> Vec<&'static str>;
     /// These options with the values of a configuration; absent keys change nothing.

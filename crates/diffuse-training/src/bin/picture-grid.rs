@@ -25,7 +25,7 @@ const PROMPTS: [&str; 12] = [
 fn main() -> Result<()> {
     let path = std::env::args().nth(1).unwrap_or("scenes.png".into());
     let device = default_device();
-    let mut pipeline =
+    let pipeline =
         StableDiffusionPipeline::<Backend>::from_pretrained(shipped_model("scenes"), &device)?;
     let mut pictures = Vec::new();
     for prompt in PROMPTS {

@@ -72,7 +72,7 @@ impl<B: AutodiffBackend> Task<B> for PixelTask {
 
     /// Pictures from the same noise each time.
     fn sample(&self, model: UNet2DModel<B::InnerBackend>) -> Result<RgbImage> {
-        let mut pipeline = DDPMPipeline {
+        let pipeline = DDPMPipeline {
             unet: model,
             scheduler: Box::new(DDIMScheduler::from_config(&self.scheduler)?),
         };

@@ -1,6 +1,8 @@
-//! Times operations and networks on the CPU, one a line of the input: `cargo xtask bench cpu` asks it and PyTorch in turns.
+//! Times operations and networks on the CPU, one a line of the input: `cargo xtask bench cpu` asks
+//! it and PyTorch in turns.
 //!
-//! A line is a name and sizes, as in `conv 2 320 320 64 64 3`; the answer is the seconds that it takes.
+//! A line is a name and sizes, as in `conv 2 320 320 64 64 3`; the answer is the seconds that it
+//! takes.
 
 use std::hint::black_box;
 use std::io::{self, BufRead, Write};

@@ -1,7 +1,7 @@
 //! The same picture from the parts: a UNet, a scheduler, and the loop between them.
 //!
-//! `cargo run --release -p diffuse-examples --example ddpm-loop -- FOLDER`; without a checkpoint, a tiny one of the
-//! tests is used.
+//! `cargo run --release -p diffuse-examples --example ddpm-loop -- FOLDER`; without a checkpoint, a
+//! tiny one of the tests is used.
 
 use std::path::PathBuf;
 

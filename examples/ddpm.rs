@@ -1,7 +1,7 @@
 //! A picture from a DDPM in four lines.
 //!
-//! `cargo run --release -p diffuse-examples --example ddpm -- FOLDER`, where FOLDER is a checkpoint such as
-//! `google/ddpm-cat-256`; without one, a tiny checkpoint of the tests is used.
+//! `cargo run --release -p diffuse-examples --example ddpm -- FOLDER`, where FOLDER is a checkpoint
+//! such as `google/ddpm-cat-256`; without one, a tiny checkpoint of the tests is used.
 
 use anyhow::Result;
 use diffuse_examples::{Backend, default_device, tiny_model};

@@ -1,8 +1,9 @@
 //! No model: draws what each sampler does, for choosing one by looking.
 //!
-//! Images here are points in the plane, and the data are two moons: a mixture of normal distributions, for which the
-//! answer of a perfect network can be written down. Each sampler starts from the same noise with about the same number
-//! of model calls. One figure shows the ways of a few points, the other the noise levels that are visited.
+//! Images here are points in the plane, and the data are two moons: a mixture of normal
+//! distributions, for which the answer of a perfect network can be written down. Each sampler
+//! starts from the same noise with about the same number of model calls. One figure shows the ways
+//! of a few points, the other the noise levels that are visited.
 //!
 //! `cargo run --release -p diffuse-examples --example scheduler-paths -- docs`
 
@@ -64,7 +65,8 @@ const BLUR: f64 = 0.08;
 impl World {
     fn new() -> Result<Self> {
         let scheduler = diffuse_schedulers::DDIMScheduler::<Flex>::from_config(&config())?;
-        // Along two half circles, moved and scaled so that the whole has about mean 0 and deviation 1.
+        // Along two half circles, moved and scaled so that the whole has about mean 0 and deviation
+        // 1.
         let moon = |side: f64| {
             let angle = |k: usize| PI * k as f64 / 23.0;
             let point = |a: f64| (1.2 * side * (a.cos() - 0.5), 1.2 * side * (a.sin() - 0.25));
@@ -76,7 +78,8 @@ impl World {
         })
     }
 
-    /// The noise level `σ` in `x0 + σ ε` at a timestep, which each family of models counts differently.
+    /// The noise level `σ` in `x0 + σ ε` at a timestep, which each family of models counts
+    /// differently.
     fn level(&self, class: &str, timestep: f64) -> f64 {
         match class {
             "IPNDMScheduler" => (timestep * PI / 2.0).tan().min(1e4),
@@ -120,7 +123,8 @@ impl World {
         self.image(y, levels(100))
     }
 
-    /// What the perfect network of a sampler's family answers to `x = (x0 + σ ε) / √(1 + σ²)`, `[points, 2, 1, 1]`.
+    /// What the perfect network of a sampler's family answers to `x = (x0 + σ ε) / √(1 + σ²)`,
+    /// `[points, 2, 1, 1]`.
     fn model(&self, class: &str, x: Tensor<Flex, 4>, timestep: f64) -> Tensor<Flex, 4> {
         let sigma = self.level(class, timestep);
         let scale = (1.0 + sigma * sigma).sqrt();

@@ -1,8 +1,8 @@
-//! Stable Diffusion taken apart: tokenizer, text encoder, UNet, autoencoder, and the checkpoint's scheduler swapped for
-//! UniPC, made from the same configuration.
+//! Stable Diffusion taken apart: tokenizer, text encoder, UNet, autoencoder, and the checkpoint's
+//! scheduler swapped for UniPC, made from the same configuration.
 //!
-//! `cargo run --release -p diffuse-examples --example stable-diffusion-loop -- FOLDER "PROMPT"`; without a checkpoint,
-//! a tiny one of the tests is used.
+//! `cargo run --release -p diffuse-examples --example stable-diffusion-loop -- FOLDER "PROMPT"`;
+//! without a checkpoint, a tiny one of the tests is used.
 
 use std::path::PathBuf;
 

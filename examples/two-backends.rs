@@ -1,7 +1,7 @@
 //! One function, two backends: the picture is the same, since the code is.
 //!
-//! `cargo run --release -p diffuse-examples --example two-backends`; with `--features wgpu` or `--features cuda`, the
-//! GPU is the second backend.
+//! `cargo run --release -p diffuse-examples --example two-backends`; with `--features wgpu` or
+//! `--features cuda`, the GPU is the second backend.
 
 use anyhow::Result;
 use burn::tensor::backend::Backend;

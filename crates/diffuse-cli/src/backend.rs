@@ -24,7 +24,8 @@ pub trait Job {
     fn run<B: Backend>(self, backend: BackendName, device: B::Device) -> Result<()>;
 }
 
-/// The backend that was asked for, or else a GPU's that is built in and finds one, or else the CPU's.
+/// The backend that was asked for, or else a GPU's that is built in and finds one, or else the
+/// CPU's.
 pub fn choose(asked: Option<BackendName>, quiet: bool) -> BackendName {
     if let Some(name) = asked {
         return name;
@@ -86,8 +87,8 @@ pub fn not_built_in<T>(name: BackendName) -> Result<T> {
     )
 }
 
-/// How to load a model's weights: in the type that was asked for, or else in `f32` on the CPU, and on a GPU in `f16`
-/// if it computes in that.
+/// How to load a model's weights: in the type that was asked for, or else in `f32` on the CPU, and
+/// on a GPU in `f16` if it computes in that.
 pub fn load_options<B: Backend>(
     model: &Model,
     backend: BackendName,

@@ -1,6 +1,7 @@
 //! The small models that the program carries, so that it makes pictures without a download.
 //!
-//! They are trained on drawn scenes (`docs/training.md`), and lie in `assets` as the folders that any checkpoint is.
+//! They are trained on drawn scenes (`docs/training.md`), and lie in `assets` as the folders that
+//! any checkpoint is.
 
 use std::fs;
 

@@ -1,5 +1,5 @@
-//! `diffuse devices`: what this build computes on. A run takes its device from the same lists, so that a missing
-//! driver is one message here and not a panic inside burn.
+//! `diffuse devices`: what this build computes on. A run takes its device from the same lists, so
+//! that a missing driver is one message here and not a panic inside burn.
 
 #[cfg(feature = "cuda")]
 pub mod cuda;

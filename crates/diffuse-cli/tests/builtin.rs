@@ -1,4 +1,5 @@
-//! The models that the program carries: a picture in an empty folder, and the same as the reference's.
+//! The models that the program carries: a picture in an empty folder, and the same as the
+//! reference's.
 
 mod common;
 

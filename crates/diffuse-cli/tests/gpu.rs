@@ -1,7 +1,7 @@
 //! The models on a GPU, or on a software driver: what `Flex` computes, and the reference's values.
 //!
-//! `cargo test --release -p diffuse-cli --features wgpu --test gpu` needs an adapter: Mesa's software driver will do.
-//! With `--features cuda` alone it runs on the first CUDA GPU.
+//! `cargo test --release -p diffuse-cli --features wgpu --test gpu` needs an adapter: Mesa's
+//! software driver will do. With `--features cuda` alone it runs on the first CUDA GPU.
 #![cfg(any(feature = "wgpu", feature = "cuda"))]
 
 use std::process::{Command, Output};

@@ -1,5 +1,5 @@
-//! CLIP's text encoder (Radford et al. 2021, <https://arxiv.org/abs/2103.00020>, section 2.4): a causal transformer
-//! with the layer norms before its parts.
+//! CLIP's text encoder (Radford et al. 2021, <https://arxiv.org/abs/2103.00020>, section 2.4): a
+//! causal transformer with the layer norms before its parts.
 
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig};
@@ -154,7 +154,8 @@ pub struct CLIPTextEmbeddings<B: Backend> {
 }
 
 impl<B: Backend> CLIPTextEmbeddings<B> {
-    /// `[batch, tokens]` to `[batch, tokens, hidden_size]` in type `dtype`, in which the embeddings need not be kept.
+    /// `[batch, tokens]` to `[batch, tokens, hidden_size]` in type `dtype`, in which the embeddings
+    /// need not be kept.
     pub fn forward(&self, input_ids: Tensor<B, 2, Int>, dtype: DType) -> Tensor<B, 3> {
         let [_, tokens] = input_ids.dims();
         let positions = self.position_embedding.weight.val().narrow(0, 0, tokens);
@@ -249,7 +250,8 @@ impl<B: Backend> CLIPTextTransformer<B> {
 pub struct TextOutput<B: Backend> {
     /// After the final norm: `[batch, tokens, hidden_size]`.
     pub last_hidden_state: Tensor<B, 3>,
-    /// The embeddings, then the result of each layer, without the final norm: `num_hidden_layers + 1` tensors.
+    /// The embeddings, then the result of each layer, without the final norm: `num_hidden_layers +
+    /// 1` tensors.
     pub hidden_states: Vec<Tensor<B, 3>>,
 }
 
@@ -274,7 +276,8 @@ impl<B: Backend> Pretrained<B> for CLIPTextModel<B> {
         config.init(device)
     }
 
-    /// Files of recent versions of transformers lack the `text_model.` level; those of early ones list the positions.
+    /// Files of recent versions of transformers lack the `text_model.` level; those of early ones
+    /// list the positions.
     fn current_key(key: &str) -> Option<String> {
         if key.ends_with("embeddings.position_ids") {
             None
@@ -290,7 +293,8 @@ impl<B: Backend> CLIPTextModel<B> {
     /// All hidden states of a batch of token ids.
     ///
     /// # Shapes
-    /// - `input_ids`: `[batch, tokens]`, ids in `0..vocab_size`, at most `max_position_embeddings` tokens
+    /// - `input_ids`: `[batch, tokens]`, ids in `0..vocab_size`, at most `max_position_embeddings`
+    ///   tokens
     pub fn forward(&self, input_ids: Tensor<B, 2, Int>) -> TextOutput<B> {
         let transformer = &self.text_model;
         ops::on_worker::<B, _>(|| {
@@ -307,8 +311,8 @@ impl<B: Backend> CLIPTextModel<B> {
         })
     }
 
-    /// The final norm of the layer `clip_skip` before the last: `[batch, tokens, hidden_size]`. Zero is
-    /// `last_hidden_state`.
+    /// The final norm of the layer `clip_skip` before the last: `[batch, tokens, hidden_size]`.
+    /// Zero is `last_hidden_state`.
     ///
     /// # Panics
     /// If there are fewer than `clip_skip` layers.

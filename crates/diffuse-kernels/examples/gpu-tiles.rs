@@ -1,5 +1,5 @@
-//! Times every way of cutting a product for the sizes of Stable Diffusion v1 on a CUDA device, and attention and norms
-//! beside it: from this `gpu/tiles.rs` was written.
+//! Times every way of cutting a product for the sizes of Stable Diffusion v1 on a CUDA device, and
+//! attention and norms beside it: from this `gpu/tiles.rs` was written.
 //!
 //! `cargo run --release -p diffuse-kernels --example gpu-tiles --features cuda,tuning [FILTER]`
 

@@ -26,9 +26,9 @@ pub fn has_gpu_kernels<B: Backend>() -> bool {
 
 /// Runs a network on one of the threads that share the work of its operations.
 ///
-/// On the CPU each operation would otherwise be handed to them, and its result back, by a thread that
-/// sleeps meanwhile: waking up takes longer than small operations. Other backends run where they are
-/// called.
+/// On the CPU each operation would otherwise be handed to them, and its result back, by a thread
+/// that sleeps meanwhile: waking up takes longer than small operations. Other backends run where
+/// they are called.
 ///
 /// A thread that waits for others takes on other tasks, among them other networks: of networks that
 /// run at the same time, one may return only after another.

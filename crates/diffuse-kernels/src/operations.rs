@@ -1,5 +1,5 @@
-//! The operations that have kernels, each with its inputs by name, and the one place that says which
-//! kernels an operation has.
+//! The operations that have kernels, each with its inputs by name, and the one place that says
+//! which kernels an operation has.
 
 use burn::tensor::{Tensor, backend::Backend};
 

@@ -1,7 +1,9 @@
-//! Every kernel against its formula in `f64`, at sampled positions, in `f32` and, where the device has it, `f16`.
+//! Every kernel against its formula in `f64`, at sampled positions, in `f32` and, where the device
+//! has it, `f16`.
 //!
-//! With the feature `wgpu` they run on Mesa's software driver where there is no graphics card, with `cuda` alone on the
-//! first CUDA device. With `DIFFUSE_GPU_SIZES=full` they run the sizes of Stable Diffusion v1 as well, for a card.
+//! With the feature `wgpu` they run on Mesa's software driver where there is no graphics card, with
+//! `cuda` alone on the first CUDA device. With `DIFFUSE_GPU_SIZES=full` they run the sizes of
+//! Stable Diffusion v1 as well, for a card.
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use diffuse_kernels::{

@@ -1,4 +1,5 @@
-//! Single operations on `Flex`, at sizes of Stable Diffusion v1: `cargo bench -p diffuse-nn --features flex`.
+//! Single operations on `Flex`, at sizes of Stable Diffusion v1: `cargo bench -p diffuse-nn
+//! --features flex`.
 //!
 //! `cargo xtask bench cpu` times the same beside PyTorch.
 

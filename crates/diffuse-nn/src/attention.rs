@@ -116,8 +116,8 @@ impl<B: Backend> Attention<B> {
         ops::attention(query, key, value, self.heads)
     }
 
-    /// Self-attention over the positions of a picture, with norm and residual, as between the residual blocks of
-    /// DDPM networks and of the autoencoder.
+    /// Self-attention over the positions of a picture, with norm and residual, as between the
+    /// residual blocks of DDPM networks and of the autoencoder.
     ///
     /// # Shapes
     /// - `x`, output: `[batch, query_dim, height, width]`

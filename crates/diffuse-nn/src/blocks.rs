@@ -1,5 +1,5 @@
-//! The levels of a UNet or an autoencoder: residual blocks, each followed by attention where the level has it, and
-//! a change of size at the end.
+//! The levels of a UNet or an autoencoder: residual blocks, each followed by attention where the
+//! level has it, and a change of size at the end.
 
 use burn::config::Config;
 use burn::module::Module;
@@ -83,7 +83,8 @@ pub struct DownBlock2DConfig {
     pub downsample_padding: Option<usize>,
 }
 
-/// A level on the way down: `DownBlock2D`, `AttnDownBlock2D`, `CrossAttnDownBlock2D` and `DownEncoderBlock2D`.
+/// A level on the way down: `DownBlock2D`, `AttnDownBlock2D`, `CrossAttnDownBlock2D` and
+/// `DownEncoderBlock2D`.
 #[derive(Module, Debug)]
 pub struct DownBlock2D<B: Backend> {
     resnets: Vec<ResnetBlock2D<B>>,
@@ -211,9 +212,11 @@ impl<B: Backend> MidBlock2D<B> {
 /// Configuration of an [`UpBlock2D`].
 #[derive(Config, Debug)]
 pub struct UpBlock2DConfig {
-    /// Epsilon, groups and channels of the residual blocks; each gets the channels of its skip connection in addition.
+    /// Epsilon, groups and channels of the residual blocks; each gets the channels of its skip
+    /// connection in addition.
     pub resnet: ResnetBlock2DConfig,
-    /// Channels of the skip connection that each residual block takes, in order; zeros in a network without them.
+    /// Channels of the skip connection that each residual block takes, in order; zeros in a network
+    /// without them.
     pub skip_channels: Vec<usize>,
     /// What follows each residual block.
     pub attention: Option<SpatialAttentionConfig>,
@@ -221,7 +224,8 @@ pub struct UpBlock2DConfig {
     pub upsample: bool,
 }
 
-/// A level on the way up: `UpBlock2D`, `AttnUpBlock2D`, `CrossAttnUpBlock2D` and `UpDecoderBlock2D`.
+/// A level on the way up: `UpBlock2D`, `AttnUpBlock2D`, `CrossAttnUpBlock2D` and
+/// `UpDecoderBlock2D`.
 #[derive(Module, Debug)]
 pub struct UpBlock2D<B: Backend> {
     resnets: Vec<ResnetBlock2D<B>>,
@@ -253,8 +257,8 @@ impl UpBlock2DConfig {
 }
 
 impl<B: Backend> UpBlock2D<B> {
-    /// Applies the level. Each residual block takes the last of `skips` beside its input; the result is enlarged to
-    /// the size of the skip connection that comes next.
+    /// Applies the level. Each residual block takes the last of `skips` beside its input; the
+    /// result is enlarged to the size of the skip connection that comes next.
     ///
     /// # Shapes
     /// - `x`: `[batch, in_channels, height, width]`

@@ -1,7 +1,8 @@
 //! Reading a model's `config.json`.
 //!
-//! Keys keep the reference's meaning: one that is absent or, in re-saved files, null has its default; unknown keys are
-//! ignored, as the reference does; a known key with a value that is not computed here is an error.
+//! Keys keep the reference's meaning: one that is absent or, in re-saved files, null has its
+//! default; unknown keys are ignored, as the reference does; a known key with a value that is not
+//! computed here is an error.
 
 use std::path::{Path, PathBuf};
 
@@ -222,7 +223,8 @@ impl SampleSize {
     }
 }
 
-/// A limit on sizes in configurations, far above any published one, so that an absurd file is an error at once.
+/// A limit on sizes in configurations, far above any published one, so that an absurd file is an
+/// error at once.
 pub const MAX_CHANNELS: usize = 1 << 16;
 /// A limit on numbers of layers and blocks in configurations.
 pub const MAX_LAYERS: usize = 32;

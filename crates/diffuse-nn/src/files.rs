@@ -7,7 +7,8 @@ use std::path::Path;
 /// No configuration, index or vocabulary comes near it.
 const MAX_TEXT_BYTES: u64 = 64 << 20;
 
-/// Reads a text file: a regular one, since a pipe or a device may never end, and of a size that a text may have.
+/// Reads a text file: a regular one, since a pipe or a device may never end, and of a size that a
+/// text may have.
 ///
 /// # Errors
 /// If it cannot be read, is something else, or is not UTF-8.
@@ -39,8 +40,8 @@ pub fn check_regular(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Refuses what is often found under a file's name in its place: the pointer that git leaves without git-lfs, and the
-/// web page that a browser or `curl` saves.
+/// Refuses what is often found under a file's name in its place: the pointer that git leaves
+/// without git-lfs, and the web page that a browser or `curl` saves.
 ///
 /// # Errors
 /// If the contents begin as one of them.
@@ -61,12 +62,12 @@ pub fn check_contents(contents: &[u8]) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidData, message))
 }
 
-/// Writes a file under a temporary name beside `path`, then renames it, so that `path` is never half-written. A link
-/// is followed.
+/// Writes a file under a temporary name beside `path`, then renames it, so that `path` is never
+/// half-written. A link is followed.
 ///
 /// # Errors
-/// If `path` is something else than a regular file, `write` fails, or the file cannot be renamed; the temporary file
-/// is removed.
+/// If `path` is something else than a regular file, `write` fails, or the file cannot be renamed;
+/// the temporary file is removed.
 pub fn replace_file(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     let target = match path.canonicalize() {
         Ok(target) => {

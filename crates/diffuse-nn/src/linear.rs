@@ -62,7 +62,8 @@ impl<B: Backend> Linear<B> {
         )
     }
 
-    /// Applies the layer to the last dimension, and adds the result to `residual`, which has its shape.
+    /// Applies the layer to the last dimension, and adds the result to `residual`, which has its
+    /// shape.
     pub fn forward_add<const D: usize>(
         &self,
         x: Tensor<B, D>,

@@ -16,8 +16,8 @@ pub struct GroupNormConfig {
     pub eps: f64,
 }
 
-/// Group normalisation (Wu & He 2018, <https://arxiv.org/abs/1803.08494>) with a scale and a shift a
-/// channel: `y = (x - mean) / sqrt(var + eps) · weight + bias`, statistics over each group.
+/// Group normalisation (Wu & He 2018, <https://arxiv.org/abs/1803.08494>) with a scale and a shift
+/// a channel: `y = (x - mean) / sqrt(var + eps) · weight + bias`, statistics over each group.
 #[derive(Module, Debug)]
 pub struct GroupNorm<B: Backend> {
     /// `[num_channels]`
@@ -86,8 +86,8 @@ pub struct LayerNormConfig {
     pub eps: f64,
 }
 
-/// Layer normalisation (Ba et al. 2016, <https://arxiv.org/abs/1607.06450>) over the last dimension:
-/// `y = (x - mean) / sqrt(var + eps) · weight + bias`.
+/// Layer normalisation (Ba et al. 2016, <https://arxiv.org/abs/1607.06450>) over the last
+/// dimension: `y = (x - mean) / sqrt(var + eps) · weight + bias`.
 #[derive(Module, Debug)]
 pub struct LayerNorm<B: Backend> {
     /// `[d_model]`

@@ -50,12 +50,14 @@ pub fn no_folder(path: &Path) -> String {
 /// How to load a model.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
-    /// Which variant of the weights to take: `fp16` looks for `*.fp16.safetensors` and `*.fp16.bin`.
+    /// Which variant of the weights to take: `fp16` looks for `*.fp16.safetensors` and
+    /// `*.fp16.bin`.
     pub variant: Option<String>,
     /// Floating point type that is computed in; the backend's own by default.
     pub dtype: Option<FloatDType>,
-    /// Floating point type that weights of two and more dimensions (linear layers, convolutions, embeddings) are kept in,
-    /// to be widened while they compute; `dtype` by default. `F16` or `BF16` halves the memory of a model in `F32`.
+    /// Floating point type that weights of two and more dimensions (linear layers, convolutions,
+    /// embeddings) are kept in, to be widened while they compute; `dtype` by default. `F16` or
+    /// `BF16` halves the memory of a model in `F32`.
     pub weights: Option<FloatDType>,
 }
 
@@ -77,7 +79,8 @@ pub trait Pretrained<B: Backend>: Module<B> {
         Some(key.to_string())
     }
 
-    /// Loads a model from its folder, in the backend's float type. A subfolder is `folder.join("unet")`.
+    /// Loads a model from its folder, in the backend's float type. A subfolder is
+    /// `folder.join("unet")`.
     ///
     /// # Errors
     /// If a file is missing or damaged, or asks for something that is not computed here.
@@ -109,8 +112,9 @@ pub trait Pretrained<B: Backend>: Module<B> {
         Ok(checkpoint.load_into(module, dtype, weights)?)
     }
 
-    /// Writes `config.json` and the weights, in the format of [`from_pretrained`](Self::from_pretrained) and of the
-    /// reference. The folder is made if it does not exist.
+    /// Writes `config.json` and the weights, in the format of
+    /// [`from_pretrained`](Self::from_pretrained) and of the reference. The folder is made if it
+    /// does not exist.
     ///
     /// # Errors
     /// If a file cannot be written.

@@ -1,5 +1,5 @@
-//! The residual block of all the networks here (Ho et al. 2020, <https://arxiv.org/abs/2006.11239>, appendix B;
-//! scale and shift as in Dhariwal & Nichol 2021, <https://arxiv.org/abs/2105.05233>).
+//! The residual block of all the networks here (Ho et al. 2020, <https://arxiv.org/abs/2006.11239>,
+//! appendix B; scale and shift as in Dhariwal & Nichol 2021, <https://arxiv.org/abs/2105.05233>).
 
 use burn::config::Config;
 use burn::module::Module;
@@ -40,8 +40,8 @@ pub struct ResnetBlock2DConfig {
     pub output_scale_factor: f64,
 }
 
-/// `x + conv2(silu(norm2(conv1(silu(norm1(x))) + time)))`, with a 1x1 convolution on `x` where the number of
-/// channels changes.
+/// `x + conv2(silu(norm2(conv1(silu(norm1(x))) + time)))`, with a 1x1 convolution on `x` where the
+/// number of channels changes.
 #[derive(Module, Debug)]
 pub struct ResnetBlock2D<B: Backend> {
     norm1: GroupNorm<B>,
@@ -89,7 +89,8 @@ impl<B: Backend> ResnetBlock2D<B> {
     ///
     /// # Shapes
     /// - `x`: `[batch, in_channels, height, width]`
-    /// - `temb`: `[batch, temb_channels]`, after its activation; required by blocks that have `temb_channels`
+    /// - `temb`: `[batch, temb_channels]`, after its activation; required by blocks that have
+    ///   `temb_channels`
     /// - output: `[batch, out_channels, height, width]`
     ///
     /// # Panics

@@ -11,8 +11,8 @@ use crate::{Conv2d, Conv2dConfig, ops};
 pub struct Downsample2DConfig {
     /// Channels of input and output.
     pub channels: usize,
-    /// One: a zero on each side. Zero: a zero below and to the right only, as the DDPM networks and the
-    /// autoencoder have it (`downsample_padding`).
+    /// One: a zero on each side. Zero: a zero below and to the right only, as the DDPM networks and
+    /// the autoencoder have it (`downsample_padding`).
     #[config(default = 1)]
     pub padding: usize,
 }
@@ -41,7 +41,8 @@ impl<B: Backend> Downsample2D<B> {
     ///
     /// # Shapes
     /// - `x`: `[batch, channels, height, width]`
-    /// - output: `[batch, channels, ⌈height / 2⌉, ⌈width / 2⌉]` with padding one, rounded down with zero
+    /// - output: `[batch, channels, ⌈height / 2⌉, ⌈width / 2⌉]` with padding one, rounded down with
+    ///   zero
     pub fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         self.conv.forward(x)
     }

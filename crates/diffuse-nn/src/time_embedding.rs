@@ -6,7 +6,8 @@ use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
 use crate::{Activation, Linear, LinearConfig};
 
-/// The timestep of a forward pass, in units of the training schedule (`0..num_train_timesteps`, fractions allowed).
+/// The timestep of a forward pass, in units of the training schedule (`0..num_train_timesteps`,
+/// fractions allowed).
 #[derive(Debug, Clone, PartialEq)]
 pub enum Timestep {
     /// One for the whole batch.
@@ -75,8 +76,9 @@ impl Timesteps {
             .collect()
     }
 
-    /// Products are rounded to `f32` where the reference rounds them; the functions are evaluated in `f64`, since
-    /// one unit in the last place of a frequency is a visible angle at timestep 999.
+    /// Products are rounded to `f32` where the reference rounds them; the functions are evaluated
+    /// in `f64`, since one unit in the last place of a frequency is a visible angle at timestep
+    /// 999.
     fn row(&self, timestep: f32) -> Vec<f32> {
         let half = self.num_channels / 2;
         let denominator = (half as f64 - self.downscale_freq_shift) as f32;
@@ -97,8 +99,8 @@ impl Timesteps {
     }
 }
 
-/// The embedding of a guidance scale `w`, `[sin, cos]` of `1000 (w - 1)`, as guidance-distilled networks take it
-/// (Meng et al. 2023, <https://arxiv.org/abs/2210.03142>).
+/// The embedding of a guidance scale `w`, `[sin, cos]` of `1000 (w - 1)`, as guidance-distilled
+/// networks take it (Meng et al. 2023, <https://arxiv.org/abs/2210.03142>).
 pub fn guidance_embedding(guidance_scale: f64, num_channels: usize) -> Vec<f32> {
     let half = num_channels / 2;
     let spacing = 10_000f64.ln() as f32 / (half as f32 - 1.0);
@@ -125,7 +127,8 @@ pub struct TimestepEmbeddingConfig {
     pub cond_proj_dim: Option<usize>,
 }
 
-/// Two linear layers with SiLU between them, from the sinusoidal embedding to the one that blocks take.
+/// Two linear layers with SiLU between them, from the sinusoidal embedding to the one that blocks
+/// take.
 #[derive(Module, Debug)]
 pub struct TimestepEmbedding<B: Backend> {
     linear_1: Linear<B>,

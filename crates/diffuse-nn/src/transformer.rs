@@ -36,7 +36,8 @@ pub struct FeedForwardConfig {
     pub multiple: usize,
 }
 
-/// `Linear(GEGLU(x))`; a tuple, since the reference keeps the layers in a list: `net.0.proj`, `net.2`.
+/// `Linear(GEGLU(x))`; a tuple, since the reference keeps the layers in a list: `net.0.proj`,
+/// `net.2`.
 #[derive(Module, Debug)]
 pub struct FeedForward<B: Backend> {
     net: (Geglu<B>, Dropout, Linear<B>),
@@ -84,7 +85,8 @@ pub struct BasicTransformerBlockConfig {
     pub cross_attention_dim: usize,
 }
 
-/// Self-attention, cross-attention to the text and feed-forward, each behind a layer norm and with a residual.
+/// Self-attention, cross-attention to the text and feed-forward, each behind a layer norm and with
+/// a residual.
 #[derive(Module, Debug)]
 pub struct BasicTransformerBlock<B: Backend> {
     norm1: LayerNorm<B>,
@@ -132,8 +134,8 @@ impl<B: Backend> BasicTransformerBlock<B> {
     }
 }
 
-/// A layer between picture channels and tokens: a 1x1 convolution or, with `use_linear_projection`, a linear layer.
-/// The two compute the same; their weights differ in shape.
+/// A layer between picture channels and tokens: a 1x1 convolution or, with `use_linear_projection`,
+/// a linear layer. The two compute the same; their weights differ in shape.
 #[derive(Module, Debug)]
 pub enum Projection<B: Backend> {
     /// Weight `[out, in, 1, 1]`.
@@ -200,7 +202,8 @@ pub struct Transformer2DModelConfig {
     pub use_linear_projection: bool,
 }
 
-/// Transformer blocks over the positions of a picture, with norm, projections and a residual around them.
+/// Transformer blocks over the positions of a picture, with norm, projections and a residual around
+/// them.
 #[derive(Module, Debug)]
 pub struct Transformer2DModel<B: Backend> {
     norm: GroupNorm<B>,

@@ -35,7 +35,8 @@ fn check_taken<B: Backend, T, E>(result: Result<T, E>) {
     assert_eq!(result.is_ok(), TypeId::of::<B>() == TypeId::of::<Flex>());
 }
 
-/// Fills the memory that the next results are written to, so that what is read before it is written shows.
+/// Fills the memory that the next results are written to, so that what is read before it is written
+/// shows.
 fn leave_nan_in_the_pool() {
     let sizes = (12..22).map(|power| 1_usize << power);
     let tensors = sizes.map(|size| {
@@ -90,7 +91,8 @@ impl Residual {
     }
 }
 
-/// `[batch, channels, outputs, height, width]`: sizes that are no multiples of anything, and such as networks have.
+/// `[batch, channels, outputs, height, width]`: sizes that are no multiples of anything, and such
+/// as networks have.
 const PICTURES: [[usize; 5]; 7] = [
     [1, 3, 5, 1, 1],
     [2, 5, 3, 7, 2],

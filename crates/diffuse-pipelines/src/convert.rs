@@ -20,18 +20,20 @@ use crate::folder::{MODEL_INDEX_NAME, ModelIndex, component_folder};
 /// How to convert.
 #[derive(Debug, Clone, Default)]
 pub struct ConvertOptions {
-    /// Which variant of the weights to take. By default the plain files, or the only variant there is.
+    /// Which variant of the weights to take. By default the plain files, or the only variant there
+    /// is.
     pub variant: Option<String>,
     /// Floating point type of the result; each tensor's own by default.
     pub dtype: Option<FloatDType>,
 }
 
-/// Converts a pipeline's folder. Configurations and the tokenizer are copied; weights are checked against their
-/// configuration and rewritten, tensor by tensor, so that memory is bounded by the largest tensor; components that are
-/// not used here (safety checker, feature extractor) are switched off in the index. `progress` is told each file before
-/// it is written.
+/// Converts a pipeline's folder. Configurations and the tokenizer are copied; weights are checked
+/// against their configuration and rewritten, tensor by tensor, so that memory is bounded by the
+/// largest tensor; components that are not used here (safety checker, feature extractor) are
+/// switched off in the index. `progress` is told each file before it is written.
 ///
-/// The result appears at `destination` once it is complete. `B` computes nothing; any backend will do.
+/// The result appears at `destination` once it is complete. `B` computes nothing; any backend will
+/// do.
 ///
 /// # Errors
 /// If `destination` exists, or something in `source` is missing, damaged or not supported.

@@ -26,7 +26,8 @@ pub struct DDPMOptions {
     pub batch_size: usize,
     /// Number of steps.
     pub num_inference_steps: usize,
-    /// None: one at random. One: a generator for the whole batch. As many as pictures: a generator each.
+    /// None: one at random. One: a generator for the whole batch. As many as pictures: a generator
+    /// each.
     pub seeds: Vec<u64>,
     /// What the scheduler's steps take: `eta` and `use_clipped_model_output` of DDIM, for example.
     pub step: StepOptions,
@@ -52,8 +53,8 @@ pub struct DDPMPipeline<B: Backend> {
 }
 
 impl<B: Backend> DDPMPipeline<B> {
-    /// Loads a published folder, such as that of `google/ddpm-cat-256`. With the crate's feature `hub` that name will
-    /// do: what is not in the cache is fetched.
+    /// Loads a published folder, such as that of `google/ddpm-cat-256`. With the crate's feature
+    /// `hub` that name will do: what is not in the cache is fetched.
     ///
     /// # Errors
     /// If a file is missing or damaged, or asks for something that is not computed here.
@@ -92,7 +93,8 @@ impl<B: Backend> DDPMPipeline<B> {
         self.generate_with(options, &mut noise, |_| ControlFlow::Continue(()))
     }
 
-    /// [`generate`](Self::generate) with noise of any source, in place of seeds, and a callback after each step.
+    /// [`generate`](Self::generate) with noise of any source, in place of seeds, and a callback
+    /// after each step.
     ///
     /// # Errors
     /// As [`generate`](Self::generate).
@@ -155,8 +157,8 @@ impl<B: Backend> DDPMPipeline<B> {
         })
     }
 
-    /// The noise that a run starts from, in `f32`: `[batch, channels, height, width]`, as the UNet's configuration
-    /// says, with the standard deviation of the scheduler.
+    /// The noise that a run starts from, in `f32`: `[batch, channels, height, width]`, as the
+    /// UNet's configuration says, with the standard deviation of the scheduler.
     ///
     /// # Errors
     /// If the configuration has no `sample_size`, or the noise source fails.
@@ -170,7 +172,8 @@ impl<B: Backend> DDPMPipeline<B> {
         let shape = [batch, self.unet.config().in_channels, height, width];
         let device = self.unet.conv_in.weight.device();
         let sample = randn_tensor::<B>(noise, shape, float_dtype(&self.unet), &device)?;
-        // One for Diffusers' DDPM and DDIM; its loop leaves it out, and so is for no other scheduler.
+        // One for Diffusers' DDPM and DDIM; its loop leaves it out, and so is for no other
+        // scheduler.
         Ok(sample.cast(DType::F32) * init_noise_sigma)
     }
 
@@ -218,7 +221,8 @@ pub struct DDIMOptions {
     pub batch_size: usize,
     /// Number of steps.
     pub num_inference_steps: usize,
-    /// None: one at random. One: a generator for the whole batch. As many as pictures: a generator each.
+    /// None: one at random. One: a generator for the whole batch. As many as pictures: a generator
+    /// each.
     pub seeds: Vec<u64>,
     /// How much noise each step adds, from 0 (none) to 1 (as DDPM).
     pub eta: f64,
@@ -275,8 +279,8 @@ impl<B: Backend> DDIMPipeline<B> {
         })
     }
 
-    /// Loads a published folder, such as that of `google/ddpm-cat-256`. With the crate's feature `hub` that name will
-    /// do: what is not in the cache is fetched.
+    /// Loads a published folder, such as that of `google/ddpm-cat-256`. With the crate's feature
+    /// `hub` that name will do: what is not in the cache is fetched.
     ///
     /// # Errors
     /// If a file is missing or damaged, or asks for something that is not computed here.
@@ -296,7 +300,8 @@ impl<B: Backend> DDIMPipeline<B> {
         self.generate_with(options, &mut noise, |_| ControlFlow::Continue(()))
     }
 
-    /// [`generate`](Self::generate) with noise of any source, in place of seeds, and a callback after each step.
+    /// [`generate`](Self::generate) with noise of any source, in place of seeds, and a callback
+    /// after each step.
     ///
     /// # Errors
     /// As [`generate`](Self::generate).

@@ -21,7 +21,8 @@ pub struct StepEvent<'a, B: Backend> {
     pub timestep: f64,
     /// The sample after the step, `[batch, channels, height, width]`.
     pub latents: &'a mut Tensor<B, 4>,
-    /// What the scheduler takes the result to be at this point, if it says so; shaped as the latents.
+    /// What the scheduler takes the result to be at this point, if it says so; shaped as the
+    /// latents.
     pub pred_original_sample: Option<&'a Tensor<B, 4>>,
 }
 
@@ -41,8 +42,9 @@ pub struct StageTimes {
 pub struct Generated<B: Backend> {
     /// The images, prompt by prompt; none if the callback stopped the run.
     pub images: Vec<RgbImage>,
-    /// What the last step left, in `f32`: `[batch, channels, height, width]`. Stable Diffusion's are not yet divided
-    /// by the autoencoder's scaling factor; DDPM's are the picture before it is clamped to `[-1, 1]`.
+    /// What the last step left, in `f32`: `[batch, channels, height, width]`. Stable Diffusion's
+    /// are not yet divided by the autoencoder's scaling factor; DDPM's are the picture before it is
+    /// clamped to `[-1, 1]`.
     pub latents: Tensor<B, 4>,
     /// The timesteps of the model calls.
     pub timesteps: Vec<f64>,

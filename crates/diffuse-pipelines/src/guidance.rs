@@ -12,8 +12,8 @@ pub fn guide<B: Backend>(
 }
 
 /// Gives guided noise the spread of the conditional noise, mixed in by `rescale` (Lin et al. 2023,
-/// <https://arxiv.org/abs/2305.08891>, section 3.4): `rescale · guided · std(conditional) / std(guided) +
-/// (1 - rescale) · guided`, a standard deviation for each batch row.
+/// <https://arxiv.org/abs/2305.08891>, section 3.4): `rescale · guided · std(conditional) /
+/// std(guided) + (1 - rescale) · guided`, a standard deviation for each batch row.
 pub fn rescale_noise<B: Backend>(
     guided: Tensor<B, 4>,
     conditional: Tensor<B, 4>,

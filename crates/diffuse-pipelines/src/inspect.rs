@@ -1,4 +1,5 @@
-//! What a checkpoint is, without loading it: components, classes, parameters, types, and what is not supported.
+//! What a checkpoint is, without loading it: components, classes, parameters, types, and what is
+//! not supported.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -65,8 +66,8 @@ impl Inspection {
     /// Looks at a pipeline's folder, a component's folder, or a weights file.
     ///
     /// # Errors
-    /// If it does not exist, is none of the three, or its index is damaged. What is wrong inside is a problem in the
-    /// result.
+    /// If it does not exist, is none of the three, or its index is damaged. What is wrong inside is
+    /// a problem in the result.
     pub fn read<B: Backend>(path: impl AsRef<Path>) -> Result<Self, PipelineError> {
         let path = path.as_ref();
         if path.is_file() {

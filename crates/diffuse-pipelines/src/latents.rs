@@ -1,4 +1,5 @@
-//! Latents in files: safetensors with one tensor named `latents`, `[batch, channels, height, width]`.
+//! Latents in files: safetensors with one tensor named `latents`, `[batch, channels, height,
+//! width]`.
 
 use std::fs;
 use std::path::Path;

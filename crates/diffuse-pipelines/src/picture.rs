@@ -11,8 +11,8 @@ pub fn to_unit_range<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D
     (x / 2.0 + 0.5).clamp(0.0, 1.0)
 }
 
-/// Pictures of a batch in `[-1, 1]`, `[batch, 3 or 1, height, width]`. Levels are rounded to the nearest, halves to
-/// even, as numpy does for the reference.
+/// Pictures of a batch in `[-1, 1]`, `[batch, 3 or 1, height, width]`. Levels are rounded to the
+/// nearest, halves to even, as numpy does for the reference.
 ///
 /// # Errors
 /// If a value is not finite, or the number of channels is neither 3 nor 1.

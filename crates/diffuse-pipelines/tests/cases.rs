@@ -225,7 +225,8 @@ fn check_text_to_image(case: &Case<'_>, scheduler: Option<&str>) {
             case.name()
         );
         let steps: TensorData = expected.data("latents_after_each_step");
-        // A step early in the run is checked at the tolerance of the last, scaled to its own values.
+        // A step early in the run is checked at the tolerance of the last, scaled to its own
+        // values.
         let largest = |data: &TensorData| data.iter::<f64>().fold(0.0, |a, b| f64::max(a, b.abs()));
         let relative = case.tolerance("latents_atol") / largest(&expected.data("latents"));
         let rows = steps.shape[0];

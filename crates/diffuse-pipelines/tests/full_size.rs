@@ -1,5 +1,5 @@
-//! The published models at full size: as many parameters as the files have, under the same names, with the same shapes.
-//! Nothing is allocated: fresh parameters are drawn when they are first used.
+//! The published models at full size: as many parameters as the files have, under the same names,
+//! with the same shapes. Nothing is allocated: fresh parameters are drawn when they are first used.
 
 use std::collections::BTreeMap;
 

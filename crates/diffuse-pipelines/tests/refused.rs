@@ -54,7 +54,8 @@ fn what_the_reference_refuses_is_refused() {
             other => panic!("{name}: {other}"),
         };
         let message = error.unwrap_or_else(|| panic!("{name} is not refused"));
-        // Each message names the key or the option that is wrong, in backticks or as a number of seeds.
+        // Each message names the key or the option that is wrong, in backticks or as a number of
+        // seeds.
         assert!(
             message.contains('`') || message.contains("seeds"),
             "{name}: {message}"

@@ -1,5 +1,5 @@
-//! What both UNets share: levels down, a middle, levels up with skip connections (Ronneberger et al. 2015,
-//! <https://arxiv.org/abs/1505.04597>).
+//! What both UNets share: levels down, a middle, levels up with skip connections (Ronneberger et
+//! al. 2015, <https://arxiv.org/abs/1505.04597>).
 
 use burn::tensor::{Tensor, backend::Backend};
 use diffuse_nn::config::{ConfigError, MAX_CHANNELS, MAX_LAYERS, MAX_LEVELS, check_size};
@@ -55,7 +55,8 @@ impl Levels<'_> {
             .collect()
     }
 
-    /// The way up, from the last level; `attention(index, level)` gets the position among the blocks, too.
+    /// The way up, from the last level; `attention(index, level)` gets the position among the
+    /// blocks, too.
     pub fn up_blocks<B: Backend>(
         &self,
         attention: impl Fn(usize, usize) -> Option<SpatialAttentionConfig>,

@@ -325,8 +325,8 @@ impl UNet2DConfig {
     }
 }
 
-/// A UNet that predicts, from a noisy picture and its timestep, the noise in it (or what the scheduler's
-/// `prediction_type` says).
+/// A UNet that predicts, from a noisy picture and its timestep, the noise in it (or what the
+/// scheduler's `prediction_type` says).
 #[derive(Module, Debug)]
 pub struct UNet2DModel<B: Backend> {
     /// From the picture to the first level's channels.

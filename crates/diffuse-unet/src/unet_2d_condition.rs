@@ -1,4 +1,5 @@
-//! The text-conditioned UNet of Stable Diffusion (Rombach et al. 2022, <https://arxiv.org/abs/2112.10752>).
+//! The text-conditioned UNet of Stable Diffusion (Rombach et al. 2022,
+//! <https://arxiv.org/abs/2112.10752>).
 
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
@@ -364,8 +365,8 @@ impl UNet2DConditionConfig {
     }
 }
 
-/// A UNet that predicts, from noisy latents, their timestep and a text, the noise in them (or what the scheduler's
-/// `prediction_type` says).
+/// A UNet that predicts, from noisy latents, their timestep and a text, the noise in them (or what
+/// the scheduler's `prediction_type` says).
 #[derive(Module, Debug)]
 pub struct UNet2DConditionModel<B: Backend> {
     /// From the latents to the first level's channels.
@@ -415,7 +416,8 @@ impl<B: Backend> UNet2DConditionModel<B> {
         self.forward_guided(sample, timestep, encoder_hidden_states, None)
     }
 
-    /// [`forward`](Self::forward) of a network with `time_cond_proj_dim`, which takes the guidance scale as an input.
+    /// [`forward`](Self::forward) of a network with `time_cond_proj_dim`, which takes the guidance
+    /// scale as an input.
     pub fn forward_guided(
         &self,
         sample: Tensor<B, 4>,

@@ -1,5 +1,6 @@
-//! The autoencoder between pictures and latents (Kingma & Welling 2013, <https://arxiv.org/abs/1312.6114>; this one:
-//! Rombach et al. 2022, <https://arxiv.org/abs/2112.10752>, appendix G).
+//! The autoencoder between pictures and latents (Kingma & Welling 2013,
+//! <https://arxiv.org/abs/1312.6114>; this one: Rombach et al. 2022,
+//! <https://arxiv.org/abs/2112.10752>, appendix G).
 
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
@@ -272,7 +273,8 @@ pub struct Encoder<B: Backend> {
 }
 
 impl<B: Backend> Encoder<B> {
-    /// `[batch, in_channels, height, width]` to `[batch, 2 · latent_channels, height / 8, width / 8]`.
+    /// `[batch, in_channels, height, width]` to `[batch, 2 · latent_channels, height / 8, width /
+    /// 8]`.
     pub fn forward(&self, image: Tensor<B, 4>) -> Tensor<B, 4> {
         ops::on_worker::<B, _>(|| {
             let x = self.conv_in.forward(image);

@@ -1,4 +1,5 @@
-//! NVIDIA's GPUs, asked of the driver before burn touches it: without one, burn panics in a thread of its own.
+//! NVIDIA's GPUs, asked of the driver before burn touches it: without one, burn panics in a thread
+//! of its own.
 
 use std::fmt;
 
@@ -47,7 +48,8 @@ impl Device {
 
 /// All GPUs, in the driver's order.
 pub fn devices() -> Result<Vec<Device>> {
-    // SAFETY: what is loaded is the library of that name in the system's search path, as burn loads it.
+    // SAFETY: what is loaded is the library of that name in the system's search path, as burn loads
+    // it.
     let (driver, compiler) = unsafe {
         (
             cudarc::driver::sys::is_culib_present(),

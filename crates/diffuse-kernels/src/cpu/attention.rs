@@ -1,22 +1,23 @@
-//! Attention in one pass over the keys, without the matrix of all scores ("FlashAttention", Dao et al. 2022,
-//! <https://arxiv.org/abs/2205.14135>, algorithm 1).
+//! Attention in one pass over the keys, without the matrix of all scores ("FlashAttention", Dao et
+//! al. 2022, <https://arxiv.org/abs/2205.14135>, algorithm 1).
 //!
-//! Scores are `k qᵀ`, a row for each key: so everything that is done to scores is done to a line of queries at once, and the
-//! weights made of them are packed for their product with the values.
+//! Scores are `k qᵀ`, a row for each key: so everything that is done to scores is done to a line of
+//! queries at once, and the weights made of them are packed for their product with the values.
 
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
 use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
 use super::matrix::{Rows, TASKS, in_parts, pack_columns};
-use super::memory::Room;
+use super::memory::PooledBuffer;
 use super::weights::Weights;
 use super::{Values, exp2, tensor, vectorized};
 use crate::Attention;
 
 /// Tiles of queries of a task at most.
 const TILES: usize = 4;
-/// Keys whose scores are held at once: those with a tile's queries stay in the cache next to a core.
+/// Keys whose scores are held at once: those with a tile's queries stay in the cache next to a
+/// core.
 const KEYS: usize = 128;
 
 /// Keys, and values of a head, that are packed at once.
@@ -45,7 +46,7 @@ fn attend<B: Backend>(operation: &Attention<B>) -> Option<Tensor<B, 3>> {
         return None;
     }
     let (query, key, value) = (Values::of(query)?, Values::of(key)?, Values::of(value)?);
-    let (mut keys, mut values) = (Room::default(), Room::default());
+    let (mut keys, mut values) = (PooledBuffer::default(), PooledBuffer::default());
     let heads = Heads::pack(
         [key.as_slice(), value.as_slice()],
         [batch, context, inner],
@@ -53,8 +54,9 @@ fn attend<B: Backend>(operation: &Attention<B>) -> Option<Tensor<B, 3>> {
         is_causal,
         [&mut keys, &mut values],
     );
-    let mut out = Room::new(query.as_slice().len());
-    // Some queries, and, where these are few, some of the heads, and fewer queries where heads are few, too.
+    let mut out = PooledBuffer::new(query.as_slice().len());
+    // Some queries, and, where these are few, some of the heads, and fewer queries where heads are
+    // few, too.
     let tasks = TASKS * rayon::current_num_threads();
     let of_heads = batch * heads.count * tokens.div_ceil(COLUMNS);
     let size = (of_heads / tasks).clamp(1, TILES) * COLUMNS;
@@ -119,13 +121,13 @@ impl<'a> Heads<'a> {
         [batch, context, inner]: [usize; 3],
         count: usize,
         is_causal: bool,
-        [key_room, value_room]: [&'a mut Room; 2],
+        [key_buffer, value_buffer]: [&'a mut PooledBuffer; 2],
     ) -> Self {
         let d = inner / count;
         let sizes = [context.div_ceil(ROWS) * d, d.div_ceil(ROWS) * context];
         let [key_size, value_size] = sizes.map(|size| batch * count * size * ROWS);
-        let (packed_keys, _) = key_room.resize(key_size).as_chunks_mut();
-        let (packed_values, _) = value_room.resize(value_size).as_chunks_mut();
+        let (packed_keys, _) = key_buffer.resize(key_size).as_chunks_mut();
+        let (packed_values, _) = value_buffer.resize(value_size).as_chunks_mut();
         let heads = packed_keys
             .par_chunks_mut(sizes[0])
             .zip(packed_values.par_chunks_mut(sizes[1]));
@@ -185,7 +187,8 @@ impl<'a> Heads<'a> {
             let width = KEYS.min(context - start);
             let keys = keys[start / ROWS * d..].chunks(d);
             for (index, queries) in tiles.iter_mut().enumerate() {
-                // The token of the first query: later ones are hidden from some of them, or from all.
+                // The token of the first query: later ones are hidden from some of them, or from
+                // all.
                 let own = task.token + index * COLUMNS;
                 let width = match self.is_causal {
                     true => width.min((own + COLUMNS).saturating_sub(start)),
@@ -252,7 +255,8 @@ impl Queries {
         let mut largest = before;
         for scores in &*scores {
             for (largest, score) in largest.iter_mut().zip(scores) {
-                // Not `f32::max`, which the vectoriser gives a second comparison to skip what is not a number.
+                // Not `f32::max`, which the vectoriser gives a second comparison to skip what is
+                // not a number.
                 *largest = if *largest > *score { *largest } else { *score };
             }
         }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::Values;
 use super::elementwise::{add_to_channels, upsampled};
 use super::matrix::{Bias, DEPTH, Rows, Start, operands, pack_columns, product};
-use super::memory::Room;
+use super::memory::PooledBuffer;
 use super::weights::Weights;
 use super::winograd::winograd;
 use crate::{Conv2d, ConvGeometry};
@@ -67,7 +67,7 @@ pub fn conv2d<B: Backend>(mut operation: Conv2d<B>) -> Result<Tensor<B, 4>, Conv
     } else {
         (x, [height, width])
     };
-    let onto = operation.residual.is_some();
+    let accumulate = operation.residual.is_some();
     let pictures = Pictures {
         values: x.as_slice(),
         batch,
@@ -76,7 +76,7 @@ pub fn conv2d<B: Backend>(mut operation: Conv2d<B>) -> Result<Tensor<B, 4>, Conv
         width,
     };
     let residual = operation.residual.take();
-    let mut results = match Values::onto(residual, [batch, outputs, rows, columns]) {
+    let mut results = match Values::for_results(residual, [batch, outputs, rows, columns]) {
         Ok(results) => results,
         Err(residual) => {
             return Err(Conv2d {
@@ -87,7 +87,7 @@ pub fn conv2d<B: Backend>(mut operation: Conv2d<B>) -> Result<Tensor<B, 4>, Conv
     };
     let out = Outputs {
         values: results.make_mut(),
-        onto,
+        accumulate,
     };
     let bias = bias.as_slice();
     let is_large = batch * height * width >= POSITIONS && channels.min(outputs) >= CHANNELS;
@@ -108,7 +108,7 @@ pub fn conv2d<B: Backend>(mut operation: Conv2d<B>) -> Result<Tensor<B, 4>, Conv
 pub struct Outputs<'a> {
     pub values: &'a mut [f32],
     /// Whether results are added to what is there.
-    pub onto: bool,
+    pub accumulate: bool,
 }
 
 /// A 1x1 convolution: a matrix product for each picture.
@@ -117,7 +117,7 @@ fn pointwise(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_
     let weight = Rows::new(weight, channels);
     let start = Start {
         bias: Bias::OfRows(bias),
-        onto: out.onto,
+        accumulate: out.accumulate,
     };
     let convolve = |out: &mut [f32], picture: &[f32]| {
         product(
@@ -140,8 +140,8 @@ fn pointwise(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_
     }
 }
 
-/// `im2col`: each output's neighbourhood becomes a column, and a 3x3 convolution to pictures of this `size` a matrix
-/// product.
+/// `im2col`: each output's neighbourhood becomes a column, and a 3x3 convolution to pictures of
+/// this `size` a matrix product.
 pub fn as_columns(
     x: Pictures<'_>,
     weight: Weights<'_>,
@@ -155,9 +155,9 @@ pub fn as_columns(
     let at_once = (VALUES / positions).min(DEPTH) / 9;
     let at_once = at_once.clamp(1, x.channels);
     let weight = Rows::new(weight, 9 * x.channels);
-    let mut columns = Room::default();
+    let mut columns = PooledBuffer::default();
     let columns = columns.resize(at_once * 9 * positions);
-    let mut convolve = |sums: &mut [f32], onto| {
+    let mut convolve = |sums: &mut [f32], accumulate| {
         let bias = Bias::OfRows(bias);
         for first in (0..x.channels).step_by(at_once) {
             let count = at_once.min(x.channels - first);
@@ -169,7 +169,7 @@ pub fn as_columns(
                 let tap = [tap % 9 / 3, tap % 3];
                 seen_by(tap, from, [x.height, x.width], geometry, size, row);
             });
-            let start = Start { bias, onto }.at_term(first);
+            let start = Start { bias, accumulate }.at_term(first);
             product(
                 sums,
                 positions,
@@ -184,16 +184,16 @@ pub fn as_columns(
         }
     };
     if x.batch == 1 {
-        return convolve(out.values, out.onto);
+        return convolve(out.values, out.accumulate);
     }
-    let mut sums = Room::default();
+    let mut sums = PooledBuffer::default();
     let sums = sums.resize(outputs * positions);
     convolve(sums, false);
     let channels = out.values.par_chunks_mut(area).enumerate();
     channels.for_each(|(index, values)| {
         let (picture, output) = (index / outputs, index % outputs);
         let sums = &sums[output * positions + picture * area..][..area];
-        if out.onto {
+        if out.accumulate {
             values
                 .iter_mut()
                 .zip(sums)

@@ -1,7 +1,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::{Values, gelu_of, memory::Room, silu_of, tensor, vectorized};
+use super::{Values, gelu_of, memory::PooledBuffer, silu_of, tensor, vectorized};
 use crate::{
     Activation, AddChannelBias, ConcatChannels, Function, ImageToTokens, TokensToImage, Upsample2x,
 };
@@ -33,7 +33,7 @@ fn map<B: Backend, const D: usize>(
 ) -> Option<Tensor<B, D>> {
     let shape = x.dims();
     let x = Values::of(x)?;
-    let mut out = Room::new(x.as_slice().len());
+    let mut out = PooledBuffer::new(x.as_slice().len());
     let chunks = out
         .par_chunks_mut(CHUNK)
         .zip(x.as_slice().par_chunks(CHUNK));
@@ -71,7 +71,8 @@ pub fn add_channel_bias<B: Backend>(
     }
 }
 
-/// Adds a value to each channel, `area` values long, and begins again where the channels are more than the values.
+/// Adds a value to each channel, `area` values long, and begins again where the channels are more
+/// than the values.
 pub fn add_to_channels(values: &mut [f32], bias: &[f32], area: usize) {
     let channels = values.par_chunks_mut(area).enumerate();
     channels.for_each(|(index, channel)| {
@@ -98,7 +99,7 @@ fn concat<B: Backend>(a: &Tensor<B, 4>, b: &Tensor<B, 4>) -> Option<Tensor<B, 4>
         return None;
     }
     let size = (channels + others) * height * width;
-    let mut out = Room::new(batch * size);
+    let mut out = PooledBuffer::new(batch * size);
     let pictures = out
         .par_chunks_mut(size)
         .zip(a.par_chunks(a.len() / batch))
@@ -130,7 +131,7 @@ pub fn upsample_2x<B: Backend>(operation: Upsample2x<B>) -> Result<Tensor<B, 4>,
 pub fn upsampled(x: Values, width: usize) -> Values {
     let [batch, channels, height] = x.leading_dims();
     let shape = [batch, channels, 2 * height, 2 * width];
-    let mut out = Room::new(4 * x.as_slice().len());
+    let mut out = PooledBuffer::new(4 * x.as_slice().len());
     if out.is_empty() {
         return Values::new(out, shape);
     }
@@ -179,10 +180,10 @@ pub fn tokens_to_image<B: Backend>(
 }
 
 /// `[batch, a, b]` to `[batch, b, a]`.
-fn transposed(x: &[f32], [a, b]: [usize; 2]) -> Room {
+fn transposed(x: &[f32], [a, b]: [usize; 2]) -> PooledBuffer {
     /// Side of the squares that are read along one way and written along the other.
     const SIDE: usize = 16;
-    let mut out = Room::new(x.len());
+    let mut out = PooledBuffer::new(x.len());
     if out.is_empty() {
         return out;
     }

@@ -1,7 +1,8 @@
 //! The inside of every product: a tile of sums over packed rows and columns.
 //!
-//! Packed, what a step of the sum needs lies side by side: a value of each of [`ROWS`] rows, and of each of [`COLUMNS`] columns.
-//! On every machine the packing is the same; how much of a tile is in registers at once depends on how many there are.
+//! Packed, what a step of the sum needs lies side by side: a value of each of [`ROWS`] rows, and of
+//! each of [`COLUMNS`] columns. On every machine the packing is the same; how much of a tile is in
+//! registers at once depends on how many there are.
 
 use std::sync::LazyLock;
 
@@ -21,8 +22,8 @@ pub type Column = [f32; ROWS];
 /// One value of each column of a tile.
 pub type Line = [f32; COLUMNS];
 
-/// Sums of products: `tile[row][column] = kept[column] · tile[row][column] + Σₖ rows[k][row] · columns[k][column]`, without the
-/// first term if nothing is kept.
+/// Sums of products: `tile[row][column] = kept[column] · tile[row][column] + Σₖ rows[k][row] ·
+/// columns[k][column]`, without the first term if nothing is kept.
 ///
 /// Fast inside of [`vectorized`] only.
 ///
@@ -31,7 +32,7 @@ pub type Line = [f32; COLUMNS];
 #[inline(always)]
 pub fn tile(rows: &[Column], columns: &[Line], kept: Option<&Line>, tile: &mut [Line; ROWS]) {
     assert_eq!(rows.len(), columns.len(), "a sum of two lengths");
-    at_hand(Tile {
+    inlined(Tile {
         rows,
         columns,
         kept,
@@ -39,22 +40,24 @@ pub fn tile(rows: &[Column], columns: &[Line], kept: Option<&Line>, tile: &mut [
     });
 }
 
-/// Rows to columns: `turn(rows)[j][i] = rows[i][j]`. Inside of [`vectorized`], where the instructions for it are at hand.
+/// Rows to columns: `transpose(rows)[j][i] = rows[i][j]`. Inside of [`vectorized`], where the
+/// instructions for it are at hand.
 #[inline(always)]
-pub fn turn(rows: [Column; ROWS]) -> [Column; ROWS] {
+pub fn transpose(rows: [Column; ROWS]) -> [Column; ROWS] {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V3::try_new() {
         return turn_avx(simd.avx, rows);
     }
-    turn_lanes(rows)
+    transpose_scalar(rows)
 }
 
 #[inline(always)]
-pub fn turn_lanes(rows: [Column; ROWS]) -> [Column; ROWS] {
+pub fn transpose_scalar(rows: [Column; ROWS]) -> [Column; ROWS] {
     std::array::from_fn(|column| rows.map(|row| row[column]))
 }
 
-/// Pairs, then fours, then halves of two rows change places: compilers do not find this by themselves.
+/// Pairs, then fours, then halves of two rows change places: compilers do not find this by
+/// themselves.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn turn_avx(avx: pulp::core_arch::x86::Avx, rows: [Column; ROWS]) -> [Column; ROWS] {
@@ -78,16 +81,17 @@ fn turn_avx(avx: pulp::core_arch::x86::Avx, rows: [Column; ROWS]) -> [Column; RO
     columns
 }
 
-/// Runs `body`, and every `#[inline(always)]` function in it, compiled for the best vector instructions of this machine.
+/// Runs `body`, and every `#[inline(always)]` function in it, compiled for the best vector
+/// instructions of this machine.
 #[inline(always)]
 pub fn vectorized<R>(body: impl FnOnce() -> R) -> R {
     arch().dispatch(body)
 }
 
-/// Runs what computes with vectors inside of [`vectorized`], where the instructions are at hand: it becomes a part of the caller,
-/// where `dispatch` would make a call.
+/// Runs what computes with vectors inside of [`vectorized`], where the instructions are at hand: it
+/// becomes a part of the caller, where `dispatch` would make a call.
 #[inline(always)]
-pub fn at_hand<Op: WithSimd>(op: Op) -> Op::Output {
+pub fn inlined<Op: WithSimd>(op: Op) -> Op::Output {
     match arch() {
         #[cfg(target_arch = "x86_64")]
         Arch::V4(simd) => op.with_simd(simd),

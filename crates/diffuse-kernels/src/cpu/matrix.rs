@@ -5,30 +5,36 @@ use std::ops::{Range, RangeInclusive};
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::kernel::{COLUMNS, Column, Line, ROWS, tile, turn};
-use super::memory::Room;
+use super::kernel::{COLUMNS, Column, Line, ROWS, tile, transpose};
+use super::memory::PooledBuffer;
 use super::weights::{Weight, Weights};
 use super::{Values, gelu_of, tensor, vectorized};
 use crate::{Linear, LinearGeglu, LinearToImage};
 
-/// Lines of packed columns that are held at once, 4 MB: they stay in the cache that all cores share.
+/// Lines of packed columns that are held at once, 4 MB: they stay in the cache that all cores
+/// share.
 const LINES: usize = 1 << 15;
 /// The same for each thread, 1 MB, if that is more.
 const THREAD_LINES: usize = 1 << 13;
-/// Terms of a sum at once: those of a few rows and of a tile's columns stay in the cache next to a core.
+/// Terms of a sum at once: those of a few rows and of a tile's columns stay in the cache next to a
+/// core.
 pub const DEPTH: usize = 1 << 12;
 /// Tasks a thread: enough for threads that end early to find more.
 pub const TASKS: usize = 4;
 /// Steps that are packed at once: so many of a row are read side by side.
 const STEPS: usize = 64;
-/// Packed values of rows, 8 MB, up to which all of them are packed once, where they are needed again.
+/// Packed values of rows, 8 MB, up to which all of them are packed once, where they are needed
+/// again.
 const ALL_ROWS: usize = 1 << 21;
-/// Tiles whose columns are packed at once, at most, and those of a task, at least, if it has a part of them.
+/// Tiles whose columns are packed at once, at most, and those of a task, at least, if it has a part
+/// of them.
 const PANELS: usize = 4;
-/// Tiles of rows of a task, if that makes enough tasks: fewer would read the columns from afar for little.
+/// Tiles of rows of a task, if that makes enough tasks: fewer would read the columns from afar for
+/// little.
 const TILES: RangeInclusive<usize> = 4..=8;
 
-/// Some rows of weights or values, each one's side by side: the rows of a product, or what becomes its columns.
+/// Some rows of weights or values, each one's side by side: the rows of a product, or what becomes
+/// its columns.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
     values: Weights<'a>,
@@ -62,7 +68,8 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Packs `N` rows from `first` on, with zeros for those that are not there: `to` has as many steps as a row values.
+    /// Packs `N` rows from `first` on, with zeros for those that are not there: `to` has as many
+    /// steps as a row values.
     #[inline(always)]
     pub fn pack<const N: usize>(self, first: usize, to: &mut [[f32; N]]) {
         let count = self.count.saturating_sub(first).min(N);
@@ -84,7 +91,7 @@ impl<'a> Rows<'a> {
                     for (to, row) in square.iter_mut().zip(&block) {
                         *to = row.as_chunks().0[index];
                     }
-                    for (to, column) in to.iter_mut().zip(turn(square)) {
+                    for (to, column) in to.iter_mut().zip(transpose(square)) {
                         to[left..left + ROWS].copy_from_slice(&column);
                     }
                 }
@@ -101,8 +108,8 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Packs columns of rows that are `stride` apart in `values`, `N` at a time, with zeros for those that are not there: as many as
-/// `to` has room for, with `depth` steps for each `N`.
+/// Packs columns of rows that are `stride` apart in `values`, `N` at a time, with zeros for those
+/// that are not there: as many as `to` has room for, with `depth` steps for each `N`.
 #[inline(always)]
 pub fn pack_columns<const N: usize>(
     values: &[f32],
@@ -127,8 +134,9 @@ pub fn pack_columns<const N: usize>(
     }
 }
 
-/// A product with as many rows as `rows`, each of `width` results: `pack` packs the columns of some tiles from a column on, and
-/// `finish` makes results of sums, some of a row at a time. It gets the row and the column of the first.
+/// A product with as many rows as `rows`, each of `width` results: `pack` packs the columns of some
+/// tiles from a column on, and `finish` makes results of sums, some of a row at a time. It gets the
+/// row and the column of the first.
 ///
 /// With more than one of `PARTS`, a tile has as many sets of columns, and each result as many sums.
 pub fn product<const PARTS: usize>(
@@ -151,15 +159,16 @@ pub fn product<const PARTS: usize>(
     let is_enough = row_tiles.div_ceil(least) * parts >= tasks;
     let tiles = (row_tiles / tasks).clamp(if is_enough { least } else { 1 }, most);
     let splits = tasks.div_ceil(row_tiles.div_ceil(tiles)).min(parts);
-    // What several tasks need is packed before, and what is needed again, if it stays in a cache until then.
+    // What several tasks need is packed before, and what is needed again, if it stays in a cache
+    // until then.
     let size = row_tiles * depth * ROWS;
     let is_again = at_once < panels && size <= ALL_ROWS;
-    let [mut row_room, mut column_room] = [(); 2].map(|()| Room::default());
+    let [mut row_buffer, mut column_buffer] = [(); 2].map(|()| PooledBuffer::default());
     let mut all_rows: Option<&mut [Column]> =
-        (splits > 1 || is_again).then(|| row_room.resize(size).as_chunks_mut().0);
+        (splits > 1 || is_again).then(|| row_buffer.resize(size).as_chunks_mut().0);
     for start in (0..panels).step_by(at_once) {
         let some = at_once.min(panels - start);
-        let packed = column_room.resize(some * PARTS * depth * COLUMNS);
+        let packed = column_buffer.resize(some * PARTS * depth * COLUMNS);
         let (packed, _) = packed.as_chunks_mut::<COLUMNS>();
         let pack_columns = |packed: &mut [Line]| {
             let a_task = some.div_ceil(tasks).min(PANELS);
@@ -197,26 +206,29 @@ pub fn product<const PARTS: usize>(
                 .enumerate()
                 .map(move |(split, out)| (group * tiles, split * per_split, out))
         });
-        parts.for_each_init(Room::default, |room, (first_tile, first_panel, mut out)| {
-            let len = out.len().div_ceil(ROWS) * depth;
-            let panels = out[0].len().div_ceil(COLUMNS);
-            let lines = &packed[first_panel * PARTS * depth..][..panels * PARTS * depth];
-            vectorized(
-                #[inline(always)]
-                || {
-                    let own = match all_rows {
-                        Some(all) => &all[first_tile * depth..][..len],
-                        None => {
-                            let (own, _) = room.resize(len * ROWS).as_chunks_mut();
-                            rows.pack_all(first_tile * ROWS, own);
-                            &*own
-                        }
-                    };
-                    let position = [first_tile * ROWS, (start + first_panel) * COLUMNS];
-                    packed_product(own, lines, depth, position, &mut out, &finish);
-                },
-            );
-        });
+        parts.for_each_init(
+            PooledBuffer::default,
+            |buffer, (first_tile, first_panel, mut out)| {
+                let len = out.len().div_ceil(ROWS) * depth;
+                let panels = out[0].len().div_ceil(COLUMNS);
+                let lines = &packed[first_panel * PARTS * depth..][..panels * PARTS * depth];
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let own = match all_rows {
+                            Some(all) => &all[first_tile * depth..][..len],
+                            None => {
+                                let (own, _) = buffer.resize(len * ROWS).as_chunks_mut();
+                                rows.pack_all(first_tile * ROWS, own);
+                                &*own
+                            }
+                        };
+                        let position = [first_tile * ROWS, (start + first_panel) * COLUMNS];
+                        packed_product(own, lines, depth, position, &mut out, &finish);
+                    },
+                );
+            },
+        );
     }
 }
 
@@ -250,7 +262,8 @@ fn packed_product<const PARTS: usize>(
     }
 }
 
-/// Parts of `size` of each of some slices as long as each other: the first of all of them, then the second.
+/// Parts of `size` of each of some slices as long as each other: the first of all of them, then the
+/// second.
 pub fn in_parts<'a, T>(
     slices: impl Iterator<Item = &'a mut [T]>,
     size: usize,
@@ -272,7 +285,7 @@ pub fn in_parts<'a, T>(
 pub struct Start<'a> {
     pub bias: Bias<'a>,
     /// Whether they are added to what `out` has as well.
-    pub onto: bool,
+    pub accumulate: bool,
 }
 
 /// A value for each row, or for each column.
@@ -290,7 +303,7 @@ impl Start<'_> {
             0 => self,
             _ => Self {
                 bias: Bias::None,
-                onto: true,
+                accumulate: true,
             },
         }
     }
@@ -307,7 +320,7 @@ impl Start<'_> {
             },
             Bias::None => {}
         }
-        if self.onto {
+        if self.accumulate {
             each_lane(
                 out,
                 #[inline(always)]
@@ -323,8 +336,8 @@ impl Start<'_> {
     }
 }
 
-/// Makes each result of a row of a tile, with `f` of its lane and of what is there: mostly of all lanes, which is faster where
-/// it is known.
+/// Makes each result of a row of a tile, with `f` of its lane and of what is there: mostly of all
+/// lanes, which is faster where it is known.
 #[inline(always)]
 fn each_lane(out: &mut [f32], f: impl Fn(usize, f32) -> f32) {
     match out.first_chunk_mut::<COLUMNS>() {
@@ -358,8 +371,8 @@ pub fn linear<B: Backend, const D: usize>(
         return Err(operation);
     };
     let residual = operation.residual.take();
-    let onto = residual.is_some();
-    let mut results = match Values::onto(residual, shape) {
+    let accumulate = residual.is_some();
+    let mut results = match Values::for_results(residual, shape) {
         Ok(results) => results,
         Err(residual) => {
             return Err(Linear {
@@ -373,7 +386,7 @@ pub fn linear<B: Backend, const D: usize>(
         return Ok(results.tensor());
     }
     if out.len() / d_output <= FEW {
-        few_rows(x.as_slice(), weight, bias, onto, out);
+        few_rows(x.as_slice(), weight, bias, accumulate, out);
         return Ok(results.tensor());
     }
     let x = Rows::new(Weights::F32(x.as_slice()), d_input);
@@ -383,7 +396,7 @@ pub fn linear<B: Backend, const D: usize>(
         let depth = DEPTH.min(d_input - first);
         let (weight, start) = (
             weight.part(first, depth),
-            Start { bias, onto }.at_term(first),
+            Start { bias, accumulate }.at_term(first),
         );
         product(
             out,
@@ -453,7 +466,11 @@ pub fn linear_to_image<B: Backend>(
             let depth = DEPTH.min(d_input - first);
             let (x, start) = (
                 x.part(first, depth),
-                Start { bias, onto: true }.at_term(first),
+                Start {
+                    bias,
+                    accumulate: true,
+                }
+                .at_term(first),
             );
             product(
                 out,
@@ -473,13 +490,13 @@ pub fn linear_to_image<B: Backend>(
 const FEW: usize = 4;
 
 /// A linear layer without packing: a sum for each row and output.
-fn few_rows(x: &[f32], weight: Weights<'_>, bias: &[f32], onto: bool, out: &mut [f32]) {
+fn few_rows(x: &[f32], weight: Weights<'_>, bias: &[f32], accumulate: bool, out: &mut [f32]) {
     let (rows, d_input) = (out.len() / bias.len(), weight.len() / bias.len());
     let mut by_output = vec![0.0; out.len()];
     let outputs = by_output.par_chunks_mut(rows).zip(bias).enumerate();
-    outputs.for_each_init(Room::default, |room, (index, (out, bias))| {
+    outputs.for_each_init(PooledBuffer::default, |buffer, (index, (out, bias))| {
         let weight = weight.part(index * d_input..(index + 1) * d_input);
-        let weight = weight.widened(room);
+        let weight = weight.widened(buffer);
         for (out, x) in out.iter_mut().zip(x.chunks(d_input)) {
             *out = vectorized(
                 #[inline(always)]
@@ -490,7 +507,7 @@ fn few_rows(x: &[f32], weight: Weights<'_>, bias: &[f32], onto: bool, out: &mut 
     for (row, out) in out.chunks_mut(bias.len()).enumerate() {
         let sums = by_output.chunks(rows).map(|sums| sums[row]);
         for (out, sum) in out.iter_mut().zip(sums) {
-            *out = if onto { *out + sum } else { sum };
+            *out = if accumulate { *out + sum } else { sum };
         }
     }
 }
@@ -508,8 +525,8 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest.sum::<f32>()
 }
 
-/// See [`LinearGeglu`]: a value and its gate are sums of the same tile, so that the values before the gate are never in
-/// memory as a whole.
+/// See [`LinearGeglu`]: a value and its gate are sums of the same tile, so that the values before
+/// the gate are never in memory as a whole.
 pub fn linear_geglu<B: Backend>(operation: LinearGeglu<B>) -> Result<Tensor<B, 3>, LinearGeglu<B>> {
     gated(&operation).ok_or(operation)
 }
@@ -520,7 +537,7 @@ fn gated<B: Backend>(operation: &LinearGeglu<B>) -> Option<Tensor<B, 3>> {
     let [width, d_input] = weight.dims();
     let (x, weight, bias) = operands(x, weight, bias.as_ref())?;
     let (weight, half) = (weight.values()?, width / 2);
-    let mut out = Room::new(batch * tokens * half);
+    let mut out = PooledBuffer::new(batch * tokens * half);
     if out.is_empty() {
         return Some(tensor(out, [batch, tokens, half]));
     }

@@ -1,6 +1,7 @@
 //! Memory for results and for what lies between.
 //!
-//! Memory that nobody needs any more is kept for who needs some next: fresh memory takes longer to get than to fill.
+//! Memory that nobody needs any more is kept for who needs some next: fresh memory takes longer to
+//! get than to fill.
 
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
@@ -15,28 +16,28 @@ const LARGE: usize = 1 << 12;
 /// Values of a cache line. A vector across two of them takes longer to read.
 const LINE: usize = 16;
 
-/// Room for values, from the start of a cache line, in which others have left theirs.
+/// A 64-byte-aligned buffer from the pool; its contents are unspecified.
 #[derive(Default)]
-pub struct Room {
+pub struct PooledBuffer {
     memory: Vec<f32>,
     len: usize,
 }
 
-impl Room {
+impl PooledBuffer {
     pub fn new(len: usize) -> Self {
-        let mut room = Self::default();
-        room.resize(len);
-        room
+        let mut buffer = Self::default();
+        buffer.resize(len);
+        buffer
     }
 
-    /// Room for so many values, with anything in it.
+    /// Makes room for so many values; their contents are unspecified.
     pub fn resize(&mut self, len: usize) -> &mut [f32] {
         let needed = len + LINE;
         if self.memory.len() < needed {
             give_back(std::mem::take(&mut self.memory));
             self.memory = take(needed).unwrap_or_else(|| zeros(needed));
             // What is read before it is written shows in tests.
-            if cfg!(debug_assertions) {
+            if cfg!(any(test, debug_assertions)) {
                 self.memory.fill(f32::NAN);
             }
         }
@@ -58,7 +59,7 @@ impl Room {
     }
 }
 
-impl Deref for Room {
+impl Deref for PooledBuffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
@@ -66,20 +67,20 @@ impl Deref for Room {
     }
 }
 
-impl DerefMut for Room {
+impl DerefMut for PooledBuffer {
     fn deref_mut(&mut self) -> &mut [f32] {
         let start = self.start();
         &mut self.memory[start..][..self.len]
     }
 }
 
-impl Drop for Room {
+impl Drop for PooledBuffer {
     fn drop(&mut self) {
         give_back(std::mem::take(&mut self.memory));
     }
 }
 
-impl AllocationController for Room {
+impl AllocationController for PooledBuffer {
     fn alloc_align(&self) -> usize {
         align_of::<f32>()
     }
@@ -90,7 +91,8 @@ impl AllocationController for Room {
 
     unsafe fn memory_mut(&mut self) -> &mut [MaybeUninit<u8>] {
         let values: &mut [f32] = self;
-        // SAFETY: the same memory, borrowed as it is. The caller leaves it initialised, and any bytes are an `f32`.
+        // SAFETY: the same memory, borrowed as it is. The caller leaves it initialised, and any
+        // bytes are an `f32`.
         unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
     }
 
@@ -146,7 +148,8 @@ fn give_back(values: Vec<f32>) {
     drop(freed);
 }
 
-/// Zeros, in pages as large as the system has them: fresh memory in pages of 4 KiB takes longer to get than to fill.
+/// Zeros, in pages as large as the system has them: fresh memory in pages of 4 KiB takes longer to
+/// get than to fill.
 fn zeros(len: usize) -> Vec<f32> {
     let values = vec![0.0; len];
     #[cfg(target_os = "linux")]
@@ -154,8 +157,8 @@ fn zeros(len: usize) -> Vec<f32> {
     values
 }
 
-/// Asks for large pages, which Linux gives to those who ask. It may refuse. The advice stays with the
-/// memory when it is freed; then it may count as used in large pages, too.
+/// Asks for large pages, which Linux gives to those who ask. It may refuse. The advice stays with
+/// the memory when it is freed; then it may count as used in large pages, too.
 #[cfg(target_os = "linux")]
 fn advise(values: &[f32]) {
     const PAGE: usize = 1 << 21;
@@ -164,7 +167,8 @@ fn advise(values: &[f32]) {
     let end = range.end as usize / PAGE * PAGE;
     let start = (range.start as usize).checked_next_multiple_of(PAGE);
     if let Some(start) = start.filter(|start| *start < end) {
-        // SAFETY: the range is within memory of `values`, and this advice changes neither its contents nor its access.
+        // SAFETY: the range is within memory of `values`, and this advice changes neither its
+        // contents nor its access.
         unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
     }
 }

@@ -1,12 +1,12 @@
 //! Kernels for `Flex`, burn's CPU backend, in `f32`.
 //!
-//! Weights of products may also be of half precision. With gradients the backend is `Autodiff`, which
-//! has no kernels.
+//! Weights of products may also be of half precision. With gradients the backend is `Autodiff`,
+//! which has no kernels.
 //!
-//! Products of all kinds are sums over packed tiles (`kernel.rs`); they differ in what packs them. Other
-//! loops are written for the compiler's vectoriser, and [`vectorized`] compiles them for each
-//! generation of instructions. `unsafe` is only in `memory.rs`: buffers that are used again, and a hint
-//! to the system.
+//! Products of all kinds are sums over packed tiles (`kernel.rs`); they differ in what packs them.
+//! Other loops are written for the compiler's vectoriser, and [`vectorized`] compiles them for each
+//! generation of instructions. `unsafe` is only in `memory.rs`: buffers that are used again, and a
+//! hint to the system.
 
 mod attention;
 mod conv;
@@ -34,7 +34,7 @@ pub use memory::free_pooled_memory;
 pub use norm::{group_norm, layer_norm};
 
 use kernel::vectorized;
-use memory::Room;
+use memory::PooledBuffer;
 
 /// See [`on_worker`](crate::on_worker).
 pub fn on_worker<B: Backend, R: Send>(network: impl FnOnce() -> R + Send) -> R {
@@ -59,14 +59,14 @@ impl Values {
         match bias {
             Some(bias) => Self::of(bias),
             None => {
-                let mut zeros = Room::new(len);
+                let mut zeros = PooledBuffer::new(len);
                 zeros.fill(0.0);
                 Some(Self::new(zeros, [len]))
             }
         }
     }
 
-    fn new<const D: usize>(values: Room, shape: [usize; D]) -> Self {
+    fn new<const D: usize>(values: PooledBuffer, shape: [usize; D]) -> Self {
         let layout = Layout::contiguous(Shape::from(shape));
         Self(FlexTensor::new(values.into_bytes(), layout, DType::F32))
     }
@@ -84,8 +84,8 @@ impl Values {
         }
     }
 
-    /// Whether a tensor has `f32` values and the machine the instructions for them: without, fused multiplications and
-    /// additions would be calls of a function.
+    /// Whether a tensor has `f32` values and the machine the instructions for them: without, fused
+    /// multiplications and additions would be calls of a function.
     fn is_for<const D: usize>(tensor: &Tensor<Flex, D>) -> bool {
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         let has_instructions = is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2");
@@ -111,14 +111,15 @@ impl Values {
         self.0.as_slice().expect("values in their order")
     }
 
-    /// The values that results are added to, if there are any, or else room for as many as `shape` says.
-    fn onto<B: Backend, const D: usize>(
+    /// The values that results are added to, if there are any, or else room for as many as `shape`
+    /// says.
+    fn for_results<B: Backend, const D: usize>(
         residual: Option<Tensor<B, D>>,
         shape: [usize; D],
     ) -> Result<Self, Option<Tensor<B, D>>> {
         match residual {
             Some(residual) => Self::take(residual).map_err(Some),
-            None => Ok(Self::new(Room::new(shape.iter().product()), shape)),
+            None => Ok(Self::new(PooledBuffer::new(shape.iter().product()), shape)),
         }
     }
 
@@ -126,7 +127,7 @@ impl Values {
     fn make_mut(&mut self) -> &mut [f32] {
         if self.own_mut().is_none() {
             let values = self.as_slice();
-            let mut copy = Room::new(values.len());
+            let mut copy = PooledBuffer::new(values.len());
             elementwise::copy(&mut copy, values);
             let layout = self.0.layout().clone();
             self.0 = FlexTensor::new(copy.into_bytes(), layout, DType::F32);
@@ -151,14 +152,15 @@ impl Values {
 }
 
 /// A new tensor of `B`, which is `Flex`.
-fn tensor<B: Backend, const D: usize>(values: Room, shape: [usize; D]) -> Tensor<B, D> {
+fn tensor<B: Backend, const D: usize>(values: PooledBuffer, shape: [usize; D]) -> Tensor<B, D> {
     Values::new(values, shape).tensor()
 }
 
 /// Added to a number, it rounds it to a whole one, which is then in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
-/// `2ˣ` within 3 units in the last place for `x` from -126 to 127, and below as at -126; without branches.
+/// `2ˣ` within 3 units in the last place for `x` from -126 to 127, and below as at -126; without
+/// branches.
 #[inline(always)]
 fn exp2(x: f32) -> f32 {
     // Not `f32::max`, which would make a number of what is none.
@@ -167,7 +169,8 @@ fn exp2(x: f32) -> f32 {
     exp2_of_parts(shifted, x - (shifted - ROUND))
 }
 
-/// `eˣ` within 3 units in the last place for `x` from -87.3 to 88.3, and beyond as at these ends; without branches.
+/// `eˣ` within 3 units in the last place for `x` from -87.3 to 88.3, and beyond as at these ends;
+/// without branches.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     // ln 2, in two parts: the first has so few digits that its product with `n` is exact.

@@ -1,7 +1,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::{Values, memory::Room, silu_of, tensor, vectorized};
+use super::{Values, memory::PooledBuffer, silu_of, tensor, vectorized};
 use crate::{GroupNorm, LayerNorm};
 
 /// Sums that are kept side by side.
@@ -92,7 +92,7 @@ pub fn group_norm<B: Backend>(operation: GroupNorm<B>) -> Result<Tensor<B, 4>, G
         groups.for_each(|(index, group)| normalize(index, group, None));
         return Ok(x.tensor());
     }
-    let mut out = Room::new(x.as_slice().len());
+    let mut out = PooledBuffer::new(x.as_slice().len());
     let groups = out.par_chunks_mut(size).zip(x.as_slice().par_chunks(size));
     let groups = groups.enumerate();
     groups.for_each(|(index, (group, from))| normalize(index, group, Some(from)));
@@ -111,7 +111,7 @@ fn normalized<B: Backend, const D: usize>(operation: &LayerNorm<B, D>) -> Option
     let x = Values::of(&operation.x)?;
     let (weight, bias) = (Values::of(&operation.weight)?, Values::of(&operation.bias)?);
     let width = shape[D - 1];
-    let mut out = Room::new(x.as_slice().len());
+    let mut out = PooledBuffer::new(x.as_slice().len());
     if out.is_empty() {
         return Some(tensor(out, shape));
     }

@@ -34,7 +34,8 @@ fn on_threads(test: impl Fn() + Sync) {
     }
 }
 
-/// `[batch, channels, outputs, height, width]`: sizes that are no multiples of anything, and such as networks have.
+/// `[batch, channels, outputs, height, width]`: sizes that are no multiples of anything, and such
+/// as networks have.
 const PICTURES: [[usize; 5]; 7] = [
     [1, 3, 5, 1, 1],
     [2, 5, 3, 7, 2],
@@ -76,9 +77,9 @@ fn each_way_of_a_3x3_convolution() {
             let (weight, bias) = (Weights::F32(weight.as_slice()), bias.as_slice());
             let filters = matrix::Rows::new(weight, 9 * channels);
             let (geometry, picture) = (ConvGeometry::same(3), [height, width]);
-            for onto in [false, true] {
+            for accumulate in [false, true] {
                 let made = |way: &dyn Fn(conv::Outputs<'_>)| {
-                    let mut values = match onto {
+                    let mut values = match accumulate {
                         true => numbers::<Flex, 1>(9, [size])
                             .into_data()
                             .into_vec()
@@ -87,7 +88,7 @@ fn each_way_of_a_3x3_convolution() {
                     };
                     way(conv::Outputs {
                         values: &mut values,
-                        onto,
+                        accumulate,
                     });
                     TensorData::new(values, [size])
                 };
@@ -142,28 +143,28 @@ fn tiles_are_sums_of_products() {
 }
 
 #[test]
-fn rows_are_turned_to_columns() {
-    use kernel::{Column, ROWS, turn, turn_lanes};
+fn rows_are_transposed() {
+    use kernel::{Column, ROWS, transpose, transpose_scalar};
     let rows: [Column; ROWS] =
         std::array::from_fn(|row| std::array::from_fn(|column| (10 * row + column) as f32));
-    let columns = turn(rows);
-    assert_eq!((columns[5][2], columns), (25.0, turn_lanes(rows)));
+    let columns = transpose(rows);
+    assert_eq!((columns[5][2], columns), (25.0, transpose_scalar(rows)));
 }
 
 #[test]
 fn memory_is_used_again() {
     // So large that no other test, beside this one, would take it.
     let len = 20_000_001;
-    let mut room = Room::new(len);
-    room.fill(1.0);
-    let before = room.as_ptr();
-    let x: Tensor<Flex, 1> = tensor(room, [len]);
-    let other = Room::new(len);
+    let mut buffer = PooledBuffer::new(len);
+    buffer.fill(1.0);
+    let before = buffer.as_ptr();
+    let x: Tensor<Flex, 1> = tensor(buffer, [len]);
+    let other = PooledBuffer::new(len);
     assert_ne!(other.as_ptr(), before);
     let some = x.clone().narrow(0, len - 3, 3);
     assert_eq!(some.sum().into_scalar(), 3.0);
     drop(x);
-    let again = Room::new(len);
+    let again = PooledBuffer::new(len);
     assert_eq!(again.as_ptr(), before);
     assert_eq!(again.as_ptr().addr() % 64, 0);
 }

@@ -1,12 +1,13 @@
-//! Winograd's transforms for F(4x4, 3x3), of many squares or filters at once: "Fast Algorithms for Convolutional Neural
-//! Networks" (Lavin & Gray 2015, <https://arxiv.org/abs/1509.09308>, section 4.3).
+//! Winograd's transforms for F(4x4, 3x3), of many squares or filters at once: "Fast Algorithms for
+//! Convolutional Neural Networks" (Lavin & Gray 2015, <https://arxiv.org/abs/1509.09308>, section
+//! 4.3).
 
 use std::marker::PhantomData;
 use std::ops::{Add, Mul, Sub};
 
 use pulp::{Simd, WithSimd};
 
-use super::kernel::{COLUMNS, Line, at_hand};
+use super::kernel::{COLUMNS, Line, inlined};
 
 /// A transform of `N` values to `M`.
 pub trait Transform<const N: usize, const M: usize> {
@@ -69,14 +70,15 @@ impl Transform<6, 4> for OfProducts {
     }
 }
 
-/// Transforms the columns of a square, and then its rows: `from` has its `N`² lines, row by row, and `store` gets the `M`² that
-/// come of it, some lanes at a time: the number of the line, the first lane, and its values from there on.
+/// Transforms the columns of a square, and then its rows: `from` has its `N`² lines, row by row,
+/// and `store` gets the `M`² that come of it, some lanes at a time: the number of the line, the
+/// first lane, and its values from there on.
 #[inline(always)]
 pub fn transform<'a, T: Transform<N, M>, const N: usize, const M: usize>(
     from: impl Fn(usize) -> &'a Line,
     store: impl FnMut(usize, usize, &[f32]),
 ) {
-    at_hand(Square {
+    inlined(Square {
         from,
         store,
         transform: PhantomData::<T>,

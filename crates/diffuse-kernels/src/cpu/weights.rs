@@ -1,4 +1,5 @@
-//! Weights as they are kept in memory: in `f32`, or in half precision, which is widened a part at a time.
+//! Weights as they are kept in memory: in `f32`, or in half precision, which is widened a part at a
+//! time.
 
 use std::any::Any;
 use std::ops::Range;
@@ -8,7 +9,7 @@ use burn_flex::{Flex, FlexTensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::memory::Room;
+use super::memory::PooledBuffer;
 
 /// The values of a weight in their order, if they are `Flex`'s.
 pub struct Weight(FlexTensor);
@@ -50,17 +51,17 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// The values in `f32`; those of another type are widened into `room`.
-    pub fn widened<'b>(self, room: &'b mut Room) -> &'b [f32]
+    /// The values in `f32`; those of another type are widened into `buffer`.
+    pub fn widened<'b>(self, buffer: &'b mut PooledBuffer) -> &'b [f32]
     where
         'a: 'b,
     {
         if let Weights::F32(values) = self {
             return values;
         }
-        let room = room.resize(self.len());
-        self.copy_to(room);
-        room
+        let buffer = buffer.resize(self.len());
+        self.copy_to(buffer);
+        buffer
     }
 
     pub fn len(self) -> usize {

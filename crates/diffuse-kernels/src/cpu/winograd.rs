@@ -1,12 +1,14 @@
-//! 3x3 convolutions by Winograd's minimal filtering F(4x4, 3x3): "Fast Algorithms for Convolutional Neural Networks" (Lavin
-//! & Gray 2015, <https://arxiv.org/abs/1509.09308>, section 4.3).
+//! 3x3 convolutions by Winograd's minimal filtering F(4x4, 3x3): "Fast Algorithms for Convolutional
+//! Neural Networks" (Lavin & Gray 2015, <https://arxiv.org/abs/1509.09308>, section 4.3).
 //!
-//! Squares of 4x4 outputs come from squares of 6x6 inputs, which overlap. Transformed, `V = Bᵀ d B`, a square is 36 values,
-//! each multiplied by one of 36 matrices of transformed filters, `U = G g Gᵀ`; back, `Y = Aᵀ M A`. That is 4 times fewer
-//! multiplications, as 36 matrix products over all squares and channels.
+//! Squares of 4x4 outputs come from squares of 6x6 inputs, which overlap. Transformed, `V = Bᵀ d
+//! B`, a square is 36 values, each multiplied by one of 36 matrices of transformed filters, `U = G
+//! g Gᵀ`; back, `Y = Aᵀ M A`. That is 4 times fewer multiplications, as 36 matrix products over all
+//! squares and channels.
 //!
-//! Of large pictures, filters are transformed once, and the columns of products are squares ([`by_squares`]); of small ones,
-//! inputs are transformed once, and the columns are outputs ([`by_outputs`]), so that even few squares fill the tiles.
+//! Of large pictures, filters are transformed once, and the columns of products are squares
+//! ([`by_squares`]); of small ones, inputs are transformed once, and the columns are outputs
+//! ([`by_outputs`]), so that even few squares fill the tiles.
 
 use std::ops::Range;
 
@@ -15,7 +17,7 @@ use rayon::prelude::*;
 use super::conv::{Outputs, Pictures};
 use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
 use super::matrix::{Rows, TASKS, in_parts};
-use super::memory::Room;
+use super::memory::PooledBuffer;
 use super::transform::{OfFilter, OfInputs, OfProducts, transform};
 use super::vectorized;
 use super::weights::Weights;
@@ -31,7 +33,8 @@ const LANES: usize = COLUMNS;
 const INPUTS: usize = 1 << 23;
 /// Transformed values of filters that are held at once, if it is all of them: 64 MB.
 const FILTERS: usize = 1 << 24;
-/// Channels whose filters a thread holds, where they are not held at once, for the outputs of a tile: 600 KB.
+/// Channels whose filters a thread holds, where they are not held at once, for the outputs of a
+/// tile: 600 KB.
 const CHANNELS: usize = 128;
 /// Squares of a task, if there are twice as many for each thread, and else half of them.
 const SQUARES: usize = 64;
@@ -43,7 +46,7 @@ const SOME: usize = 2 * ROWS;
 const FEWEST: usize = 32;
 /// Channels whose filters are packed at once.
 const BLOCK: usize = 64;
-/// What a product's terms have more than there are: else those of all 36 would be in each other's place in the cache.
+/// Padding, so that the 36 matrices do not map to the same cache sets.
 const PAD: usize = 2;
 
 /// Tiles of products.
@@ -92,7 +95,8 @@ impl Place {
     }
 }
 
-/// The inputs of neighbouring squares in one channel, with zeros outside of the picture, into the lanes from `lane` on.
+/// The inputs of neighbouring squares in one channel, with zeros outside of the picture, into the
+/// lanes from `lane` on.
 #[inline(always)]
 fn gather(
     x: &Pictures<'_>,
@@ -138,8 +142,8 @@ fn gather(
     }
 }
 
-/// The outputs of neighbouring squares, from the lanes from `lane` on, into the rows of one output of their strip: with `ONTO`,
-/// they are added to what is there.
+/// The outputs of neighbouring squares, from the lanes from `lane` on, into the rows of one output
+/// of their strip: with `ONTO`, they are added to what is there.
 #[inline(always)]
 fn scatter<const ONTO: bool>(
     squares: &Square,
@@ -169,7 +173,8 @@ fn scatter<const ONTO: bool>(
     }
 }
 
-/// What a lane for each output has of one square, into their strip: with `ONTO`, it is added to what is there.
+/// What a lane for each output has of one square, into their strip: with `ONTO`, it is added to
+/// what is there.
 #[inline(always)]
 fn scatter_outputs<const ONTO: bool>(
     square: &Square,
@@ -203,11 +208,13 @@ fn result<const ONTO: bool>(value: f32, output: f32) -> f32 {
     if ONTO { value + output } else { output }
 }
 
-/// `out = x * weight + bias`, or `out += ..`, with a padding of 1: `weight` is `[outputs, channels, 3, 3]`.
+/// `out = x * weight + bias`, or `out += ..`, with a padding of 1: `weight` is `[outputs, channels,
+/// 3, 3]`.
 pub fn winograd(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_>) {
     let weight = Rows::new(weight, x.channels * 9);
     let (squares, threads) = (squares(&x), rayon::current_num_threads());
-    // What a thread reads of the filters of all outputs, and else of the inputs of all squares, in channels.
+    // What a thread reads of the filters of all outputs, and else of the inputs of all squares, in
+    // channels.
     let of_filters = squares.div_ceil(squares_a_task(squares) * threads) * bias.len();
     let of_inputs = bias.len().div_ceil(LANES * threads) * squares;
     let fits = PRODUCTS * x.channels * bias.len() <= FILTERS;
@@ -232,12 +239,12 @@ fn squares_a_task(squares: usize) -> usize {
     }
 }
 
-/// Transforms all filters, and then does everything else for a few squares at a time: of large pictures, little goes through
-/// memory so. Squares are the columns of products.
+/// Transforms all filters, and then does everything else for a few squares at a time: of large
+/// pictures, little goes through memory so. Squares are the columns of products.
 pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<'_>) {
     let (channels, outputs) = (x.channels, bias.len());
     let stride = channels + PAD;
-    let mut filters = Room::new(outputs.div_ceil(ROWS) * PRODUCTS * stride * ROWS);
+    let mut filters = PooledBuffer::new(outputs.div_ceil(ROWS) * PRODUCTS * stride * ROWS);
     let (filters, _) = filters.as_chunks_mut::<ROWS>();
     transform_all_filters(weight, channels, filters);
     // Some strips a task.
@@ -245,7 +252,7 @@ pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
     let mut strips = strips(&x, outputs, out.values);
     let tasks = strips.par_chunks_mut(a_task).enumerate();
     tasks.for_each_init(
-        || [Room::default(), Room::default()],
+        || [PooledBuffer::default(), PooledBuffer::default()],
         |[inputs, products], (task, strips)| {
             let places = Place::all(&x, task * a_task..task * a_task + strips.len());
             let panels = places.len().div_ceil(LANES);
@@ -285,7 +292,7 @@ pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
                 let (products, _) = products.as_chunks_mut();
                 multiply(rows, columns, false, products);
                 let first = index * SOME;
-                let finish = if out.onto {
+                let finish = if out.accumulate {
                     finish_squares::<true>
                 } else {
                     finish_squares::<false>
@@ -365,22 +372,23 @@ fn finish_squares<const ONTO: bool>(
     );
 }
 
-/// Transforms the inputs of many squares, and then does everything else for some outputs at a time, and some of the squares:
-/// their filters stay in the cache. Outputs are the columns of products.
+/// Transforms the inputs of many squares, and then does everything else for some outputs at a time,
+/// and some of the squares: their filters stay in the cache. Outputs are the columns of products.
 pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<'_>) {
     let (channels, outputs) = (x.channels, bias.len());
     let threads = rayon::current_num_threads();
     let mut strips = strips(&x, outputs, out.values);
     let of_strip = x.width.div_ceil(OUT);
     let at_once = (INPUTS / (PRODUCTS * channels * of_strip)).clamp(1, strips.len());
-    // Strips of a part: each part transforms the filters anew, but fewer parts may leave threads without work.
+    // Strips of a part: each part transforms the filters anew, but fewer parts may leave threads
+    // without work.
     let a_part = (1..=at_once).rev().min_by_key(|a_part| {
         let tasks = outputs.div_ceil(LANES) * at_once.div_ceil(*a_part);
         let squares = (a_part * of_strip).next_multiple_of(ROWS);
         tasks.div_ceil(threads) * (squares + FILTERS_TAKE)
     });
     let a_part = a_part.unwrap_or(at_once);
-    let mut inputs = Room::default();
+    let mut inputs = PooledBuffer::default();
     for (index, strips) in strips.chunks_mut(at_once).enumerate() {
         let parts = strips.chunks_mut(a_part).enumerate();
         let (places, of_parts): (Vec<_>, Vec<_>) = parts
@@ -405,7 +413,7 @@ pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
             );
         }
         of_tasks.into_par_iter().for_each_init(
-            || [Room::default(), Room::default()],
+            || [PooledBuffer::default(), PooledBuffer::default()],
             |[filters, products], (part, panel, mut strips)| {
                 let inputs = &inputs[part * size..][..size];
                 let products = products.resize(PRODUCTS * tiles * ROWS * LANES);
@@ -441,7 +449,7 @@ pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
                     multiply(rows, columns, start > 0, products);
                 }
                 let bias = &bias[panel * LANES..];
-                let finish = if out.onto {
+                let finish = if out.accumulate {
                     finish_outputs::<true>
                 } else {
                     finish_outputs::<false>
@@ -452,8 +460,8 @@ pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
     }
 }
 
-/// Transforms the inputs of the squares of some parts, each with as many tiles: of each part, [`CHANNELS`] at a time, `[36, tiles,
-/// channels]`, as products read them.
+/// Transforms the inputs of the squares of some parts, each with as many tiles: of each part,
+/// [`CHANNELS`] at a time, `[36, tiles, channels]`, as products read them.
 fn transform_parts(x: &Pictures<'_>, parts: &[Vec<Place>], tiles: usize, inputs: &mut [Column]) {
     // Some channels of some squares a task.
     let panels = parts.iter().map(|places| places.len().div_ceil(LANES));
@@ -519,8 +527,8 @@ fn finish_outputs<const ONTO: bool>(
     );
 }
 
-/// `V = Bᵀ d B` of at most [`LANES`] squares in some channels: `store` gets a channel, and of one of the 36 products some lanes,
-/// after the first of them.
+/// `V = Bᵀ d B` of at most [`LANES`] squares in some channels: `store` gets a channel, and of one
+/// of the 36 products some lanes, after the first of them.
 #[inline(always)]
 fn transform_inputs(
     x: &Pictures<'_>,
@@ -569,12 +577,17 @@ impl<'a, T> Terms<'a, T> {
     }
 }
 
-/// The 36 products: `[36, tiles of columns, tiles of rows]`, with `onto` added to what is there.
-fn multiply(rows: Terms<'_, Column>, columns: Terms<'_, Line>, onto: bool, products: &mut [Sums]) {
+/// The 36 products: `[36, tiles of columns, tiles of rows]`, added to the sums that are there with `accumulate`.
+fn multiply(
+    rows: Terms<'_, Column>,
+    columns: Terms<'_, Line>,
+    accumulate: bool,
+    products: &mut [Sums],
+) {
     vectorized(
         #[inline(always)]
         || {
-            let kept = onto.then_some(&[1.0; LANES]);
+            let kept = accumulate.then_some(&[1.0; LANES]);
             let products = products.chunks_mut(rows.tiles * columns.tiles);
             for (product, sums) in products.enumerate() {
                 for (index, sums) in sums.chunks_mut(rows.tiles).enumerate() {
@@ -601,8 +614,8 @@ fn transform_products<'a>(lines: impl Fn(usize) -> &'a Line) -> Square {
     square
 }
 
-/// `U = G g Gᵀ` of the filters of [`LANES`] outputs from `first` on, `[outputs, channels, 3, 3]`: `store` gets a channel, and of
-/// one of the 36 products some lanes, after the first of them.
+/// `U = G g Gᵀ` of the filters of [`LANES`] outputs from `first` on, `[outputs, channels, 3, 3]`:
+/// `store` gets a channel, and of one of the 36 products some lanes, after the first of them.
 #[inline(always)]
 fn transform_filters(
     weight: Rows<'_>,
@@ -637,8 +650,8 @@ fn copy_lanes(line: &mut Line, lane: usize, values: &[f32]) {
     line[lane..lane + values.len()].copy_from_slice(values);
 }
 
-/// Copies some lanes, from a lane on, into the columns of tiles, as far as there are any: `to` has them in steps of `stride`, each
-/// with its column of a channel.
+/// Copies some lanes, from a lane on, into the columns of tiles, as far as there are any: `to` has
+/// them in steps of `stride`, each with its column of a channel.
 #[inline(always)]
 fn copy_columns(
     to: &mut [&mut [Column]],

@@ -1,6 +1,7 @@
-//! Attention without a matrix of scores in memory (Dao et al. 2022, <https://arxiv.org/abs/2205.14135>, algorithm 1):
-//! keys and values pass by in tiles, and sums already made are rescaled when a larger score is met
-//! (Milakov & Gimelshein 2018, <https://arxiv.org/abs/1805.02867>).
+//! Attention without a matrix of scores in memory (Dao et al. 2022,
+//! <https://arxiv.org/abs/2205.14135>, algorithm 1): keys and values pass by in tiles, and sums
+//! already made are rescaled when a larger score is met (Milakov & Gimelshein 2018,
+//! <https://arxiv.org/abs/1805.02867>).
 
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
 use cubecl::cmma::MmaDefinition;
@@ -51,14 +52,15 @@ struct Plan {
     causal: bool,
 }
 
-/// Where a vector of a row is in shared memory. Rows are an odd number of vectors apart, so that eight rows of one
-/// column lie in different banks.
+/// Where a vector of a row is in shared memory. Rows are an odd number of vectors apart, so that
+/// eight rows of one column lie in different banks.
 #[cube]
 fn at(row: u32, vector: u32, #[comptime] pitch: usize) -> usize {
     (row * comptime!(pitch as u32) + vector) as usize
 }
 
-/// Vectors of 8 of a head, up to a multiple of 16 elements, and the distance of two rows in shared memory.
+/// Vectors of 8 of a head, up to a multiple of 16 elements, and the distance of two rows in shared
+/// memory.
 const fn padded(head: usize) -> (usize, usize) {
     let vectors = head.div_ceil(16) * 2;
     (vectors, vectors + 1)
@@ -75,7 +77,8 @@ struct Head {
     pitch: u32,
 }
 
-/// Starts to copy rows of a head to shared memory, zeros behind the last token and behind the head's elements.
+/// Starts to copy rows of a head to shared memory, zeros behind the last token and behind the
+/// head's elements.
 #[cube]
 fn copy_rows<E: Float, N: Size>(
     source: &Array<Vector<E, N>>,

@@ -5,13 +5,15 @@ use std::any::{Any, TypeId};
 use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend};
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
 
+use super::tiles::has_tensor_cores;
 use super::{attention as flash, elementwise, layout, matrix, norm};
 use crate::{
     Activation, ArrangeConvWeight, Attention, ConcatChannels, Conv2d, GroupNorm, ImageToTokens,
     LayerNorm, Linear, LinearGeglu, LinearToImage, Linears, TokensToImage,
 };
 
-/// Computes with the runtime whose tensors the backend has; `None` where that is none of those built in.
+/// Computes with the runtime whose tensors the backend has; `None` where that is none of those
+/// built in.
 macro_rules! on_runtime {
     ($B:ident, |$R:ident| $body:expr) => {{
         #[cfg(feature = "cuda")]
@@ -54,11 +56,16 @@ fn take<R: CubeRuntime, B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<
         .then_some(tensor)
 }
 
-fn take_all<R: CubeRuntime, B: Backend, const D: usize>(
+/// What is added to a result, if it is there; `None` if it does not have this shape and type, since
+/// kernels do not compare indices with the sizes of all their arguments.
+fn take_added<R: CubeRuntime, B: Backend, const D: usize>(
     x: Option<&Tensor<B, D>>,
+    shape: [usize; D],
+    dtype: DType,
 ) -> Option<Option<CubeTensor<R>>> {
     match x {
-        Some(x) => Some(Some(take(x)?)),
+        Some(x) if x.dims() == shape && x.dtype() == dtype => Some(Some(take(x)?)),
+        Some(_) => None,
         None => Some(None),
     }
 }
@@ -90,6 +97,11 @@ fn take_weight<R: CubeRuntime, B: Backend, const D: usize>(
     take(&weight.clone().cast(dtype))
 }
 
+/// Whether weight and bias of a norm are of one type and of this size.
+fn are_for<B: Backend>([weight, bias]: [&Tensor<B, 1>; 2], size: usize) -> bool {
+    [weight.dims(), bias.dims()] == [[size]; 2] && weight.dtype() == bias.dtype()
+}
+
 /// See [`Activation`].
 pub fn activation<B: Backend, const D: usize>(
     operation: &Activation<B, D>,
@@ -102,6 +114,10 @@ pub fn activation<B: Backend, const D: usize>(
 
 /// See [`ConcatChannels`].
 pub fn concat_channels<B: Backend>(operation: &ConcatChannels<B>) -> Option<Tensor<B, 4>> {
+    let (a, b) = (operation.a.dims(), operation.b.dims());
+    if [a[0], a[2], a[3]] != [b[0], b[2], b[3]] || operation.a.dtype() != operation.b.dtype() {
+        return None;
+    }
     on_runtime!(B, |R| give(elementwise::concat_channels::<R>(
         take(&operation.a)?,
         take(&operation.b)?
@@ -110,6 +126,12 @@ pub fn concat_channels<B: Backend>(operation: &ConcatChannels<B>) -> Option<Tens
 
 /// See [`GroupNorm`].
 pub fn group_norm<B: Backend>(operation: &GroupNorm<B>) -> Option<Tensor<B, 4>> {
+    let [_, channels, _, _] = operation.x.dims();
+    if !are_for([&operation.weight, &operation.bias], channels)
+        || !channels.is_multiple_of(operation.groups)
+    {
+        return None;
+    }
     on_runtime!(B, |R| give(norm::group_norm::<R>(
         take(&operation.x)?,
         take(&operation.weight)?,
@@ -122,6 +144,10 @@ pub fn group_norm<B: Backend>(operation: &GroupNorm<B>) -> Option<Tensor<B, 4>> 
 
 /// See [`LayerNorm`].
 pub fn layer_norm<B: Backend, const D: usize>(operation: &LayerNorm<B, D>) -> Option<Tensor<B, D>> {
+    let features = operation.x.dims()[D - 1];
+    if !are_for([&operation.weight, &operation.bias], features) {
+        return None;
+    }
     on_runtime!(B, |R| give(norm::layer_norm::<R>(
         take(&operation.x)?,
         take(&operation.weight)?,
@@ -134,10 +160,17 @@ pub fn layer_norm<B: Backend, const D: usize>(operation: &LayerNorm<B, D>) -> Op
 pub fn linear<B: Backend, const D: usize>(operation: &Linear<B, D>) -> Option<Tensor<B, D>> {
     on_runtime!(B, |R| {
         let x: CubeTensor<R> = take(&operation.x)?;
-        let weight = take_weight(&operation.weight, x.dtype)?;
-        let residual: Option<CubeTensor<R>> = take_all(operation.residual.as_ref())?;
+        let (mut shape, dtype) = (operation.x.dims(), x.dtype);
+        let [columns, depth] = operation.weight.dims();
+        if shape[D - 1] != depth {
+            return None;
+        }
+        shape[D - 1] = columns;
+        let weight = take_weight(&operation.weight, dtype)?;
+        let residual: Option<CubeTensor<R>> =
+            take_added(operation.residual.as_ref(), shape, dtype)?;
         let added = matrix::Added {
-            bias: take_all(operation.bias.as_ref())?,
+            bias: take_added(operation.bias.as_ref(), [columns], dtype)?,
             channel_bias: None,
             residual: residual.map(into_contiguous),
         };
@@ -151,6 +184,18 @@ pub fn linears<B: Backend, const D: usize, const N: usize>(
 ) -> Option<[Tensor<B, D>; N]> {
     on_runtime!(B, |R| {
         let x: CubeTensor<R> = take(&operation.x)?;
+        // Elsewhere they are computed one by one.
+        if !has_tensor_cores(&x.client, x.dtype) {
+            return None;
+        }
+        let depth = operation.x.dims()[D - 1];
+        if operation
+            .weights
+            .iter()
+            .any(|weight| weight.dims()[1] != depth)
+        {
+            return None;
+        }
         let weights = operation.weights.iter();
         let weights: Option<Vec<CubeTensor<R>>> =
             weights.map(|weight| take_weight(weight, x.dtype)).collect();
@@ -164,9 +209,13 @@ pub fn linears<B: Backend, const D: usize, const N: usize>(
 pub fn linear_geglu<B: Backend>(operation: &LinearGeglu<B>) -> Option<Tensor<B, 3>> {
     on_runtime!(B, |R| {
         let x: CubeTensor<R> = take(&operation.x)?;
+        let ([_, _, from], [columns, depth]) = (operation.x.dims(), operation.weight.dims());
+        if from != depth {
+            return None;
+        }
         let weight = take_weight(&operation.weight, x.dtype)?;
         let added = matrix::Added {
-            bias: take_all(operation.bias.as_ref())?,
+            bias: take_added(operation.bias.as_ref(), [columns], x.dtype)?,
             ..Default::default()
         };
         give(matrix::linear::<R>(x, weight, added, true)?)
@@ -177,11 +226,19 @@ pub fn linear_geglu<B: Backend>(operation: &LinearGeglu<B>) -> Option<Tensor<B, 
 pub fn linear_to_image<B: Backend>(operation: &LinearToImage<B>) -> Option<Tensor<B, 4>> {
     on_runtime!(B, |R| {
         let x: CubeTensor<R> = take(&operation.x)?;
+        let [batch, tokens, from] = operation.x.dims();
+        let [columns, depth] = operation.weight.dims();
+        let [_, _, height, width] = operation.residual.dims();
+        let shape = [batch, columns, height, width];
+        if from != depth || height * width != tokens {
+            return None;
+        }
         let weight = take_weight(&operation.weight, x.dtype)?;
-        let residual = layout::Image::<R>::new(take(&operation.residual)?);
+        let residual = take_added(Some(&operation.residual), shape, x.dtype)??;
+        let residual = layout::Image::<R>::new(residual);
         let size = [residual.height, residual.width];
         let added = matrix::Added {
-            bias: take_all(operation.bias.as_ref())?,
+            bias: take_added(operation.bias.as_ref(), [columns], x.dtype)?,
             channel_bias: None,
             residual: Some(residual.into_tokens()),
         };
@@ -199,6 +256,10 @@ pub fn image_to_tokens<B: Backend>(operation: &ImageToTokens<B>) -> Option<Tenso
 
 /// See [`TokensToImage`]: the same memory.
 pub fn tokens_to_image<B: Backend>(operation: &TokensToImage<B>) -> Option<Tensor<B, 4>> {
+    let ([_, tokens, _], [height, width]) = (operation.x.dims(), operation.size);
+    if height * width != tokens {
+        return None;
+    }
     on_runtime!(B, |R| give(layout::image_of_tokens::<R>(
         take(&operation.x)?,
         operation.size
@@ -208,6 +269,11 @@ pub fn tokens_to_image<B: Backend>(operation: &TokensToImage<B>) -> Option<Tenso
 /// See [`Conv2d`].
 pub fn conv2d<B: Backend>(operation: &Conv2d<B>) -> Option<Tensor<B, 4>> {
     let output = operation.output_size()?;
+    let [batch, channels, _, _] = operation.x.dims();
+    let [to, from, rows, columns] = operation.weight.dims();
+    if from != channels || rows != columns {
+        return None;
+    }
     on_runtime!(B, |R| {
         let x: CubeTensor<R> = take(&operation.x)?;
         let weight = take_weight(&operation.weight, x.dtype)?;
@@ -217,11 +283,13 @@ pub fn conv2d<B: Backend>(operation: &Conv2d<B>) -> Option<Tensor<B, 4>> {
             output,
             enlarged: operation.upsample,
         };
-        let channel_bias: Option<CubeTensor<R>> = take_all(operation.channel_bias.as_ref())?;
+        let channel_bias: Option<CubeTensor<R>> =
+            take_added(operation.channel_bias.as_ref(), [batch, to], x.dtype)?;
+        let shape = [batch, to, output[0], output[1]];
         let added = matrix::Added {
-            bias: take_all(operation.bias.as_ref())?,
+            bias: take_added(operation.bias.as_ref(), [to], x.dtype)?,
             channel_bias: channel_bias.map(into_contiguous),
-            residual: take_all(operation.residual.as_ref())?,
+            residual: take_added(operation.residual.as_ref(), shape, x.dtype)?,
         };
         give(matrix::conv2d::<R>(x, weight, added, geometry)?)
     })
@@ -243,7 +311,15 @@ pub fn attention<B: Backend>(operation: &Attention<B>) -> Option<Tensor<B, 3>> {
         heads,
         causal,
     } = operation;
-    let [batch, _, width] = query.dims();
+    let [batch, tokens, width] = query.dims();
+    let [_, context, _] = key.dims();
+    let fits = [key.dims(), value.dims()] == [[batch, context, width]; 2]
+        && [key.dtype(), value.dtype()] == [query.dtype(); 2]
+        && width.is_multiple_of(*heads)
+        && (context == tokens || !causal);
+    if !fits {
+        return None;
+    }
     if batch > 1 && width / heads > flash::LARGEST_HEAD && computes_on::<B>() {
         let image = |x: &Tensor<B, 3>, index| x.clone().narrow(0, index, 1);
         let rows = (0..batch).map(|index| {

@@ -27,14 +27,16 @@ pub fn empty_of<R: CubeRuntime>(
     )
 }
 
-/// The tensor's memory as a kernel's argument. An array has no shape, which spares a copy to the device a launch.
+/// The tensor's memory as a kernel's argument. An array has no shape, which spares a copy to the
+/// device a launch.
 pub fn array<R: CubeRuntime>(x: &CubeTensor<R>) -> ArrayArg<R> {
     let len = x.handle.size_in_used() as usize / x.dtype.size();
     // SAFETY: the length is that of the memory.
     unsafe { ArrayArg::from_raw_parts(x.handle.clone(), len) }
 }
 
-/// How many elements of 16 bytes at most a unit reads at once, for arrays whose rows have `len` elements.
+/// How many elements of 16 bytes at most a unit reads at once, for arrays whose rows have `len`
+/// elements.
 pub fn lanes<R: CubeRuntime>(x: &CubeTensor<R>, len: usize) -> usize {
     let most = widest(&x.client, x.dtype.size());
     (0..=most.ilog2())

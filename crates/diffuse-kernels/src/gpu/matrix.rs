@@ -274,8 +274,8 @@ fn launch<R: CubeRuntime>(
     Some(out)
 }
 
-/// `x Wᵀ` over the last dimension of `x`, and what is added; with `gated`, the first half of the columns times the GELU
-/// of the second.
+/// `x Wᵀ` over the last dimension of `x`, and what is added; with `gated`, the first half of the
+/// columns times the GELU of the second.
 pub fn linear<R: CubeRuntime>(
     x: CubeTensor<R>,
     weight: CubeTensor<R>,
@@ -301,8 +301,8 @@ pub fn linear<R: CubeRuntime>(
     launch(operands, numbers, Shape::from(shape))
 }
 
-/// `x Wᵀ` for two or three matrices of the same size, in one product whose columns the results share; `None` where the
-/// device does not compute them in one.
+/// `x Wᵀ` for two or three matrices of the same size, in one product whose columns the results
+/// share; `None` where the device does not compute them in one.
 pub fn linears<R: CubeRuntime>(
     x: CubeTensor<R>,
     weights: Vec<CubeTensor<R>>,

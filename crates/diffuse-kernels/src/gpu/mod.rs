@@ -1,8 +1,9 @@
-//! Kernels for GPUs, in CubeCL: generic over the runtime, `f32` arithmetic over tensors of any floating point type.
+//! Kernels for GPUs, in CubeCL: generic over the runtime, `f32` arithmetic over tensors of any
+//! floating point type.
 //!
-//! Images keep their logical shape `[batch, channels, height, width]` and lie in memory with channels last, so that
-//! the tokens of a transformer, `[batch, height · width, channels]`, are the same memory. A tensor in another order is
-//! copied once, where it enters.
+//! Images keep their logical shape `[batch, channels, height, width]` and lie in memory with
+//! channels last, so that the tokens of a transformer, `[batch, height · width, channels]`, are the
+//! same memory. A tensor in another order is copied once, where it enters.
 
 mod attention;
 mod dispatch;

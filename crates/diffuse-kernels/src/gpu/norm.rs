@@ -36,8 +36,8 @@ struct Groups {
     chunk: u32,
 }
 
-/// Sums of `x - x₀` and its square over a part of the pixels, for each group of a slice of the channels, where `x₀` is
-/// the first value of the group: `parts[image, slice, chunk, group, 2]`.
+/// Sums of `x - x₀` and its square over a part of the pixels, for each group of a slice of the
+/// channels, where `x₀` is the first value of the group: `parts[image, slice, chunk, group, 2]`.
 ///
 /// A cube for each chunk, slice and image.
 #[cube(launch_unchecked)]
@@ -272,7 +272,8 @@ fn group_apply<E: Float, N: Size, W: Float>(
     }
 }
 
-/// Group norm of an image, then SiLU if it is asked for; `None` where a group of channels does not fit a cube.
+/// Group norm of an image, then SiLU if it is asked for; `None` where a group of channels does not
+/// fit a cube.
 pub fn group_norm<R: CubeRuntime>(
     x: CubeTensor<R>,
     weight: CubeTensor<R>,
@@ -357,7 +358,8 @@ pub fn group_norm<R: CubeRuntime>(
     Some(y.tensor)
 }
 
-/// The sum, or with `max` the largest, of the values of the units that share a row. With `planes`, they are a plane.
+/// The sum, or with `max` the largest, of the values of the units that share a row. With `planes`,
+/// they are a plane.
 #[cube]
 pub fn over_row(
     value: f32,

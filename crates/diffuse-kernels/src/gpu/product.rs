@@ -1,13 +1,14 @@
 //! Matrix products and convolutions as one kernel: `out = epilogue(A Wᵀ)`.
 //!
-//! `A` has a row for each output position. For a linear layer that is a row of the input; for a convolution it is the
-//! receptive field, read in place from an image with channels last (implicit GEMM: Chetlur et al. 2014,
-//! <https://arxiv.org/abs/1410.0759>). `W` has a row for each output channel, its columns in the order kernel row,
-//! kernel column, input channel.
+//! `A` has a row for each output position. For a linear layer that is a row of the input; for a
+//! convolution it is the receptive field, read in place from an image with channels last (implicit
+//! GEMM: Chetlur et al. 2014, <https://arxiv.org/abs/1410.0759>). `W` has a row for each output
+//! channel, its columns in the order kernel row, kernel column, input channel.
 //!
-//! A cube computes a tile of `rows x columns` outputs and walks over the `K` columns of `A` and `W` in steps of
-//! [`VECTORS`] vectors, which it copies to shared memory while it multiplies those before. Products are summed in
-//! `f32`: by tensor cores (`mma.sync`, 16x8x16) in half precision where the device has them, else by each unit.
+//! A cube computes a tile of `rows x columns` outputs and walks over the `K` columns of `A` and `W`
+//! in steps of [`VECTORS`] vectors, which it copies to shared memory while it multiplies those
+//! before. Products are summed in `f32`: by tensor cores (`mma.sync`, 16x8x16) in half precision
+//! where the device has them, else by each unit.
 
 use cubecl::cmma::MmaDefinition;
 use cubecl::ir::MatrixIdent;
@@ -37,8 +38,8 @@ pub struct Tile {
     pub columns: usize,
     /// Planes along the rows and along the columns; `None` without tensor cores.
     pub planes: Option<[usize; 2]>,
-    /// Tiles in shared memory: one that is computed, the others on their way. With more than two, the hardware copies
-    /// them there (`cp.async`).
+    /// Tiles in shared memory: one that is computed, the others on their way. With more than two,
+    /// the hardware copies them there (`cp.async`).
     pub stages: usize,
 }
 
@@ -71,7 +72,8 @@ pub struct Plan {
     pub output: Output,
     /// Matrices that `W` is made of, one to three of the same size, each a whole number of tiles.
     pub weights: usize,
-    /// Results are gathered in shared memory first, so that rows are written, and residuals read, 16 bytes at once.
+    /// Results are gathered in shared memory first, so that rows are written, and residuals read,
+    /// 16 bytes at once.
     pub gathered: bool,
 }
 
@@ -286,7 +288,8 @@ fn read<E: Float, N: Size>(source: &Array<Vector<E, N>>, found: &Found) -> Vecto
     value
 }
 
-/// Starts to copy a vector to shared memory; it is there when the barrier that the copy is committed to says so.
+/// Starts to copy a vector to shared memory; it is there when the barrier that the copy is
+/// committed to says so.
 #[cube]
 pub fn copy<E: Float, N: Size>(
     source: &Array<Vector<E, N>>,
@@ -304,8 +307,8 @@ pub fn copy<E: Float, N: Size>(
     );
 }
 
-/// The row of `W` of a tile's column. For GEGLU, each plane has columns of the first half, then those of the second
-/// that they are multiplied with.
+/// The row of `W` of a tile's column. For GEGLU, each plane has columns of the first half, then
+/// those of the second that they are multiplied with.
 #[cube]
 fn weight_row(column: u32, sizes: &Sizes, #[comptime] plan: Plan) -> u32 {
     let columns = comptime!(plan.tile.columns as u32);
@@ -656,7 +659,8 @@ fn copy_w<E: Float, N: Size>(
     }
 }
 
-/// See the [module](self). `bias`, `channel_bias` and `residual` are any array where they are not used.
+/// See the [module](self). `bias`, `channel_bias` and `residual` are any array where they are not
+/// used.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub fn product<E: Float, N: Size, P: Size, O: Float>(
@@ -841,8 +845,8 @@ pub fn product<E: Float, N: Size, P: Size, O: Float>(
     }
 }
 
-/// Writes the sums of a cube by way of shared memory, with tensor cores. The residual is added to values that are
-/// rounded already, as if it were added by an operation of its own.
+/// Writes the sums of a cube by way of shared memory, with tensor cores. The residual is added to
+/// values that are rounded already, as if it were added by an operation of its own.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn write_gathered<E: Float, O: Float, N: Size, NC: Size, P: Size>(
@@ -1088,8 +1092,8 @@ pub const FEW: usize = 4;
 /// Units of a cube of [`few_rows`].
 pub const FEW_UNITS: usize = 256;
 
-/// A product with few rows, such as that of a time embedding: units that share a column of the result read its row of
-/// `W` side by side, once for all rows of `A`.
+/// A product with few rows, such as that of a time embedding: units that share a column of the
+/// result read its row of `W` side by side, once for all rows of `A`.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub fn few_rows<E: Float, N: Size>(

@@ -27,7 +27,8 @@ struct Measured {
     tile: Tile,
     /// Cubes that a processor holds at once.
     resident: usize,
-    /// Microseconds a step of a cube takes while the processor is busy with others as well, on an H200.
+    /// Microseconds a step of a cube takes while the processor is busy with others as well, on an
+    /// H200.
     busy: f64,
     /// Microseconds a step takes alone.
     alone: f64,
@@ -71,7 +72,8 @@ pub static FORCED: std::sync::Mutex<Option<Cut>> = std::sync::Mutex::new(None);
 #[cfg(feature = "tuning")]
 pub static FORCED_ATTENTION: std::sync::Mutex<Option<[usize; 3]>> = std::sync::Mutex::new(None);
 
-/// How a product of `[rows, depth]` and `[depth, columns]` is cut: the tile, and into how many parts of `depth`.
+/// How a product of `[rows, depth]` and `[depth, columns]` is cut: the tile, and into how many
+/// parts of `depth`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
     /// The tile of a cube.
@@ -81,8 +83,8 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// The cut with the shortest time by a simple model: processors compute as many cubes at once as they hold, and
-    /// parts of the sums are written and read again. `None` if no tile fits.
+    /// The cut with the shortest time by a simple model: processors compute as many cubes at once
+    /// as they hold, and parts of the sums are written and read again. `None` if no tile fits.
     pub fn choose(
         [rows, columns]: [usize; 2],
         steps: usize,

@@ -65,8 +65,9 @@ impl<B: Backend> ModuleVisitor<B> for ListParameters {
     }
 }
 
-/// The floating point type that a module computes in: that of its first bias or norm, or of its first weight if it has
-/// neither. Nothing else is looked at, since weights may be kept in another type.
+/// The floating point type that a module computes in: that of its first bias or norm, or of its
+/// first weight if it has neither. Nothing else is looked at, since weights may be kept in another
+/// type.
 pub fn float_dtype<B: Backend, M: Module<B>>(module: &M) -> DType {
     #[derive(Default)]
     struct First {
@@ -100,8 +101,8 @@ pub fn cast<B: Backend, M: Module<B>>(module: M, dtype: DType) -> M {
     arrange_weights(module.map(&mut Cast(dtype)))
 }
 
-/// Lays out the weights of convolutions as the backend's kernels read them, which loading does: for a module that was
-/// made otherwise. Shapes and values stay.
+/// Lays out the weights of convolutions as the backend's kernels read them, which loading does: for
+/// a module that was made otherwise. Shapes and values stay.
 pub fn arrange_weights<B: Backend, M: Module<B>>(module: M) -> M {
     module.map(&mut ArrangeWeights)
 }
@@ -126,15 +127,15 @@ fn is_enum(container: &str) -> bool {
 }
 
 impl Checkpoint {
-    /// Fills `module` with this file's tensors in type `dtype`, by default the backend's own float type; those of two
-    /// and more dimensions in type `weights`, by default the same.
+    /// Fills `module` with this file's tensors in type `dtype`, by default the backend's own float
+    /// type; those of two and more dimensions in type `weights`, by default the same.
     ///
-    /// A module that has just been made by `init` has not drawn its weights yet, and never does: each parameter is
-    /// allocated once, with the value from the file.
+    /// A module that has just been made by `init` has not drawn its weights yet, and never does:
+    /// each parameter is allocated once, with the value from the file.
     ///
     /// # Errors
-    /// If a parameter is missing in the file or a tensor of the file is left over, if a shape or type is wrong, or if
-    /// reading fails.
+    /// If a parameter is missing in the file or a tensor of the file is left over, if a shape or
+    /// type is wrong, or if reading fails.
     pub fn load_into<B: Backend, M: Module<B>>(
         &self,
         module: M,
@@ -277,13 +278,22 @@ impl Checkpoint {
             })
     }
 
+    /// A tensor as it is stored.
+    pub(super) fn read_bytes(&self, info: &TensorInfo) -> io::Result<Vec<u8>> {
+        let length = usize::try_from(info.num_bytes()).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let mut bytes = vec![0; length];
+        self.sources[info.source].read_at(&mut bytes, info.bytes.start)?;
+        Ok(bytes)
+    }
+
     /// A tensor of a floating point type, in another.
     pub(super) fn read(&self, info: &TensorInfo, dtype: DType) -> io::Result<TensorData> {
         read_tensor(&*self.sources[info.source], info, dtype)
     }
 }
 
-/// Reads elements into a vector of the wanted type, each through `f32`, which is exact for all types but `F64`.
+/// Reads elements into a vector of the wanted type, each through `f32`, which is exact for all
+/// types but `F64`.
 fn read_tensor(source: &dyn TensorSource, info: &TensorInfo, to: DType) -> io::Result<TensorData> {
     let shape = info.shape.clone();
     Ok(match to {
@@ -313,7 +323,8 @@ fn read_as<T: Clone + Default + Send>(
     }
 }
 
-/// Reads elements in parallel, a piece at a time that stays in a core's cache until it is converted.
+/// Reads elements in parallel, a piece at a time that stays in a core's cache until it is
+/// converted.
 fn elements<const N: usize, T: Clone + Default + Send>(
     source: &dyn TensorSource,
     info: &TensorInfo,

@@ -1,8 +1,9 @@
 //! Weights files: what is in them, and how it gets into a module.
 //!
-//! A [`Checkpoint`] lists the tensors of a file, of several shards, or of bytes in memory. None is read until
-//! [`Checkpoint::load_into`] reads each one, once, into its final type. Loading is strict: every parameter of the module
-//! must be in the checkpoint with its shape, and every tensor of the checkpoint must be a parameter.
+//! A [`Checkpoint`] lists the tensors of a file, of several shards, or of bytes in memory. None is
+//! read until [`Checkpoint::load_into`] reads each one, once, into its final type. Loading is
+//! strict: every parameter of the module must be in the checkpoint with its shape, and every tensor
+//! of the checkpoint must be a parameter.
 
 mod load;
 mod pickle;
@@ -13,6 +14,7 @@ mod source;
 mod write;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -95,8 +97,8 @@ pub enum CheckpointError {
         /// The tensor's type.
         found: String,
     },
-    /// Two tensors have the same key after old names were translated.
-    #[error("`{}` has `{key}` twice, once under an old name", path.display())]
+    /// Two tensors have the same key, perhaps after old names were translated.
+    #[error("`{}` has `{key}` twice", path.display())]
     Twice {
         /// The file.
         path: PathBuf,
@@ -157,16 +159,25 @@ impl TensorInfo {
 }
 
 /// The tensors of a weights file, of several, or of memory.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Checkpoint {
     path: PathBuf,
     sources: Vec<Arc<dyn TensorSource>>,
     tensors: BTreeMap<String, TensorInfo>,
 }
 
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checkpoint")
+            .field("path", &self.path)
+            .field("tensors", &self.tensors)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Checkpoint {
-    /// Opens a `.safetensors` file; a PyTorch `.bin`, `.ckpt`, `.pt` or `.pth` file in its zip format; or the
-    /// `.index.json` of shards, which lie beside it.
+    /// Opens a `.safetensors` file; a PyTorch `.bin`, `.ckpt`, `.pt` or `.pth` file in its zip
+    /// format; or the `.index.json` of shards, which lie beside it.
     ///
     /// # Errors
     /// If a file cannot be read, is damaged, or is a pickle that names anything but tensors.
@@ -184,8 +195,9 @@ impl Checkpoint {
         Self::from_source(path, Arc::new(file))
     }
 
-    /// The tensors of a source in a format by the extension of `path`, which also stands for it in messages. Bytes in
-    /// memory are one: `Checkpoint::from_source("model.safetensors", Arc::new(bytes))`.
+    /// The tensors of a source in a format by the extension of `path`, which also stands for it in
+    /// messages. Bytes in memory are one: `Checkpoint::from_source("model.safetensors",
+    /// Arc::new(bytes))`.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -272,8 +284,8 @@ impl Checkpoint {
     }
 }
 
-/// Attention layers of early checkpoints (`query`, `key`, `value`, `proj_attn`) by today's names; other keys as they
-/// are. Only layers inside a list named `attentions` ever had the old names.
+/// Attention layers of early checkpoints (`query`, `key`, `value`, `proj_attn`) by today's names;
+/// other keys as they are. Only layers inside a list named `attentions` ever had the old names.
 pub fn modern_attention_name(key: &str) -> String {
     let mut segments: Vec<&str> = key.split('.').collect();
     let attentions = segments

@@ -1,11 +1,12 @@
-//! PyTorch's zip format: `*/data.pkl`, a pickle of tensors that point into the stored files `*/data/KEY`.
+//! PyTorch's zip format: `*/data.pkl`, a pickle of tensors that point into the stored files
+//! `*/data/KEY`.
 //!
-//! The pickle is a program for a small stack machine. Only the instructions that a dictionary of tensors needs are
-//! carried out, nothing is imported or called, and every value lives in one flat list, so that neither depth nor
-//! cycles in a hostile file can do harm.
+//! The pickle is a program for a small stack machine. Only the instructions that a dictionary of
+//! tensors needs are carried out, nothing is imported or called, and every value lives in one flat
+//! list, so that neither depth nor cycles in a hostile file can do harm.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -27,8 +28,8 @@ pub(super) fn list(file: &dyn TensorSource) -> Result<BTreeMap<String, TensorInf
             "it is not a zip archive; files from before PyTorch 1.6 must be saved again".into(),
         );
     }
-    let mut archive =
-        ZipArchive::new(SourceReader::new(file)).map_err(|error| error.to_string())?;
+    let mut archive = ZipArchive::new(BufReader::new(SourceReader::new(file)))
+        .map_err(|error| error.to_string())?;
     let pickle_name = archive
         .file_names()
         .find(|name| *name == "data.pkl" || name.ends_with("/data.pkl"))

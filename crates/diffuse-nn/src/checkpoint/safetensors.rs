@@ -10,8 +10,8 @@ use super::{TensorInfo, TensorSource};
 /// A longer header is not one: the format's own limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// The tensors of a safetensors file. The crate `safetensors` checks that the tensors leave no gaps, and that each
-/// tensor's bytes are what its shape and type need.
+/// The tensors of a safetensors file. The crate `safetensors` checks that the tensors leave no
+/// gaps, and that each tensor's bytes are what its shape and type need.
 pub(super) fn list(file: &dyn TensorSource) -> Result<BTreeMap<String, TensorInfo>, String> {
     let read = |offset, length: usize| {
         let mut bytes = vec![0; length];
@@ -37,10 +37,10 @@ pub(super) fn list(file: &dyn TensorSource) -> Result<BTreeMap<String, TensorInf
     let tensors = metadata.tensors();
     let data = length_bytes + length;
     let ends = tensors.values().map(|info| info.data_offsets.1 as u64);
-    let end = data + ends.max().unwrap_or(0);
-    if end > file.len() {
+    let end = data.checked_add(ends.max().unwrap_or(0));
+    let Some(end) = end.filter(|end| *end <= file.len()) else {
         return Err("it is truncated: its header describes more bytes than it has".into());
-    }
+    };
     if end < file.len() {
         return Err("it has more bytes than its header describes".into());
     }
@@ -59,7 +59,8 @@ pub(super) fn list(file: &dyn TensorSource) -> Result<BTreeMap<String, TensorInf
         .collect())
 }
 
-/// The first tensor whose entry in the header is wrong in itself, which the crate's errors do not name.
+/// The first tensor whose entry in the header is wrong in itself, which the crate's errors do not
+/// name.
 fn wrong_entry(header: &[u8]) -> Option<String> {
     let header: Map<String, Value> = serde_json::from_slice(header).ok()?;
     let tensors = header.iter().filter(|(key, _)| *key != "__metadata__");

@@ -9,8 +9,8 @@ use burn_store::{ModuleSnapshot, SafetensorsStore};
 use super::CheckpointError;
 use crate::files::replace_file;
 
-/// Writes all parameters of `module`, in the types they have, as a safetensors file that the reference loads. An
-/// existing file is replaced once the new one is complete.
+/// Writes all parameters of `module`, in the types they have, as a safetensors file that the
+/// reference loads. An existing file is replaced once the new one is complete.
 ///
 /// # Errors
 /// If the file cannot be written.

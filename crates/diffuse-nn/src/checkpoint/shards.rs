@@ -14,13 +14,14 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Whether a path names an index: `model.safetensors.index.json`, or `model.safetensors.index.fp16.json`.
+/// Whether a path names an index: `model.safetensors.index.json`, or
+/// `model.safetensors.index.fp16.json`.
 pub(super) fn is_index(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());
     name.is_some_and(|name| name.ends_with(".json") && name.contains(".index."))
 }
 
-/// The tensors of all shards of an index. A shard may lack or have none that the index does not say.
+/// The tensors of all shards of an index. Index and shards must agree on every tensor.
 pub(super) fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
     let format = |message: String| CheckpointError::Format {
         path: path.to_path_buf(),
@@ -39,9 +40,10 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
         tensors: BTreeMap::new(),
     };
     for name in names {
-        // Nothing outside of the folder.
-        if Path::new(name).file_name() != Some(name.as_ref()) {
-            return Err(format(format!("`{name}` is not a file's name")));
+        // Nothing outside of the folder, and no index in an index.
+        let shard = Path::new(name);
+        if shard.file_name() != Some(name.as_ref()) || is_index(shard) {
+            return Err(format(format!("`{name}` is not the name of a shard")));
         }
         let shard = Checkpoint::open(path.with_file_name(name))?;
         for key in shard.tensors.keys() {
@@ -103,7 +105,11 @@ mod tests {
         );
         check_error(
             r#"{"weight_map":{"a":"../1.safetensors"}}"#,
-            "`../1.safetensors` is not a file's name",
+            "`../1.safetensors` is not the name of a shard",
+        );
+        check_error(
+            r#"{"weight_map":{"a":"model.safetensors.index.json"}}"#,
+            "`model.safetensors.index.json` is not the name of a shard",
         );
         check_error(r#"{"weight_map":[]}"#, "expected a map at line 1 column 14");
     }

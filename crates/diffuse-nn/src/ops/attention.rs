@@ -13,6 +13,9 @@ const SCORES_AT_ONCE: usize = 1 << 24;
 /// - `query`: `[batch, tokens, heads · d]`
 /// - `key`, `value`: `[batch, context tokens, heads · d]`
 /// - output: `[batch, tokens, heads · d]`
+///
+/// # Panics
+/// If the size of a token is not a multiple of `heads`.
 pub fn attention<B: Backend>(
     query: Tensor<B, 3>,
     key: Tensor<B, 3>,
@@ -28,7 +31,11 @@ pub fn attention<B: Backend>(
     })
 }
 
-/// [`attention`] in which each token attends to itself and the tokens before it; shapes are the same.
+/// [`attention`] in which each token attends to itself and the tokens before it; shapes are the
+/// same.
+///
+/// # Panics
+/// As [`attention`].
 pub fn causal_attention<B: Backend>(
     query: Tensor<B, 3>,
     key: Tensor<B, 3>,
@@ -84,8 +91,8 @@ fn any_attention<B: Backend>(operation: Attention<B>) -> Tensor<B, 3> {
     merge_heads(Tensor::cat(chunks, 2))
 }
 
-/// `query`: `[batch, heads, tokens, d]`, `key`: `[batch, heads, d, context]`, `value`: `[batch, heads, context, d]`;
-/// where `hidden` (`[tokens, context]`) is true, a token is not seen.
+/// `query`: `[batch, heads, tokens, d]`, `key`: `[batch, heads, d, context]`, `value`: `[batch,
+/// heads, context, d]`; where `hidden` (`[tokens, context]`) is true, a token is not seen.
 fn attend<B: Backend>(
     query: Tensor<B, 4>,
     key: Tensor<B, 4>,

@@ -15,7 +15,8 @@ use super::add_channel_bias;
 /// - output: `[batch, out, height', width']`
 ///
 /// # Panics
-/// If `x` does not have the channels that `weight` is for, `bias` has another size, or the padding is larger at the start.
+/// If `x` does not have the channels that `weight` is for, `bias` has another size, or the padding
+/// is larger at the start.
 pub fn conv2d<B: Backend>(
     x: Tensor<B, 4>,
     weight: Tensor<B, 4>,
@@ -122,21 +123,33 @@ fn any_conv2d<B: Backend>(operation: Conv2d<B>) -> Tensor<B, 4> {
         Ok(y) => return y,
         Err(operation) => operation,
     };
-    let weight = weight.cast(x.dtype());
-    let x = if upsample {
+    // There may be kernels for the parts.
+    if upsample || channel_bias.is_some() {
         let [_, _, height, width] = x.dims();
-        upsample_nearest(x, [2 * height, 2 * width])
-    } else {
-        x
-    };
+        let x = if upsample {
+            upsample_nearest(x, [2 * height, 2 * width])
+        } else {
+            x
+        };
+        let y = any_conv2d(Conv2d {
+            x,
+            weight,
+            bias,
+            geometry,
+            upsample: false,
+            channel_bias: None,
+            residual,
+        });
+        return match channel_bias {
+            Some(bias) => add_channel_bias(y, bias),
+            None => y,
+        };
+    }
+    let weight = weight.cast(x.dtype());
     let extra = geometry.padding_end - geometry.padding_start;
     let x = zeros_after(zeros_after(x, 2, extra), 3, extra);
     let options = ConvOptions::new([geometry.stride; 2], [geometry.padding_start; 2], [1; 2], 1);
     let y = module::conv2d(x, weight, bias, options);
-    let y = match channel_bias {
-        Some(bias) => add_channel_bias(y, bias),
-        None => y,
-    };
     match residual {
         Some(residual) => y + residual,
         None => y,
@@ -170,8 +183,8 @@ fn check_conv2d<B: Backend>(operation: &Conv2d<B>) {
     }
 }
 
-/// Appends `count` zeros along a dimension. burn's own padding makes them in the backend's default type, which `Flex`
-/// refuses for tensors of another.
+/// Appends `count` zeros along a dimension. burn's own padding makes them in the backend's default
+/// type, which `Flex` refuses for tensors of another.
 fn zeros_after<B: Backend>(x: Tensor<B, 4>, dim: usize, count: usize) -> Tensor<B, 4> {
     if count == 0 {
         return x;
@@ -208,8 +221,8 @@ pub fn upsample_nearest<B: Backend>(x: Tensor<B, 4>, size: [usize; 2]) -> Tensor
     x.select(2, rows).select(3, columns)
 }
 
-/// A convolution's weight `[out, in, kernel, kernel]` in the order in memory in which the backend's kernels read it;
-/// loading calls it, so that they need not do it at each use.
+/// A convolution's weight `[out, in, kernel, kernel]` in the order in memory in which the backend's
+/// kernels read it; loading calls it, so that they need not do it at each use.
 pub fn convolution_weight<B: Backend>(weight: Tensor<B, 4>) -> Tensor<B, 4> {
     ArrangeConvWeight { weight }
         .run()

@@ -27,8 +27,8 @@ pub fn linear<B: Backend, const D: usize>(
     })
 }
 
-/// `x Wᵀ` for several weights of one size: as [`linear`] without a bias for each, and faster where the backend computes
-/// them in one product.
+/// `x Wᵀ` for several weights of one size: as [`linear`] without a bias for each, and faster where
+/// the backend computes them in one product.
 ///
 /// # Panics
 /// As [`linear`].
@@ -107,7 +107,8 @@ fn any_linear<B: Backend, const D: usize>(operation: Linear<B, D>) -> Tensor<B, 
     }
 }
 
-/// A linear layer from tokens to a picture's positions, and a residual that the picture is added to.
+/// A linear layer from tokens to a picture's positions, and a residual that the picture is added
+/// to.
 ///
 /// # Shapes
 /// - `x`: `[batch, height · width, d_input]`

@@ -1,8 +1,8 @@
 //! One function an operation, in burn's tensor operations.
 //!
-//! Blocks call these and name no backend. Where `diffuse-kernels` has a kernel for the backend, it computes; otherwise
-//! burn's operations do. Statistics, softmax and squares are computed in `f32` whatever the type of the tensors, so that
-//! half precision neither overflows nor underflows.
+//! Blocks call these and name no backend. Where `diffuse-kernels` has a kernel for the backend, it
+//! computes; otherwise burn's operations do. Statistics, softmax and squares are computed in `f32`
+//! whatever the type of the tensors, so that half precision neither overflows nor underflows.
 
 mod activation;
 mod attention;

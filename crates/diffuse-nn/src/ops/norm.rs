@@ -4,15 +4,16 @@ use diffuse_kernels::{GroupNorm, LayerNorm};
 
 use super::{in_f32, reshape::channel_rows, silu};
 
-/// Group normalisation: `(x - mean) / sqrt(var + eps) · weight + bias`, with the statistics of each of `groups`
-/// groups of channels.
+/// Group normalisation: `(x - mean) / sqrt(var + eps) · weight + bias`, with the statistics of each
+/// of `groups` groups of channels.
 ///
 /// # Shapes
 /// - `x`, output: `[batch, channels, height, width]`
 /// - `weight`, `bias`: `[channels]`
 ///
 /// # Panics
-/// If `weight` and `bias` do not have as many entries as `x` has channels, or they cannot be split into `groups`.
+/// If `weight` and `bias` do not have as many entries as `x` has channels, or they cannot be split
+/// into `groups`.
 pub fn group_norm<B: Backend>(
     x: Tensor<B, 4>,
     weight: Tensor<B, 1>,

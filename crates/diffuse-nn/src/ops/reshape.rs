@@ -2,8 +2,8 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use diffuse_kernels::{AddChannelBias, ConcatChannels, ImageToTokens, TokensToImage};
 
-/// `[batch, channels, height, width]` as one row a channel, with the shape to go back to. Broadcasting over rows is
-/// much faster on CPU backends than over a middle dimension.
+/// `[batch, channels, height, width]` as one row a channel, with the shape to go back to.
+/// Broadcasting over rows is much faster on CPU backends than over a middle dimension.
 pub(super) fn channel_rows<B: Backend>(x: Tensor<B, 4>) -> (Tensor<B, 2>, [usize; 4]) {
     let shape = x.dims();
     let [batch, channels, height, width] = shape;
@@ -78,14 +78,20 @@ pub fn image_to_tokens<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
     x.reshape([batch, channels, height * width]).swap_dims(1, 2)
 }
 
-/// `[batch, height · width, channels]` to `[batch, channels, height, width]`; `size` is `[height, width]`.
+/// `[batch, height · width, channels]` to `[batch, channels, height, width]`; `size` is `[height,
+/// width]`.
+///
+/// # Panics
+/// If there are more or fewer tokens than positions.
 pub fn tokens_to_image<B: Backend>(x: Tensor<B, 3>, size: [usize; 2]) -> Tensor<B, 4> {
-    let [batch, _, channels] = x.dims();
+    let [batch, tokens, channels] = x.dims();
+    assert_eq!(tokens, size[0] * size[1], "tokens for another image");
     let TokensToImage { x, size } = match (TokensToImage { x, size }).run() {
         Ok(image) => return image,
         Err(operation) => operation,
     };
-    // Nothing to swap; and on GPUs, burn reshapes a swapped dimension of 1 wrongly where there is a batch.
+    // Nothing to swap; and on GPUs, burn reshapes a swapped dimension of 1 wrongly where there is a
+    // batch.
     if size == [1, 1] {
         return x.reshape([batch, channels, 1, 1]);
     }

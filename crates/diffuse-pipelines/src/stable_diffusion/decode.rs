@@ -9,8 +9,8 @@ use super::StableDiffusionPipeline;
 use crate::{PipelineError, to_pictures};
 
 impl<B: Backend> StableDiffusionPipeline<B> {
-    /// The pictures of latents, which are not yet divided by the autoencoder's scaling factor. They are decoded one
-    /// after the other: a batch would need the memory of all at once.
+    /// The pictures of latents, which are not yet divided by the autoencoder's scaling factor. They
+    /// are decoded one after the other: a batch would need the memory of all at once.
     ///
     /// # Shapes
     /// - `latents`: `[batch, channels, height, width]`
@@ -25,7 +25,8 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         for latents in latents.iter_dim(0) {
             let decoded = to_pictures(self.vae.decode(latents.clone().cast(dtype)));
             let decoded = match decoded {
-                // An activation that exceeds the range of `f16` is infinite, and what follows no number.
+                // An activation that exceeds the range of `f16` is infinite, and what follows no
+                // number.
                 Err(PipelineError::NotFinite { .. }) if dtype != DType::F32 => {
                     let vae = exact.get_or_insert_with(|| cast(self.vae.clone(), DType::F32));
                     to_pictures(vae.decode(latents))

@@ -25,7 +25,8 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         self.generate_with(options, &mut noise, |_| ControlFlow::Continue(()))
     }
 
-    /// [`generate`](Self::generate) with noise of any source, in place of seeds, and a callback after each step.
+    /// [`generate`](Self::generate) with noise of any source, in place of seeds, and a callback
+    /// after each step.
     ///
     /// # Errors
     /// As [`generate`](Self::generate).
@@ -88,7 +89,8 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         })
     }
 
-    /// The UNet's prediction in `f32`, guided. Both halves of a guided run go through the UNet as one batch.
+    /// The UNet's prediction in `f32`, guided. Both halves of a guided run go through the UNet as
+    /// one batch.
     ///
     /// # Shapes
     /// - `latents`, output: `[batch, channels, height, width]`

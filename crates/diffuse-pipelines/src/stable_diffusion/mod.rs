@@ -1,8 +1,10 @@
-//! Text to image with Stable Diffusion v1 (Rombach et al. 2022, <https://arxiv.org/abs/2112.10752>).
+//! Text to image with Stable Diffusion v1 (Rombach et al. 2022,
+//! <https://arxiv.org/abs/2112.10752>).
 //!
-//! Text becomes token ids, ids become embeddings (`prompt.rs`); noise becomes latents (`latents.rs`), step by step,
-//! guided by the embeddings (`denoise.rs`); latents become images (`decode.rs`). Each stage is a method, and
-//! [`StableDiffusionPipeline::generate_with`] calls them in order.
+//! Text becomes token ids, ids become embeddings (`prompt.rs`); noise becomes latents
+//! (`latents.rs`), step by step, guided by the embeddings (`denoise.rs`); latents become images
+//! (`decode.rs`). Each stage is a method, and [`StableDiffusionPipeline::generate_with`] calls them
+//! in order.
 
 mod decode;
 mod denoise;

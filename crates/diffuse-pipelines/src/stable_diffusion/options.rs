@@ -19,9 +19,11 @@ pub struct StableDiffusionOptions<B: Backend> {
     pub prompt_embeds: Option<Tensor<B, 3>>,
     /// In place of `negative_prompt`: shaped as `prompt_embeds`.
     pub negative_prompt_embeds: Option<Tensor<B, 3>>,
-    /// Height in pixels, a multiple of 8; by default that of `latents`, or else what the UNet was made for.
+    /// Height in pixels, a multiple of 8; by default that of `latents`, or else what the UNet was
+    /// made for.
     pub height: Option<usize>,
-    /// Width in pixels, a multiple of 8; by default that of `latents`, or else what the UNet was made for.
+    /// Width in pixels, a multiple of 8; by default that of `latents`, or else what the UNet was
+    /// made for.
     pub width: Option<usize>,
     /// Number of steps.
     pub num_inference_steps: usize,
@@ -29,19 +31,24 @@ pub struct StableDiffusionOptions<B: Backend> {
     pub timesteps: Option<Vec<f64>>,
     /// In place of `num_inference_steps`: the noise levels themselves, falling.
     pub sigmas: Option<Vec<f64>>,
-    /// How far to go beyond the prompt's own prediction; there is no second forward pass at 1 and below.
+    /// How far to go beyond the prompt's own prediction; there is no second forward pass at 1 and
+    /// below.
     pub guidance_scale: f64,
     /// How much of the guided noise's spread is taken back, in `[0, 1]`.
     pub guidance_rescale: f64,
     /// Pictures of each prompt.
     pub num_images_per_prompt: usize,
-    /// How much noise each step adds, for schedulers that take it (DDIM), from 0 (none) to 1 (as DDPM).
+    /// How much noise each step adds, for schedulers that take it (DDIM), from 0 (none) to 1 (as
+    /// DDPM).
     pub eta: f64,
-    /// How many of the text encoder's last layers the prompt leaves out; the negative prompt goes through all.
+    /// How many of the text encoder's last layers the prompt leaves out; the negative prompt goes
+    /// through all.
     pub clip_skip: Option<usize>,
-    /// None: one at random. One: a generator for the whole batch. As many as pictures: a generator each.
+    /// None: one at random. One: a generator for the whole batch. As many as pictures: a generator
+    /// each.
     pub seeds: Vec<u64>,
-    /// The initial noise of unit variance, in place of drawing it: `[batch, channels, height / 8, width / 8]`.
+    /// The initial noise of unit variance, in place of drawing it: `[batch, channels, height / 8,
+    /// width / 8]`.
     pub latents: Option<Tensor<B, 4>>,
 }
 

@@ -43,9 +43,9 @@ pub struct StableDiffusionPipeline<B: Backend> {
 }
 
 impl<B: Backend> StableDiffusionPipeline<B> {
-    /// Puts a pipeline together. As the reference does, it corrects a scheduler of an early checkpoint
-    /// (`steps_offset` 1, `clip_sample` false) and a UNet's `sample_size`; a scheduler that is put in its place later
-    /// stays as it is.
+    /// Puts a pipeline together. As the reference does, it corrects a scheduler of an early
+    /// checkpoint (`steps_offset` 1, `clip_sample` false) and a UNet's `sample_size`; a scheduler
+    /// that is put in its place later stays as it is.
     ///
     /// # Errors
     /// If the parts do not fit together.
@@ -70,8 +70,8 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         })
     }
 
-    /// Loads a published folder, such as that of `CompVis/stable-diffusion-v1-4`. With the crate's feature `hub` that
-    /// name will do: what is not in the cache is fetched.
+    /// Loads a published folder, such as that of `CompVis/stable-diffusion-v1-4`. With the crate's
+    /// feature `hub` that name will do: what is not in the cache is fetched.
     ///
     /// # Errors
     /// If a file is missing or damaged, or asks for something that is not computed here.
@@ -82,9 +82,10 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         Self::from_pretrained_with(folder, &LoadOptions::default(), device)
     }
 
-    /// [`from_pretrained`](Self::from_pretrained) with a variant or a float type. Where `f16` is asked for, the
-    /// autoencoder computes in it on GPUs, and in `f32` again where an activation exceeds its range; otherwise it
-    /// computes in `f32`. Its weights are kept in [`weights`](LoadOptions::weights), if that is given.
+    /// [`from_pretrained`](Self::from_pretrained) with a variant or a float type. Where `f16` is
+    /// asked for, the autoencoder computes in it on GPUs, and in `f32` again where an activation
+    /// exceeds its range; otherwise it computes in `f32`. Its weights are kept in
+    /// [`weights`](LoadOptions::weights), if that is given.
     ///
     /// # Errors
     /// As [`from_pretrained`](Self::from_pretrained).

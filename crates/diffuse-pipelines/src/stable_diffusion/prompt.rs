@@ -19,8 +19,8 @@ pub struct EncodedPrompt<B: Backend> {
 /// The embeddings of a run, a row for each picture.
 #[derive(Debug, Clone)]
 pub struct PreparedPrompt<B: Backend> {
-    /// What the UNet is called with: negative rows before positive ones where there is guidance, else the positive
-    /// rows: `[batch or 2 · batch, tokens, hidden_size]`.
+    /// What the UNet is called with: negative rows before positive ones where there is guidance,
+    /// else the positive rows: `[batch or 2 · batch, tokens, hidden_size]`.
     pub context: Tensor<B, 3>,
     /// Whether there are negative rows.
     pub guided: bool,
@@ -29,7 +29,8 @@ pub struct PreparedPrompt<B: Backend> {
 }
 
 impl<B: Backend> StableDiffusionPipeline<B> {
-    /// Embeddings of texts, after the text encoder's final norm; `clip_skip` leaves out its last layers.
+    /// Embeddings of texts, after the text encoder's final norm; `clip_skip` leaves out its last
+    /// layers.
     ///
     /// # Errors
     /// If the tokenizer refuses a text.
@@ -52,8 +53,8 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         Ok(EncodedPrompt { embeds, truncated })
     }
 
-    /// Embeddings for the UNet: those of the prompts, a row for each picture, after those of the negative prompts
-    /// where the run is guided.
+    /// Embeddings for the UNet: those of the prompts, a row for each picture, after those of the
+    /// negative prompts where the run is guided.
     ///
     /// # Errors
     /// If the tokenizer refuses a text.

@@ -1,7 +1,8 @@
 //! Draws the losses of training runs, as their `log.csv` tell them.
 //!
-//! `cargo run --release -p diffuse-training --bin training-curves -- OUT.svg NAME=FOLDER[,FOLDER]..`:
-//! a panel for each name; runs that went on from one another are separated by commas.
+//! `cargo run --release -p diffuse-training --bin training-curves -- OUT.svg
+//! NAME=FOLDER[,FOLDER]..`: a panel for each name; runs that went on from one another are separated
+//! by commas.
 
 use std::fs;
 use std::path::Path;

@@ -1,15 +1,15 @@
 //! Short headers in place of three of CUDA's that take its compiler longer than our kernels do.
 //!
-//! CubeCL includes `<cuda/barrier>` and two headers of cooperative groups in every kernel that waits
-//! for asynchronous copies. They bring in a good part of CUDA's C++ library: 1.5 s a kernel, 25
-//! kernels for a first image. What CubeCL takes of them for our kernels is a few instructions.
+//! CubeCL includes `<cuda/barrier>` and two headers of cooperative groups in every kernel that
+//! waits for asynchronous copies. They bring in a good part of CUDA's C++ library: 1.5 s a kernel,
+//! 25 kernels for a first image. What CubeCL takes of them for our kernels is a few instructions.
 
 use std::env;
 use std::fs;
 use std::io;
 use std::path::Path;
 
-use cubecl::cuda::install::include_path;
+use cubecl::cuda::install::cuda_path;
 use diffuse_pipelines::replace_file;
 
 /// Each header by its path in the folder of headers.
@@ -30,7 +30,8 @@ pub unsafe fn install(folder: &Path) -> io::Result<()> {
     if env::var_os("CUDA_PATH").is_some_and(|path| Path::new(&path) == folder) {
         return Ok(());
     }
-    write(folder, &include_path())?;
+    let cuda = cuda_path().ok_or(io::ErrorKind::NotFound)?;
+    write(folder, &cuda.join("include"))?;
     // SAFETY: see above.
     unsafe { env::set_var("CUDA_PATH", folder) };
     Ok(())
@@ -53,10 +54,10 @@ fn write(folder: &Path, cuda: &Path) -> io::Result<()> {
     if fs::read_link(&link).is_ok_and(|target| target == cuda) {
         return Ok(());
     }
-    match fs::remove_file(&link) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => link_folder(cuda, &link),
-    }
+    // Another process may be compiling: the link is replaced at once.
+    let new = include.join(format!("cccl.{}", std::process::id()));
+    link_folder(cuda, &new)?;
+    fs::rename(&new, &link)
 }
 
 #[cfg(unix)]

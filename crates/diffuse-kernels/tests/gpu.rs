@@ -286,6 +286,7 @@ fn convolutions() {
         ConvCase::same(3, 24, 4, 7, 3),
         ConvCase::same(2, 4, 40, 9, 3),
         ConvCase::same(1, 128, 3, 9, 3),
+        ConvCase::same(2, 16, 7, 9, 3),
         ConvCase::same(2, 3, 32, 6, 3),
         ConvCase::same(2, 320, 72, 8, 3),
         ConvCase::same(2, 40, 136, 11, 1),

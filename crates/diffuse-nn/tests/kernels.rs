@@ -465,6 +465,9 @@ fn what_is_empty_stays_empty() {
     let x = ops::group_norm_silu(x, weight, bias, 2, 1e-5);
     let x = ops::add_channel_bias(x, Tensor::zeros([0, 4], &device));
     assert_eq!(ops::image_to_tokens(x).dims(), [0, 64, 4]);
+    let x = numbers::<Flex, 2>(1, [3, 8]);
+    let none = Tensor::zeros([0, 8], &device);
+    assert_eq!(ops::linear(x, none, None).dims(), [3, 0]);
 }
 
 #[test]

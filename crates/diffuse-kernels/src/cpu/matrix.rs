@@ -411,14 +411,14 @@ pub fn linear<B: Backend, const D: usize>(
     Ok(results.tensor())
 }
 
-/// Input, weight and bias of a layer, if they are here and not empty. The bias may be zeros.
+/// Input, weight and bias of a layer, if they are here and there is an input. The bias may be zeros.
 pub fn operands<B: Backend, const D: usize, const W: usize>(
     x: &Tensor<B, D>,
     weight: &Tensor<B, W>,
     bias: Option<&Tensor<B, 1>>,
 ) -> Option<(Values, Weight, Values)> {
     let shape = weight.dims();
-    if shape.contains(&0) {
+    if shape[1..].contains(&0) {
         return None;
     }
     Some((

@@ -190,15 +190,26 @@ fn check_arrows(package: &str, forbidden: &[&str]) -> Result<()> {
         .filter(|name| dependencies.contains(**name))
         .collect();
     if !found.is_empty() {
-        bail!("`{package}` must not depend on {found:?}: see `cargo tree -p {package} -e normal`");
+        bail!(
+            "`{package}` must not depend on {found:?}: see \
+             `cargo tree -p {package} -e normal --no-default-features`"
+        );
     }
     Ok(())
 }
 
-/// Names of all packages that a package needs at run time.
+/// Names of all packages that a package needs at run time without its default features, which choose
+/// kernels for a backend.
 fn dependencies(package: &str) -> Result<BTreeSet<String>> {
     let output = cargo()
-        .args(["tree", "--package", package, "--edges", "normal"])
+        .args([
+            "tree",
+            "--package",
+            package,
+            "--edges",
+            "normal",
+            "--no-default-features",
+        ])
         .args(["--prefix", "none", "--format", "{p}"])
         .output()
         .context("cannot run `cargo tree`")?;

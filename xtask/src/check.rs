@@ -198,8 +198,8 @@ fn check_arrows(package: &str, forbidden: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Names of all packages that a package needs at run time without its default features, which choose
-/// kernels for a backend.
+/// Names of all packages that a package needs at run time without its default features, which
+/// choose kernels for a backend.
 fn dependencies(package: &str) -> Result<BTreeSet<String>> {
     let output = cargo()
         .args([

@@ -107,7 +107,7 @@ pub fn conv2d<B: Backend>(mut operation: Conv2d<B>) -> Result<Tensor<B, 4>, Conv
 /// Pictures that are made.
 pub struct Outputs<'a> {
     pub values: &'a mut [f32],
-    /// Whether results are added to what is there.
+    /// Whether results are added to the values there.
     pub accumulate: bool,
 }
 

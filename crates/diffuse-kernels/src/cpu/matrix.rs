@@ -336,7 +336,7 @@ impl Start<'_> {
     }
 }
 
-/// Makes each result of a row of a tile, with `f` of its lane and of what is there: mostly of all
+/// Makes each result of a row of a tile, with `f` of its lane and its value: mostly of all
 /// lanes, which is faster where it is known.
 #[inline(always)]
 fn each_lane(out: &mut [f32], f: impl Fn(usize, f32) -> f32) {
@@ -411,7 +411,8 @@ pub fn linear<B: Backend, const D: usize>(
     Ok(results.tensor())
 }
 
-/// Input, weight and bias of a layer, if they are here and there is an input. The bias may be zeros.
+/// Input, weight and bias of a layer, if they are here and there is an input. The bias may be
+/// zeros.
 pub fn operands<B: Backend, const D: usize, const W: usize>(
     x: &Tensor<B, D>,
     weight: &Tensor<B, W>,

@@ -143,9 +143,9 @@ fn gather(
 }
 
 /// The outputs of neighbouring squares, from the lanes from `lane` on, into the rows of one output
-/// of their strip: with `ONTO`, they are added to what is there.
+/// of their strip: with `ACCUMULATE`, they are added to the values there.
 #[inline(always)]
-fn scatter<const ONTO: bool>(
+fn scatter<const ACCUMULATE: bool>(
     squares: &Square,
     places: &[Place],
     lane: usize,
@@ -161,22 +161,22 @@ fn scatter<const ONTO: bool>(
         for (((quad, a), b), (c, d)) in quads.iter_mut().zip(a).zip(b).zip(c.iter().zip(d)) {
             let [x, y, z, w] = *quad;
             *quad = [
-                result::<ONTO>(x, a + bias),
-                result::<ONTO>(y, b + bias),
-                result::<ONTO>(z, c + bias),
-                result::<ONTO>(w, d + bias),
+                result::<ACCUMULATE>(x, a + bias),
+                result::<ACCUMULATE>(y, b + bias),
+                result::<ACCUMULATE>(z, c + bias),
+                result::<ACCUMULATE>(w, d + bias),
             ];
         }
         for (value, row) in rest.iter_mut().zip(outputs) {
-            *value = result::<ONTO>(*value, row[lane + count - 1] + bias);
+            *value = result::<ACCUMULATE>(*value, row[lane + count - 1] + bias);
         }
     }
 }
 
-/// What a lane for each output has of one square, into their strip: with `ONTO`, it is added to
-/// what is there.
+/// What a lane for each output has of one square, into their strip: with `ACCUMULATE`, it is added
+/// to the values there.
 #[inline(always)]
-fn scatter_outputs<const ONTO: bool>(
+fn scatter_outputs<const ACCUMULATE: bool>(
     square: &Square,
     left: usize,
     bias: &[f32],
@@ -193,19 +193,19 @@ fn scatter_outputs<const ONTO: bool>(
         for (row, outputs) in values.chunks_mut(width).zip(square) {
             let row = &mut row[left..];
             if let Some(row) = row.first_chunk_mut::<OUT>() {
-                *row = std::array::from_fn(|x| result::<ONTO>(row[x], outputs[x] + bias));
+                *row = std::array::from_fn(|x| result::<ACCUMULATE>(row[x], outputs[x] + bias));
                 continue;
             }
             for (value, output) in row.iter_mut().zip(outputs) {
-                *value = result::<ONTO>(*value, output + bias);
+                *value = result::<ACCUMULATE>(*value, output + bias);
             }
         }
     }
 }
 
 #[inline(always)]
-fn result<const ONTO: bool>(value: f32, output: f32) -> f32 {
-    if ONTO { value + output } else { output }
+fn result<const ACCUMULATE: bool>(value: f32, output: f32) -> f32 {
+    if ACCUMULATE { value + output } else { output }
 }
 
 /// `out = x * weight + bias`, or `out += ..`, with a padding of 1: `weight` is `[outputs, channels,
@@ -340,7 +340,7 @@ fn channels_a_task(tasks: usize, channels: usize) -> usize {
 }
 
 /// From products, whose columns are squares, to some outputs of their strips from `first` on.
-fn finish_squares<const ONTO: bool>(
+fn finish_squares<const ACCUMULATE: bool>(
     products: &[Sums],
     places: &[Place],
     bias: &[f32],
@@ -363,7 +363,7 @@ fn finish_squares<const ONTO: bool>(
                     let mut lane = 0;
                     for places in places.chunk_by(Place::is_before) {
                         let values = &mut *strips[places[0].strip][first + output];
-                        scatter::<ONTO>(&squares, places, lane, *bias, width, values);
+                        scatter::<ACCUMULATE>(&squares, places, lane, *bias, width, values);
                         lane += places.len();
                     }
                 }
@@ -505,7 +505,7 @@ fn transform_parts(x: &Pictures<'_>, parts: &[Vec<Place>], tiles: usize, inputs:
 }
 
 /// From products, whose rows are squares, to some outputs of their strips.
-fn finish_outputs<const ONTO: bool>(
+fn finish_outputs<const ACCUMULATE: bool>(
     products: &[Sums],
     places: &[Place],
     bias: &[f32],
@@ -521,7 +521,13 @@ fn finish_outputs<const ONTO: bool>(
                     #[inline(always)]
                     |product| &products[index / ROWS + product * tiles][index % ROWS],
                 );
-                scatter_outputs::<ONTO>(&square, place.left, bias, width, strips[place.strip]);
+                scatter_outputs::<ACCUMULATE>(
+                    &square,
+                    place.left,
+                    bias,
+                    width,
+                    strips[place.strip],
+                );
             }
         },
     );
@@ -577,7 +583,8 @@ impl<'a, T> Terms<'a, T> {
     }
 }
 
-/// The 36 products: `[36, tiles of columns, tiles of rows]`, added to the sums that are there with `accumulate`.
+/// The 36 products: `[36, tiles of columns, tiles of rows]`, added to the sums that are there with
+/// `accumulate`.
 fn multiply(
     rows: Terms<'_, Column>,
     columns: Terms<'_, Line>,

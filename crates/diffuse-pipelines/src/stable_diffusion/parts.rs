@@ -100,7 +100,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         kind.check(&index)?;
         let component = |name| component_folder(&folder, name);
 
-        // Small files first: what is wrong with them is told before gigabytes are read.
+        // Small files first: their errors come before gigabytes are read.
         let tokenizer = CLIPTokenizer::from_pretrained(component("tokenizer"))?;
         let scheduler = load_scheduler(&folder, &index)?;
         let vae_options = LoadOptions {

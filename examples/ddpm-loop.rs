@@ -1,4 +1,4 @@
-//! The same picture from the parts: a UNet, a scheduler, and the loop between them.
+//! The same image from the parts: a UNet, a scheduler, and the loop between them.
 //!
 //! `cargo run --release -p diffuse-examples --example ddpm-loop -- FOLDER`; without a checkpoint, a
 //! tiny one of the tests is used.
@@ -12,7 +12,7 @@ use diffuse_pipelines::schedulers::{
     DDPMScheduler, Generator, Scheduler, SchedulerConfig, StepOptions, randn_tensor,
 };
 use diffuse_pipelines::unet::{Pretrained, UNet2DModel};
-use diffuse_pipelines::{component_folder, to_pictures};
+use diffuse_pipelines::{component_folder, to_images};
 
 fn main() -> Result<()> {
     let device = default_device();
@@ -42,7 +42,7 @@ fn main() -> Result<()> {
             )?
             .prev_sample;
     }
-    to_pictures(sample)?[0].save("ddpm-loop.png")?;
+    to_images(sample)?[0].save("ddpm-loop.png")?;
     println!("ddpm-loop.png");
     Ok(())
 }

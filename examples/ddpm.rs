@@ -1,4 +1,4 @@
-//! A picture from a DDPM in four lines.
+//! An image from a DDPM in four lines.
 //!
 //! `cargo run --release -p diffuse-examples --example ddpm -- FOLDER`, where FOLDER is a checkpoint
 //! such as `google/ddpm-cat-256`; without one, a tiny checkpoint of the tests is used.

@@ -14,7 +14,7 @@ fn main() -> Result<()> {
     let mut scheduler = UniPCMultistepScheduler::<Backend>::new(UniPCMultistepConfig::default())?;
     scheduler.set_timesteps(&10.into())?;
 
-    // What a perfect network would find in any noise: a picture that is 0.5 everywhere.
+    // What a perfect network would find in any noise: an image that is 0.5 everywhere.
     let answer = Tensor::<Backend, 4>::full([1, 3, 8, 8], 0.5, &device);
     let alphas_cumprod = scheduler.noise_schedule().alphas_cumprod().to_vec();
 

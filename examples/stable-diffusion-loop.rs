@@ -13,7 +13,7 @@ use diffuse_pipelines::clip::{CLIPTextModel, CLIPTokenizer};
 use diffuse_pipelines::schedulers::{
     Generator, Scheduler, SchedulerConfig, StepOptions, UniPCMultistepScheduler, randn_tensor,
 };
-use diffuse_pipelines::to_pictures;
+use diffuse_pipelines::to_images;
 use diffuse_pipelines::unet::{Pretrained, UNet2DConditionModel};
 use diffuse_pipelines::vae::AutoencoderKL;
 
@@ -71,9 +71,9 @@ fn main() -> Result<()> {
             .prev_sample;
     }
 
-    // The picture.
+    // The image.
     let image = vae.decode(latents / vae.config().scaling_factor);
-    to_pictures(image)?[0].save("stable-diffusion-loop.png")?;
+    to_images(image)?[0].save("stable-diffusion-loop.png")?;
     println!("stable-diffusion-loop.png");
     Ok(())
 }

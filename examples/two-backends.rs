@@ -1,4 +1,4 @@
-//! One function, two backends: the picture is the same, since the code is.
+//! One function, two backends: the image is the same, since the code is.
 //!
 //! `cargo run --release -p diffuse-examples --example two-backends`; with `--features wgpu` or
 //! `--features cuda`, the GPU is the second backend.
@@ -16,7 +16,7 @@ type Second = diffuse_examples::Backend;
 type Second = burn_ndarray::NdArray;
 
 /// Nothing here names a backend.
-fn picture<B: Backend>(model: &str, device: &B::Device) -> Result<RgbImage> {
+fn image<B: Backend>(model: &str, device: &B::Device) -> Result<RgbImage> {
     let pipeline = StableDiffusionPipeline::<B>::from_pretrained(model, device)?;
     let options = StableDiffusionOptions {
         num_inference_steps: 10,
@@ -30,8 +30,8 @@ fn main() -> Result<()> {
     let model = std::env::args()
         .nth(1)
         .unwrap_or_else(|| tiny_model("sd/base"));
-    let first = picture::<Flex>(&model, &default_device())?;
-    let second = picture::<Second>(&model, &default_device())?;
+    let first = image::<Flex>(&model, &default_device())?;
+    let second = image::<Second>(&model, &default_device())?;
     let differences = first.as_raw().iter().zip(second.as_raw());
     let largest = differences
         .map(|(first, second)| first.abs_diff(*second))

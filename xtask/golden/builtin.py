@@ -2,8 +2,8 @@
 
     python builtin.py OUTPUT_FOLDER
 
-Run from the workspace's folder. Writes a picture of each case in `cases.json`, which it writes as well; the program's
-tests make the same pictures from the same seeds. Everything runs on the CPU in float32.
+Run from the workspace's folder. Writes an image of each case in `cases.json`, which it writes as well; the program's
+tests make the same images from the same seeds. Everything runs on the CPU in float32.
 """
 
 import json

@@ -60,13 +60,13 @@ def tolerance(key, value, other, images, other_images):
 
 
 def check_images(name, images):
-    """Pictures worth comparing are neither constant nor saturated."""
+    """Images worth comparing are neither constant nor saturated."""
     pixels = np.stack([np.asarray(image, np.float32) for image in images])
     deviation = pixels.std()
     saturated = np.mean((pixels <= 0) | (pixels >= 255))
     print(f"  {name}: mean {pixels.mean():.0f}, deviation {deviation:.0f}, saturated {saturated:.1%}")
     if deviation < 8 or saturated > 0.35:
-        raise SystemExit(f"{name} is not a useful picture")
+        raise SystemExit(f"{name} is not a useful image")
 
 
 def record_blocks(model, names, run):

@@ -56,16 +56,16 @@ def noise_levels():
 
 
 def fit(model, label):
-    """The last convolution learns to tell the noise in noisy smooth pictures."""
+    """The last convolution learns to tell the noise in noisy smooth images."""
     rng, alphas = generator(f"{label}/fit"), noise_levels()
     size, channels = model.config.sample_size, model.config.in_channels
     regression = ConvFit(model.conv_out)
     for _ in range(12):
-        picture = 0.45 * smooth_fields(rng, 64, channels, size, size)
-        noise = torch.randn(picture.shape, generator=rng)
+        image = 0.45 * smooth_fields(rng, 64, channels, size, size)
+        noise = torch.randn(image.shape, generator=rng)
         timestep = torch.randint(0, 1000, (64,), generator=rng)
         alpha = alphas[timestep].view(-1, 1, 1, 1)
-        noisy = alpha.sqrt() * picture + (1 - alpha).sqrt() * noise
+        noisy = alpha.sqrt() * image + (1 - alpha).sqrt() * noise
         features = input_of(model.conv_out, lambda: model(noisy, timestep))
         regression.add(features, noise, weight=((1 - alpha) / alpha).clamp(0.05, 10).flatten())
     regression.solve()

@@ -106,14 +106,14 @@ def padded(tokenizer, prompts):
 
 
 def fit_decoder(model):
-    """Latents are three colours and a sum of them, an eighth of the picture's size; `fit_encoder` agrees."""
+    """Latents are three colours and a sum of them, an eighth of the image's size; `fit_encoder` agrees."""
     rng, regression = generator("sd/vae/decoder fit"), ConvFit(model.decoder.conv_out)
     for height, width in [(8, 8), (9, 13), (8, 8), (12, 8)]:
         colours = 0.4 * smooth_fields(rng, 24, 3, height, width)
         latents = latents_of(colours)
         latents = latents + 0.3 * torch.randn(latents.shape, generator=rng)
-        picture = F.interpolate(colours, (8 * height, 8 * width), mode="bilinear").tanh()
-        regression.add(input_of(model.decoder.conv_out, lambda: model.decode(latents)), picture)
+        image = F.interpolate(colours, (8 * height, 8 * width), mode="bilinear").tanh()
+        regression.add(input_of(model.decoder.conv_out, lambda: model.decode(latents)), image)
     regression.solve()
 
 
@@ -127,12 +127,12 @@ def fit_encoder(model):
     rng, regression = generator("sd/vae/encoder fit"), ConvFit(model.encoder.conv_out)
     mixing = model.quant_conv.weight[:, :, 0, 0].double()
     for _ in range(4):
-        picture = (0.4 * smooth_fields(rng, 24, 3, 64, 64)).tanh()
-        colours = F.avg_pool2d(picture, 8).clamp(-0.95, 0.95).atanh()
+        image = (0.4 * smooth_fields(rng, 24, 3, 64, 64)).tanh()
+        colours = F.avg_pool2d(image, 8).clamp(-0.95, 0.95).atanh()
         moments = torch.cat([latents_of(colours), -3 + colours.repeat(1, 2, 1, 1)[:, :4]], dim=1)
         before = moments - model.quant_conv.bias.view(1, -1, 1, 1)
         before = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(mixing), before.double())
-        regression.add(input_of(model.encoder.conv_out, lambda: model.encode(picture)), before)
+        regression.add(input_of(model.encoder.conv_out, lambda: model.encode(image)), before)
     regression.solve()
 
 
@@ -265,12 +265,12 @@ def make_unet_variants(folder, states):
 
 def make_vae_stage(folder, model):
     rng = generator("sd/stages/vae")
-    picture = (0.4 * smooth_fields(rng, 2, 3, 64, 64)).tanh()
-    posterior = model.encode(picture).latent_dist
+    image = (0.4 * smooth_fields(rng, 2, 3, 64, 64)).tanh()
+    posterior = model.encode(image).latent_dist
     latents = posterior.mean[:1] + torch.randn(1, 4, 8, 8, generator=rng)
     odd = latents_of(0.4 * smooth_fields(rng, 1, 3, 5, 7))
     stage = {
-        "encode.image": picture,
+        "encode.image": image,
         "encode.moments": posterior.parameters,
         "encode.mean": posterior.mean,
         "encode.logvar": posterior.logvar,
@@ -281,8 +281,8 @@ def make_vae_stage(folder, model):
         "decode_odd.image": model.decode(odd).sample,
     }
     checkpoints.save_tensors(folder / "stages" / "vae.safetensors", stage)
-    again = stage["decode.image"] - picture[:1]
-    print(f"  vae: picture {picture.std():.2f}, error of a reconstruction {again.std():.2f}")
+    again = stage["decode.image"] - image[:1]
+    print(f"  vae: image {image.std():.2f}, error of a reconstruction {again.std():.2f}")
 
 
 def load(folder, case):

@@ -83,7 +83,7 @@ class ConvFit:
 
 
 def smooth_fields(rng, batch, channels, height, width):
-    """Random fields of unit size without fine detail: what the networks learn to call a picture."""
+    """Random fields of unit size without fine detail: what the networks learn to call an image."""
     coarse = torch.randn(batch, channels, 3, 3, generator=rng)
     level = 0.5 * torch.randn(batch, channels, 1, 1, generator=rng)
     return level + F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)

@@ -185,7 +185,7 @@ impl Bench {
             ("encode the text", "encode", "s"),
             ("a step", "step", "s"),
             ("steps a second", "rate", "/s"),
-            ("decode the picture", "decode", "s"),
+            ("decode the image", "decode", "s"),
             ("all but loading", "total", "s"),
             ("peak memory", "peak", "GB"),
         ] {

@@ -1,6 +1,6 @@
 //! The operations that are timed by themselves.
 
-/// What Stable Diffusion v1 does for a picture of 512 x 512 with guidance: names and sizes.
+/// What Stable Diffusion v1 does for an image of 512 x 512 with guidance: names and sizes.
 ///
 /// - `conv`, `conv_stride_2`: `BATCH CHANNELS OUTPUTS HEIGHT WIDTH KERNEL`
 /// - `linear ROWS INPUTS OUTPUTS`, and `linear_geglu` with twice the outputs before the gate

@@ -13,14 +13,14 @@ use serde_json::Value;
 use crate::backend::AnyBackend;
 use crate::builtin::Builtin;
 
-/// Pictures from diffusion models.
+/// Images from diffusion models.
 #[derive(Debug, Parser)]
 #[command(
     name = "diffuse",
     version,
     arg_required_else_help = true,
     override_usage = "diffuse PROMPT [OPTIONS]\n       diffuse COMMAND [OPTIONS]",
-    after_help = FIRST_PICTURE,
+    after_help = FIRST_IMAGE,
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -28,8 +28,8 @@ pub struct Cli {
 }
 
 /// Where a person begins.
-const FIRST_PICTURE: &str = "\
-A first picture, without a download:
+const FIRST_IMAGE: &str = "\
+A first image, without a download:
   diffuse \"a small red house on snow at night\"
 
 The small model that is built in knows skies (day, sunset, night), grounds (meadow, sand, snow, sea),
@@ -54,7 +54,7 @@ impl Cli {
                 if let Some(meant) = meant.filter(|meant| !meant.starts_with('-')) {
                     let message = format!(
                         "there is no command `{first}`: for the command, `diffuse {meant}`; for a \
-                         picture of it, `diffuse txt2img {first}`\n"
+                         image of it, `diffuse txt2img {first}`\n"
                     );
                     return Err(clap::Error::raw(ErrorKind::InvalidSubcommand, message));
                 }
@@ -85,13 +85,13 @@ impl Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make pictures of one or several texts
+    /// Make images of one or several texts
     Txt2img(Box<Txt2img>),
-    /// Make pictures without a text
+    /// Make images without a text
     Ddpm(Box<Ddpm>),
     /// Describe a checkpoint: components, parameters, types, what is not supported
     Inspect(Inspect),
-    /// Fetch a checkpoint from the hub, without making a picture
+    /// Fetch a checkpoint from the hub, without making an image
     #[cfg(feature = "hub")]
     Fetch(Fetch),
     /// Rewrite a checkpoint as safetensors with today's keys, one file a model
@@ -104,7 +104,7 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct Txt2img {
-    /// Text of the picture; several texts make a batch
+    /// Text of the image; several texts make a batch
     #[arg(value_name = "PROMPT")]
     pub prompts: Vec<String>,
     #[command(flatten)]
@@ -188,7 +188,7 @@ pub struct Ddpm {
     /// How much noise each step of DDIM adds, 0 to 1
     #[arg(long, value_name = "E", default_value_t = 0.0, value_parser = parse_number)]
     pub eta: f64,
-    /// Compute the noise again from the clipped picture in each step of DDIM
+    /// Compute the noise again from the clipped image in each step of DDIM
     #[arg(long)]
     pub use_clipped_model_output: bool,
     #[command(flatten)]
@@ -287,7 +287,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// What a picture's record calls the model.
+    /// What an image's record calls the model.
     pub fn name(&self, pipeline: PipelineKind) -> String {
         match &self.model {
             Some(path) => path.display().to_string(),
@@ -316,10 +316,10 @@ impl Model {
     }
 }
 
-/// How many pictures, from which seeds, and where they go.
+/// How many images, from which seeds, and where they go.
 #[derive(Debug, Args)]
 pub struct Run {
-    /// One seed for the whole batch, or one for each picture; -1 is 2^64-1, as in torch [default:
+    /// One seed for the whole batch, or one for each image; -1 is 2^64-1, as in torch [default:
     /// random]
     #[arg(
         long,
@@ -328,10 +328,10 @@ pub struct Run {
         value_parser = parse_seed
     )]
     pub seed: Vec<u64>,
-    /// Number of pictures, of each prompt
+    /// Number of images, of each prompt
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = parse_count)]
     pub num_images: usize,
-    /// The picture; with several, their names get `-0`, `-1`, ... before the extension
+    /// The image; with several, their names get `-0`, `-1`, ... before the extension
     #[arg(long, value_name = "FILE", default_value = "out.png")]
     pub output: PathBuf,
     /// Write the final latents, too: safetensors with one tensor `latents`

@@ -1,4 +1,4 @@
-//! The small models that the program carries, so that it makes pictures without a download.
+//! The small models that the program carries, so that it makes images without a download.
 //!
 //! They are trained on drawn scenes (`docs/training.md`), and lie in `assets` as the folders that
 //! any checkpoint is.
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 /// What a small model is, and how it is best used.
 pub struct Builtin {
-    /// What a picture's record calls it.
+    /// What an image's record calls it.
     pub name: &'static str,
     /// Number of steps by default.
     pub steps: usize,

@@ -79,7 +79,7 @@ impl Job for Unconditional {
     }
 }
 
-/// Everything that made the pictures, for their text chunk.
+/// Everything that made the images, for their text chunk.
 fn record(args: &Ddpm, options: &DDPMOptions) -> Map<String, Value> {
     let record = json!({
         "command": "ddpm",

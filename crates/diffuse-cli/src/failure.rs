@@ -13,7 +13,7 @@ use crate::output::complain;
 
 /// What to do about too little memory.
 const LESS_MEMORY: &str =
-    "a smaller picture, fewer pictures at once, `--weights f16` or `--dtype f16` need less";
+    "a smaller image, fewer images at once, `--weights f16` or `--dtype f16` need less";
 
 /// Ends the program with one message and exit code 1 at the first panic of any thread.
 ///
@@ -57,7 +57,7 @@ fn message(payload: &(dyn Any + Send)) -> String {
 fn advise(message: &str) -> String {
     let lower = message.to_lowercase();
     let memory = ["out of memory", "outofmemory", "out_of_memory", "toobig"];
-    // How CubeCL fails to keep a kernel; a picture that cannot be written is no panic.
+    // How CubeCL fails to keep a kernel; an image that cannot be written is no panic.
     let disk = ["storagefull", "quotaexceeded"];
     if memory.iter().any(|words| lower.contains(words)) {
         format!(

@@ -1,4 +1,4 @@
-//! Where pictures go: PNG files that say how they were made, and the terminal.
+//! Where images go: PNG files that say how they were made, and the terminal.
 
 use std::fmt::Display;
 use std::fs;
@@ -28,18 +28,18 @@ pub fn complain(line: impl Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Checks, before anything is computed, that `pictures` outputs can be written.
-pub fn check(run: &Run, pictures: usize) -> Result<()> {
+/// Checks, before anything is computed, that `images` outputs can be written.
+pub fn check(run: &Run, images: usize) -> Result<()> {
     let extension = run.output.extension();
     if !extension.is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
-        bail!("`{}`: pictures are written as .png", run.output.display());
+        bail!("`{}`: images are written as .png", run.output.display());
     }
     // A larger number is refused before anything is computed.
-    let mut paths = picture_paths(&run.output, pictures.min(1024));
+    let mut paths = image_paths(&run.output, images.min(1024));
     if let Some(latents) = &run.output_latents {
         if paths.contains(latents) {
             bail!(
-                "`{}` is given for a picture and for the latents",
+                "`{}` is given for an image and for the latents",
                 latents.display()
             );
         }
@@ -70,7 +70,7 @@ pub fn announce(run: &Run) {
     }
 }
 
-/// Adds the scheduler with all its options to a picture's record, and warns of keys that have no
+/// Adds the scheduler with all its options to an image's record, and warns of keys that have no
 /// effect.
 pub fn record_scheduler(record: &mut Map<String, Value>, config: &SchedulerConfig) {
     for key in config.ignored() {
@@ -125,22 +125,22 @@ pub fn write<B: Backend>(
     if let Some(path) = &run.output_latents {
         latents::write(path, &generated.latents)?;
     }
-    let paths = picture_paths(&run.output, generated.images.len());
-    for (index, (picture, path)) in generated.images.iter().zip(paths).enumerate() {
+    let paths = image_paths(&run.output, generated.images.len());
+    for (index, (image, path)) in generated.images.iter().zip(paths).enumerate() {
         let mut options = options.clone();
         options.insert("image".into(), index.into());
-        write_png(&path, picture, &Value::from(options))?;
+        write_png(&path, image, &Value::from(options))?;
         if !run.quiet {
-            preview(picture);
+            preview(image);
             say(path.display());
         }
     }
     Ok(())
 }
 
-/// `out.png`, or `out-0.png`, `out-1.png`, ... for several pictures.
-fn picture_paths(path: &Path, pictures: usize) -> Vec<PathBuf> {
-    if pictures <= 1 {
+/// `out.png`, or `out-0.png`, `out-1.png`, ... for several images.
+fn image_paths(path: &Path, images: usize) -> Vec<PathBuf> {
+    if images <= 1 {
         return vec![path.to_path_buf()];
     }
     let numbered = |index: usize| {
@@ -149,26 +149,26 @@ fn picture_paths(path: &Path, pictures: usize) -> Vec<PathBuf> {
         name.push(path.extension().unwrap_or_default());
         path.with_file_name(name)
     };
-    (0..pictures).map(numbered).collect()
+    (0..images).map(numbered).collect()
 }
 
-fn write_png(path: &Path, picture: &RgbImage, options: &Value) -> Result<()> {
+fn write_png(path: &Path, image: &RgbImage, options: &Value) -> Result<()> {
     let write = |temporary: &Path| -> io::Result<()> {
         let file = BufWriter::new(fs::File::create(temporary)?);
-        let mut encoder = png::Encoder::new(file, picture.width(), picture.height());
+        let mut encoder = png::Encoder::new(file, image.width(), image.height());
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
         encoder.add_itxt_chunk(KEYWORD.into(), options.to_string())?;
         let mut writer = encoder.write_header()?;
-        writer.write_image_data(picture.as_raw())?;
+        writer.write_image_data(image.as_raw())?;
         writer.finish()?;
         Ok(())
     };
     replace_file(path, write).with_context(|| format!("cannot write `{}`", path.display()))
 }
 
-/// Shows a picture in a terminal that can show one; failing to is not worth a word.
-fn preview(picture: &RgbImage) {
+/// Shows an image in a terminal that can show one; failing to is not worth a word.
+fn preview(image: &RgbImage) {
     if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
         return;
     }
@@ -185,7 +185,7 @@ fn preview(picture: &RgbImage) {
         width: Some(48),
         ..viuer::Config::default()
     };
-    let _ = viuer::print(&DynamicImage::from(picture.clone()), &config);
+    let _ = viuer::print(&DynamicImage::from(image.clone()), &config);
     let _ = io::stdout().flush();
 }
 
@@ -194,10 +194,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn several_pictures_are_numbered_before_the_extension() {
-        let check = |path: &str, pictures, expected: &[&str]| {
+    fn several_images_are_numbered_before_the_extension() {
+        let check = |path: &str, images, expected: &[&str]| {
             let expected: Vec<PathBuf> = expected.iter().map(PathBuf::from).collect();
-            assert_eq!(picture_paths(Path::new(path), pictures), expected);
+            assert_eq!(image_paths(Path::new(path), images), expected);
         };
         check("out.png", 1, &["out.png"]);
         check("out.png", 2, &["out-0.png", "out-1.png"]);
@@ -215,6 +215,6 @@ mod tests {
         use std::os::unix::ffi::OsStrExt;
         let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
         let expected = [path(b"a\xff-0.png"), path(b"a\xff-1.png")];
-        assert_eq!(picture_paths(&path(b"a\xff.png"), 2), expected);
+        assert_eq!(image_paths(&path(b"a\xff.png"), 2), expected);
     }
 }

@@ -23,8 +23,8 @@ pub fn run(mut args: Box<Txt2img>) -> Result<()> {
             "no prompt is given; one is, for example, in `diffuse \"a boat at sunset\" --seed 0`"
         );
     }
-    let pictures = args.prompts.len().saturating_mul(args.run.num_images);
-    output::check(&args.run, pictures)?;
+    let images = args.prompts.len().saturating_mul(args.run.num_images);
+    output::check(&args.run, images)?;
     if args.run.seed.is_empty() {
         args.run.seed.push(random_seed());
     }
@@ -97,7 +97,7 @@ impl Job for TextToImage {
     }
 }
 
-/// Everything that made the pictures, for their text chunk.
+/// Everything that made the images, for their text chunk.
 fn record<B: Backend>(args: &Txt2img, options: &StableDiffusionOptions<B>) -> Map<String, Value> {
     let record = json!({
         "command": "txt2img",

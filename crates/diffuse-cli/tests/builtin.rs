@@ -1,4 +1,4 @@
-//! The models that the program carries: a picture in an empty folder, and the same as the
+//! The models that the program carries: an image in an empty folder, and the same as the
 //! reference's.
 
 mod common;
@@ -21,7 +21,7 @@ fn diffuse(folder: &Path, arguments: &[&str]) -> Output {
     output
 }
 
-/// Where the reference's pictures are, made by `xtask/golden/builtin.py`.
+/// Where the reference's images are, made by `xtask/golden/builtin.py`.
 fn expected() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/builtin")
 }
@@ -31,7 +31,7 @@ fn open(path: PathBuf) -> RgbImage {
 }
 
 #[test]
-fn pictures_are_the_references() {
+fn images_are_the_references() {
     let text = fs::read_to_string(expected().join("cases.json")).unwrap();
     let cases: Value = serde_json::from_str(&text).unwrap();
     for case in cases["cases"].as_array().unwrap() {
@@ -41,10 +41,10 @@ fn pictures_are_the_references() {
         // A prompt needs no command, and neither needs a model.
         let what = case["prompt"].as_str().unwrap_or("ddpm");
         diffuse(folder.path(), &[what, "--seed", &seed, "--quiet"]);
-        let picture = open(folder.path().join("out.png"));
+        let image = open(folder.path().join("out.png"));
         let reference = open(expected().join(name).with_extension("png"));
-        assert_eq!(picture.dimensions(), reference.dimensions(), "{name}");
-        let differences: Vec<u8> = picture
+        assert_eq!(image.dimensions(), reference.dimensions(), "{name}");
+        let differences: Vec<u8> = image
             .as_raw()
             .iter()
             .zip(reference.as_raw())

@@ -32,7 +32,7 @@ const BACKEND: &str = if cfg!(feature = "wgpu") {
 
 /// Differences of whole runs, in parts of the largest latent.
 const RUN: f64 = 1e-3;
-/// Levels by which a picture of such a run differs.
+/// Levels by which an image of such a run differs.
 const LEVELS: u8 = 1;
 /// Differences of a model's output in `f32`, in parts of the largest value.
 const STAGE: f64 = 1e-4;
@@ -114,7 +114,7 @@ fn unconditional<B: Backend>(folder: &str, ddim: bool, dtype: DType) -> Generate
     pipeline.generate(&options).unwrap()
 }
 
-/// Latents within [`RUN`], pictures within [`LEVELS`].
+/// Latents within [`RUN`], images within [`LEVELS`].
 #[track_caller]
 fn check_run(what: &str, got: Generated<Gpu>, expected: Generated<Flex>) {
     let difference = difference(&got.latents.into_data(), &expected.latents.into_data());
@@ -158,7 +158,7 @@ fn unconditional_runs_are_those_of_flex() {
 }
 
 #[test]
-fn half_precision_gives_nearly_the_pictures_of_flex() {
+fn half_precision_gives_nearly_the_images_of_flex() {
     if !types().contains(&DType::F16) {
         println!("the adapter does not compute in f16");
         return;
@@ -364,8 +364,8 @@ fn program_lists_adapters_and_computes_on_them() {
     };
     let done = run("0");
     assert!(done.status.success(), "{done:?}");
-    let picture = image::open(&path).unwrap();
-    assert_eq!((picture.width(), picture.height()), (64, 64));
+    let image = image::open(&path).unwrap();
+    assert_eq!((image.width(), image.height()), (64, 64));
 
     let failed = run("99");
     assert_eq!(failed.status.code(), Some(1));
@@ -373,7 +373,7 @@ fn program_lists_adapters_and_computes_on_them() {
     assert!(message.contains("there is no device 99"), "{message}");
 }
 
-/// A run on a backend that cannot work here: one message, exit code 1, no picture.
+/// A run on a backend that cannot work here: one message, exit code 1, no image.
 #[track_caller]
 fn check_failure(options: &[&str], environment: &[(&str, &str)], expected: &str) {
     let folder = tempfile::tempdir().unwrap();

@@ -18,7 +18,7 @@ fn world(name: &str) -> TempDir {
     folder
 }
 
-/// Runs the program, which must fail with this message and leave no picture.
+/// Runs the program, which must fail with this message and leave no image.
 #[track_caller]
 fn check(folder: &TempDir, arguments: &[&str], expected: &str) {
     let mut command = common::diffuse(arguments);
@@ -190,7 +190,7 @@ fn seeds_below_zero_are_torchs() {
     assert_eq!(image("-1", "a.png"), image("18446744073709551615", "b.png"));
 }
 
-/// A folder, weights and pictures whose names are not UTF-8.
+/// A folder, weights and images whose names are not UTF-8.
 #[cfg(unix)]
 #[test]
 fn paths_that_are_not_utf8() {

@@ -59,7 +59,7 @@ fn record(path: &str) -> serde_json::Value {
 }
 
 #[test]
-fn picture_says_how_it_was_made() {
+fn image_says_how_it_was_made() {
     let (_folder, path) = output("cat.png");
     let model = model("sd/base");
     let result = diffuse(&[
@@ -93,7 +93,7 @@ fn picture_says_how_it_was_made() {
 }
 
 #[test]
-fn random_seed_is_told_and_makes_the_picture_again() {
+fn random_seed_is_told_and_makes_the_image_again() {
     let (folder, path) = output("first.png");
     let model = model("ddpm/new-names");
     let base = ["ddpm", "--model", &model, "--steps", "2", "--output"];
@@ -108,7 +108,7 @@ fn random_seed_is_told_and_makes_the_picture_again() {
 }
 
 #[test]
-fn several_prompts_and_pictures_are_numbered_prompt_by_prompt() {
+fn several_prompts_and_images_are_numbered_prompt_by_prompt() {
     let (folder, path) = output("out.png");
     let model = model("sd/base");
     let latents = folder
@@ -154,7 +154,7 @@ fn several_prompts_and_pictures_are_numbered_prompt_by_prompt() {
         ]
     );
 
-    // The third picture is the second prompt's first, and is made alone from its seed.
+    // The third image is the second prompt's first, and is made alone from its seed.
     let third = folder.path().join("third.png").display().to_string();
     diffuse(&[
         "txt2img",
@@ -480,11 +480,11 @@ fn outputs_that_would_overwrite_each_other_are_errors() {
     ];
     let result = diffuse(&arguments);
     assert_eq!(result.status.code(), Some(1));
-    assert!(text(&result.stderr).contains("for a picture and for the latents"));
+    assert!(text(&result.stderr).contains("for an image and for the latents"));
 }
 
 #[test]
-fn absurd_numbers_of_pictures_are_errors() {
+fn absurd_numbers_of_images_are_errors() {
     for count in ["1000000", "18446744073709551615"] {
         check_option(&["--num-images", count], "too large a batch");
     }

@@ -116,7 +116,7 @@ impl<B: Backend> Attention<B> {
         ops::attention(query, key, value, self.heads)
     }
 
-    /// Self-attention over the positions of a picture, with norm and residual, as between the
+    /// Self-attention over the positions of an image, with norm and residual, as between the
     /// residual blocks of DDPM networks and of the autoencoder.
     ///
     /// # Shapes

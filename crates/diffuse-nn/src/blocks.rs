@@ -20,7 +20,7 @@ pub enum SpatialAttentionConfig {
     Text(Transformer2DModelConfig),
 }
 
-/// Attention over the positions of a picture.
+/// Attention over the positions of an image.
 #[expect(clippy::large_enum_variant, reason = "there is one a residual block")]
 #[derive(Module, Debug)]
 pub enum SpatialAttention<B: Backend> {

@@ -73,7 +73,7 @@ impl<B: Backend> Linear<B> {
         ops::linear_add(x, self.weight.val(), bias, residual)
     }
 
-    /// Applies the layer to tokens, and adds the result as a picture to `residual`.
+    /// Applies the layer to tokens, and adds the result as an image to `residual`.
     ///
     /// # Shapes
     /// - `x`: `[batch, height · width, d_input]`

@@ -1,4 +1,4 @@
-//! Halving and doubling of the picture size between the levels of a network.
+//! Halving and doubling of the image size between the levels of a network.
 
 use burn::config::Config;
 use burn::module::Module;

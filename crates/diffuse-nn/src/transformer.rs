@@ -134,7 +134,7 @@ impl<B: Backend> BasicTransformerBlock<B> {
     }
 }
 
-/// A layer between picture channels and tokens: a 1x1 convolution or, with `use_linear_projection`,
+/// A layer between image channels and tokens: a 1x1 convolution or, with `use_linear_projection`,
 /// a linear layer. The two compute the same; their weights differ in shape.
 #[derive(Module, Debug)]
 pub enum Projection<B: Backend> {
@@ -160,7 +160,7 @@ impl<B: Backend> Projection<B> {
         ops::linear(tokens, weight, bias)
     }
 
-    /// Projects tokens, and adds the result as a picture to `residual`.
+    /// Projects tokens, and adds the result as an image to `residual`.
     ///
     /// # Shapes
     /// - `tokens`: `[batch, height · width, in]`
@@ -202,7 +202,7 @@ pub struct Transformer2DModelConfig {
     pub use_linear_projection: bool,
 }
 
-/// Transformer blocks over the positions of a picture, with norm, projections and a residual around
+/// Transformer blocks over the positions of an image, with norm, projections and a residual around
 /// them.
 #[derive(Module, Debug)]
 pub struct Transformer2DModel<B: Backend> {

@@ -93,7 +93,7 @@ impl Residual {
 
 /// `[batch, channels, outputs, height, width]`: sizes that are no multiples of anything, and such
 /// as networks have.
-const PICTURES: [[usize; 5]; 7] = [
+const IMAGES: [[usize; 5]; 7] = [
     [1, 3, 5, 1, 1],
     [2, 5, 3, 7, 2],
     [1, 16, 17, 32, 32],
@@ -159,7 +159,7 @@ fn convolutions() {
                 Some(residual) => ops::conv2d_add(x, weight, bias, geometry, residual),
             })
         }
-        for shape in PICTURES {
+        for shape in IMAGES {
             let halving = |stride, padding_start| ConvGeometry {
                 stride,
                 padding_start,
@@ -297,7 +297,7 @@ fn linear_layers() {
 }
 
 #[test]
-fn linear_layers_to_a_picture() {
+fn linear_layers_to_an_image() {
     on_threads(|| {
         fn apply<B: Backend>(
             [height, width, d_input]: [usize; 3],
@@ -307,12 +307,12 @@ fn linear_layers_to_a_picture() {
             let bias = bias.then(|| numbers(3, [19]));
             let x = numbers::<B, 3>(1, [2, height * width, d_input]);
             let weight = numbers(2, [19, d_input]) * fan_in(d_input, 1);
-            let picture = numbers(4, [2, 19, height, width]);
+            let image = numbers(4, [2, 19, height, width]);
             let layer = LinearToImage {
                 x: x.clone(),
                 weight: weight.clone(),
                 bias: bias.clone(),
-                residual: picture,
+                residual: image,
             };
             check_taken::<B, _, _>(layer.run());
             residual.apply([2, 19, height, width], |residual| {
@@ -382,8 +382,8 @@ fn weights_in_half_precision_are_widened() {
                 LinearGeglu { x, weight, bias }.run().unwrap()
             });
         }
-        let pictures = PICTURES.into_iter().chain([[1, 500, 600, 5, 4]]);
-        for [batch, channels, outputs, height, width] in pictures {
+        let images = IMAGES.into_iter().chain([[1, 500, 600, 5, 4]]);
+        for [batch, channels, outputs, height, width] in images {
             for (kernel, stride) in [(1, 1), (3, 1), (3, 2)] {
                 let geometry = ConvGeometry {
                     stride,

@@ -1,4 +1,4 @@
-//! Unconditional pictures (Ho et al. 2020, <https://arxiv.org/abs/2006.11239>, algorithm 2; with
+//! Unconditional images (Ho et al. 2020, <https://arxiv.org/abs/2006.11239>, algorithm 2; with
 //! [`DDIMPipeline`]: Song et al. 2020, <https://arxiv.org/abs/2010.02502>).
 
 use std::ops::ControlFlow;
@@ -17,16 +17,16 @@ use crate::folder::{ModelIndex, PipelineKind, component_folder, load_scheduler, 
 use crate::generation::{
     StageTimes, check_finite, check_generators, check_pixels, seeds_or_random,
 };
-use crate::{Generated, PipelineError, StepEvent, generators, to_pictures};
+use crate::{Generated, PipelineError, StepEvent, generators, to_images};
 
 /// Options of [`DDPMPipeline`], by the reference's names and with its defaults.
 #[derive(Debug, Clone)]
 pub struct DDPMOptions {
-    /// Number of pictures.
+    /// Number of images.
     pub batch_size: usize,
     /// Number of steps.
     pub num_inference_steps: usize,
-    /// None: one at random. One: a generator for the whole batch. As many as pictures: a generator
+    /// None: one at random. One: a generator for the whole batch. As many as images: a generator
     /// each.
     pub seeds: Vec<u64>,
     /// What the scheduler's steps take: `eta` and `use_clipped_model_output` of DDIM, for example.
@@ -46,7 +46,7 @@ impl Default for DDPMOptions {
 
 /// Unconditional generation with a UNet and any scheduler.
 pub struct DDPMPipeline<B: Backend> {
-    /// Predicts the noise in a picture.
+    /// Predicts the noise in an image.
     pub unet: UNet2DModel<B>,
     /// Takes the noise out, step by step.
     pub scheduler: Box<dyn Scheduler<B>>,
@@ -84,7 +84,7 @@ impl<B: Backend> DDPMPipeline<B> {
         Ok(Self { unet, scheduler })
     }
 
-    /// Generates pictures.
+    /// Generates images.
     ///
     /// # Errors
     /// If an option makes no sense, or the result is not finite.
@@ -141,7 +141,7 @@ impl<B: Backend> DDPMPipeline<B> {
         let images = if interrupted {
             Vec::new()
         } else {
-            to_pictures(sample.clone())?
+            to_images(sample.clone())?
         };
         Ok(Generated {
             images,
@@ -185,7 +185,7 @@ impl<B: Backend> DDPMPipeline<B> {
         Ok(size.dims())
     }
 
-    /// What a UNet gives must be what the scheduler takes, and a picture.
+    /// What a UNet gives must be what the scheduler takes, and an image.
     fn check_parts(&self) -> Result<(), PipelineError> {
         let config = self.unet.config();
         let [from, to] = [config.in_channels, config.out_channels];
@@ -196,7 +196,7 @@ impl<B: Backend> DDPMPipeline<B> {
         let expected = if learned { 2 * from } else { from };
         if from != 3 && from != 1 {
             Err(PipelineError::Parts(format!(
-                "a picture has 3 channels or 1, but the UNet's `in_channels` is {from}"
+                "an image has 3 channels or 1, but the UNet's `in_channels` is {from}"
             )))
         } else if to != expected {
             Err(PipelineError::Parts(format!(
@@ -217,16 +217,16 @@ impl<B: Backend> DDPMPipeline<B> {
 /// Options of [`DDIMPipeline`], by the reference's names and with its defaults.
 #[derive(Debug, Clone)]
 pub struct DDIMOptions {
-    /// Number of pictures.
+    /// Number of images.
     pub batch_size: usize,
     /// Number of steps.
     pub num_inference_steps: usize,
-    /// None: one at random. One: a generator for the whole batch. As many as pictures: a generator
+    /// None: one at random. One: a generator for the whole batch. As many as images: a generator
     /// each.
     pub seeds: Vec<u64>,
     /// How much noise each step adds, from 0 (none) to 1 (as DDPM).
     pub eta: f64,
-    /// Whether the noise is computed again from the clipped picture.
+    /// Whether the noise is computed again from the clipped image.
     pub use_clipped_model_output: bool,
 }
 
@@ -291,7 +291,7 @@ impl<B: Backend> DDIMPipeline<B> {
         Self::new(DDPMPipeline::from_pretrained(folder, device)?)
     }
 
-    /// Generates pictures.
+    /// Generates images.
     ///
     /// # Errors
     /// If an option makes no sense, or the result is not finite.

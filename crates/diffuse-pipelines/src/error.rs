@@ -72,7 +72,7 @@ pub enum PipelineError {
          half precision"
     )]
     NotFinite {
-        /// `latents` or `pictures`.
+        /// `latents` or `images`.
         what: &'static str,
     },
 }

@@ -16,7 +16,7 @@ use crate::PipelineError;
 /// The file that says which components a pipeline has.
 pub const MODEL_INDEX_NAME: &str = "model_index.json";
 
-/// Components that a pipeline needs for no picture, and the scheduler, which is chosen
+/// Components that a pipeline needs for no image, and the scheduler, which is chosen
 /// apart.
 const IGNORED: [&str; 4] = [
     "scheduler",
@@ -179,7 +179,7 @@ impl PipelineKind {
         })
     }
 
-    /// Checks that an index has these components and no others that would change the picture.
+    /// Checks that an index has these components and no others that would change the image.
     ///
     /// # Errors
     /// If it has not.

@@ -33,7 +33,7 @@ pub struct StageTimes {
     pub encode: Duration,
     /// Noise to latents: all steps.
     pub denoise: Duration,
-    /// Latents to pictures.
+    /// Latents to images.
     pub decode: Duration,
 }
 
@@ -43,7 +43,7 @@ pub struct Generated<B: Backend> {
     /// The images, prompt by prompt; none if the callback stopped the run.
     pub images: Vec<RgbImage>,
     /// What the last step left, in `f32`: `[batch, channels, height, width]`. Stable Diffusion's
-    /// are not yet divided by the autoencoder's scaling factor; DDPM's are the picture before it is
+    /// are not yet divided by the autoencoder's scaling factor; DDPM's are the image before it is
     /// clamped to `[-1, 1]`.
     pub latents: Tensor<B, 4>,
     /// The timesteps of the model calls.
@@ -76,10 +76,10 @@ pub(crate) fn check_generators(count: usize, batch: usize) -> Result<(), Pipelin
     )))
 }
 
-/// The most pixels of a run: 1024 pictures of 512 x 512.
+/// The most pixels of a run: 1024 images of 512 x 512.
 const MAX_PIXELS: usize = 1 << 28;
 
-/// Checks that a batch of pictures is not absurdly large.
+/// Checks that a batch of images is not absurdly large.
 pub(crate) fn check_pixels(batch: usize, [height, width]: [usize; 2]) -> Result<(), PipelineError> {
     let pixels = height
         .checked_mul(width)
@@ -88,7 +88,7 @@ pub(crate) fn check_pixels(batch: usize, [height, width]: [usize; 2]) -> Result<
         return Ok(());
     }
     Err(PipelineError::Options(format!(
-        "{batch} pictures of {width} x {height} are too large a batch: at most {MAX_PIXELS} pixels at once"
+        "{batch} images of {width} x {height} are too large a batch: at most {MAX_PIXELS} pixels at once"
     )))
 }
 

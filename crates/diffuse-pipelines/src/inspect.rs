@@ -194,7 +194,7 @@ fn inspect_component<B: Backend>(name: &str, class: Option<&str>, folder: &Path)
         Some("StableDiffusionSafetyChecker" | "CLIPImageProcessor" | "CLIPFeatureExtractor") => {
             component
                 .facts
-                .push("not used: pictures are not checked".into());
+                .push("not used: images are not checked".into());
         }
         Some(class) => component.problems.push(format!("{class} is not supported")),
     }

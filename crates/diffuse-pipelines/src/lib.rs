@@ -6,7 +6,7 @@ mod error;
 mod folder;
 mod generation;
 mod guidance;
-mod picture;
+mod image_processor;
 mod stable_diffusion;
 
 pub mod convert;
@@ -20,7 +20,7 @@ pub use error::PipelineError;
 pub use folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind, component_folder};
 pub use generation::{Generated, StageTimes, StepEvent, generators, random_seed};
 pub use guidance::{guide, rescale_noise};
-pub use picture::{to_pictures, to_unit_range};
+pub use image_processor::{to_images, to_unit_range};
 pub use stable_diffusion::{
     EncodedPrompt, PreparedPrompt, StableDiffusionOptions, StableDiffusionParts,
     StableDiffusionPipeline,

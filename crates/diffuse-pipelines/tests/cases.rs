@@ -1,4 +1,4 @@
-//! Whole runs against the reference's: latents and pictures of every recorded case.
+//! Whole runs against the reference's: latents and images of every recorded case.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -111,7 +111,7 @@ fn implemented(scheduler: &str) -> bool {
 }
 
 #[test]
-fn unconditional_runs_give_the_references_pictures() {
+fn unconditional_runs_give_the_references_images() {
     let folder = reference().join("ddpm");
     let cases = read_json(folder.join("cases.json"));
     let device = Default::default();
@@ -145,7 +145,7 @@ fn unconditional_runs_give_the_references_pictures() {
 }
 
 #[test]
-fn text_to_image_runs_give_the_references_pictures() {
+fn text_to_image_runs_give_the_references_images() {
     let folder = reference().join("sd");
     let cases = read_json(folder.join("cases.json"));
     let mut checked = 0;

@@ -1,4 +1,4 @@
-//! Conversion: every layout becomes the same clean folder, and gives the same picture.
+//! Conversion: every layout becomes the same clean folder, and gives the same image.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use image::RgbImage;
 
 type B = Flex;
 
-fn picture(folder: &Path, variant: Option<&str>) -> RgbImage {
+fn image(folder: &Path, variant: Option<&str>) -> RgbImage {
     let options = LoadOptions {
         variant: variant.map(String::from),
         ..LoadOptions::default()
@@ -53,15 +53,15 @@ fn convert_to(source: &Path, target: &Path, options: &ConvertOptions) {
 }
 
 #[test]
-fn converted_folders_give_the_same_picture() {
+fn converted_folders_give_the_same_image() {
     let folder = tempfile::tempdir().unwrap();
     let same = ConvertOptions::default();
 
     let plain = folder.path().join("plain");
     convert_to(&reference().join("sd/base"), &plain, &same);
     assert_eq!(
-        picture(&plain, None),
-        picture(&reference().join("sd/base"), None)
+        image(&plain, None),
+        image(&reference().join("sd/base"), None)
     );
     let vae = plain.join("vae/diffusion_pytorch_model.safetensors");
     let keys = Checkpoint::open(&vae).unwrap();
@@ -74,10 +74,7 @@ fn converted_folders_give_the_same_picture() {
     // Pickles, in half precision.
     let bin = folder.path().join("bin");
     convert_to(&reference().join("sd/bin"), &bin, &same);
-    assert_eq!(
-        picture(&bin, None),
-        picture(&reference().join("sd/bin"), None)
-    );
+    assert_eq!(image(&bin, None), image(&reference().join("sd/bin"), None));
     assert_eq!(
         types(&bin.join("unet/diffusion_pytorch_model.safetensors")),
         ["F16"]
@@ -90,8 +87,8 @@ fn converted_folders_give_the_same_picture() {
     let half = folder.path().join("half");
     convert_to(&reference().join("sd/base"), &half, &variant);
     assert_eq!(
-        picture(&half, None),
-        picture(&reference().join("sd/base"), Some("fp16"))
+        image(&half, None),
+        image(&reference().join("sd/base"), Some("fp16"))
     );
 }
 

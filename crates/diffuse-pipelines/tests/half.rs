@@ -1,4 +1,4 @@
-//! Whole runs in half precision: close to the single-precision picture, and never black.
+//! Whole runs in half precision: close to the single-precision image, and never black.
 
 use burn::tensor::FloatDType;
 use burn_flex::Flex;
@@ -60,13 +60,13 @@ fn types(dtype: FloatDType, weights: Option<FloatDType>) -> LoadOptions {
 }
 
 #[test]
-fn half_precision_gives_nearly_the_same_pictures() {
-    for picture in [text_to_image, unconditional] {
-        let expected = picture(types(FloatDType::F32, None));
+fn half_precision_gives_nearly_the_same_images() {
+    for image in [text_to_image, unconditional] {
+        let expected = image(types(FloatDType::F32, None));
         for (dtype, allowed) in [(FloatDType::F16, 1.0), (FloatDType::BF16, 6.0)] {
             // In all of it, and in the weights alone.
             for load in [types(dtype, None), types(FloatDType::F32, Some(dtype))] {
-                let difference = difference(&picture(load), &expected);
+                let difference = difference(&image(load), &expected);
                 assert!(difference < allowed, "{dtype:?}: {difference}");
                 assert!(difference > 0.0, "{dtype:?} is not used");
             }

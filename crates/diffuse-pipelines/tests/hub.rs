@@ -99,7 +99,7 @@ fn message(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn picture(folder: &Path) -> image::RgbImage {
+fn image(folder: &Path) -> image::RgbImage {
     let device = Default::default();
     let pipeline = StableDiffusionPipeline::<Flex>::from_pretrained(folder, &device).unwrap();
     let options = StableDiffusionOptions {
@@ -145,12 +145,12 @@ fn fetches_what_the_pipeline_needs_and_nothing_else() {
 }
 
 #[test]
-fn pictures_are_those_of_the_folder() {
+fn images_are_those_of_the_folder() {
     let world = World::new();
     let fetched = resolve(SD, &PipelineFiles::default(), &world.options()).unwrap();
-    assert_eq!(picture(&fetched), picture(&reference().join("sd/base")));
+    assert_eq!(image(&fetched), image(&reference().join("sd/base")));
     let fetched = resolve(BIN, &PipelineFiles::default(), &world.options()).unwrap();
-    assert_eq!(picture(&fetched), picture(&reference().join("sd/bin")));
+    assert_eq!(image(&fetched), image(&reference().join("sd/bin")));
 
     let cat = |folder: &Path| {
         let device = Default::default();

@@ -317,7 +317,7 @@ fn one_pipeline_serves_several_threads() {
 }
 
 #[test]
-fn embeddings_in_place_of_prompts_give_the_same_picture() {
+fn embeddings_in_place_of_prompts_give_the_same_image() {
     let folder = reference().join("sd/base");
     let pipeline =
         StableDiffusionPipeline::<B>::from_pretrained(folder, &Default::default()).unwrap();

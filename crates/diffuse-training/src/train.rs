@@ -24,7 +24,7 @@ use crate::ema;
 /// What every training program takes.
 #[derive(Debug, Clone, Args)]
 pub struct Settings {
-    /// Folder for checkpoint, log and sample pictures; a run goes on from the checkpoint that it
+    /// Folder for checkpoint, log and sample images; a run goes on from the checkpoint that it
     /// finds there
     #[arg(long, default_value = "training")]
     pub folder: PathBuf,
@@ -41,7 +41,7 @@ pub struct Settings {
     /// Where random numbers start
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Steps between sample pictures
+    /// Steps between sample images
     #[arg(long, default_value_t = 500)]
     pub sample_every: usize,
     /// Steps between checkpoints
@@ -79,7 +79,7 @@ pub trait Task<B: AutodiffBackend> {
     /// The loss of a step, and its parts by name for the log.
     fn loss(&self, model: &Self::Model, seed: u64) -> Result<Loss<B>>;
 
-    /// Makes a picture of what averaged weights can do.
+    /// Makes an image of what averaged weights can do.
     fn sample(
         &self,
         model: <Self::Model as AutodiffModule<B>>::InnerModule,
@@ -237,7 +237,7 @@ mod tests {
 
     type B = burn::backend::Autodiff<Flex>;
 
-    /// The noise in a picture that is always the same.
+    /// The noise in an image that is always the same.
     struct Noise {
         fails_at: Option<u64>,
     }
@@ -250,12 +250,12 @@ mod tests {
             let device = Default::default();
             let shape = [2, 3, 8, 8];
             let waves = (0..3 * 64).map(|i| (i as f32 / 5.0).sin()).collect();
-            let picture = Tensor::<B, 4>::from_data(TensorData::new(waves, [1, 3, 8, 8]), &device);
+            let image = Tensor::<B, 4>::from_data(TensorData::new(waves, [1, 3, 8, 8]), &device);
             let mut generator = diffuse_pipelines::schedulers::Generator::new(seed);
             let dtype = burn::tensor::DType::F32;
             let noise = TensorData::new(generator.normal(2 * 3 * 64, dtype), shape);
             let noise = Tensor::<B, 4>::from_data(noise, &device);
-            let predicted = model.forward(picture + noise.clone(), 500.0);
+            let predicted = model.forward(image + noise.clone(), 500.0);
             Ok(((predicted - noise).powi_scalar(2).mean(), vec![]))
         }
 

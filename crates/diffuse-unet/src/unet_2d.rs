@@ -61,7 +61,7 @@ impl UNet2DUpBlock {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UNet2DConfig {
-    /// Height and width of the pictures.
+    /// Height and width of the images.
     pub sample_size: Option<SampleSize>,
     /// Channels of the input.
     pub in_channels: usize,
@@ -325,11 +325,11 @@ impl UNet2DConfig {
     }
 }
 
-/// A UNet that predicts, from a noisy picture and its timestep, the noise in it (or what the
+/// A UNet that predicts, from a noisy image and its timestep, the noise in it (or what the
 /// scheduler's `prediction_type` says).
 #[derive(Module, Debug)]
 pub struct UNet2DModel<B: Backend> {
-    /// From the picture to the first level's channels.
+    /// From the image to the first level's channels.
     pub conv_in: Conv2d<B>,
     /// From the sinusoidal embedding to the one that blocks take.
     pub time_embedding: TimestepEmbedding<B>,
@@ -341,7 +341,7 @@ pub struct UNet2DModel<B: Backend> {
     pub up_blocks: Vec<UpBlock2D<B>>,
     /// The norm before the output.
     pub conv_norm_out: GroupNorm<B>,
-    /// To the picture's channels.
+    /// To the image's channels.
     pub conv_out: Conv2d<B>,
     #[module(skip)]
     config: UNet2DConfig,

@@ -1,4 +1,4 @@
-//! The autoencoder between pictures and latents (Kingma & Welling 2013,
+//! The autoencoder between images and latents (Kingma & Welling 2013,
 //! <https://arxiv.org/abs/1312.6114>; this one: Rombach et al. 2022,
 //! <https://arxiv.org/abs/2112.10752>, appendix G).
 
@@ -36,15 +36,15 @@ pub enum AutoencoderKLUpBlock {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AutoencoderKLConfig {
-    /// Channels of the pictures that are encoded.
+    /// Channels of the images that are encoded.
     pub in_channels: usize,
-    /// Channels of the pictures that are decoded.
+    /// Channels of the images that are decoded.
     pub out_channels: usize,
     /// Levels of the encoder.
     pub down_block_types: Vec<AutoencoderKLDownBlock>,
     /// Levels of the decoder.
     pub up_block_types: Vec<AutoencoderKLUpBlock>,
-    /// Channels of each level, from the picture down.
+    /// Channels of each level, from the image down.
     pub block_out_channels: Vec<usize>,
     /// Residual blocks of each encoder level; a decoder level has one more.
     pub layers_per_block: usize,
@@ -54,7 +54,7 @@ pub struct AutoencoderKLConfig {
     pub latent_channels: usize,
     /// Groups of all norms.
     pub norm_num_groups: usize,
-    /// Height and width of the pictures it was trained on.
+    /// Height and width of the images it was trained on.
     pub sample_size: SampleSize,
     /// Latents are multiplied by it for the UNet, so that they have about unit variance.
     pub scaling_factor: f64,
@@ -257,10 +257,10 @@ fn conv3x3<B: Backend>(channels: [usize; 2], device: &B::Device) -> Conv2d<B> {
     Conv2dConfig::new(channels, 3).with_padding(1).init(device)
 }
 
-/// From a picture to the moments of its latents.
+/// From an image to the moments of its latents.
 #[derive(Module, Debug)]
 pub struct Encoder<B: Backend> {
-    /// From the picture to the first level's channels.
+    /// From the image to the first level's channels.
     pub conv_in: Conv2d<B>,
     /// The way down.
     pub down_blocks: Vec<DownBlock2D<B>>,
@@ -286,7 +286,7 @@ impl<B: Backend> Encoder<B> {
     }
 }
 
-/// From latents to a picture.
+/// From latents to an image.
 #[derive(Module, Debug)]
 pub struct Decoder<B: Backend> {
     /// From the latents to the bottom level's channels.
@@ -297,7 +297,7 @@ pub struct Decoder<B: Backend> {
     pub up_blocks: Vec<UpBlock2D<B>>,
     /// The norm before the output.
     pub conv_norm_out: GroupNorm<B>,
-    /// To the picture's channels.
+    /// To the image's channels.
     pub conv_out: Conv2d<B>,
 }
 
@@ -317,9 +317,9 @@ impl<B: Backend> Decoder<B> {
 /// The variational autoencoder of Stable Diffusion.
 #[derive(Module, Debug)]
 pub struct AutoencoderKL<B: Backend> {
-    /// From a picture to the moments of its latents.
+    /// From an image to the moments of its latents.
     pub encoder: Encoder<B>,
-    /// From latents to a picture.
+    /// From latents to an image.
     pub decoder: Decoder<B>,
     /// After the encoder.
     pub quant_conv: Option<Conv2d<B>>,
@@ -346,7 +346,7 @@ impl<B: Backend> Pretrained<B> for AutoencoderKL<B> {
 }
 
 impl<B: Backend> AutoencoderKL<B> {
-    /// The distribution of a picture's latents, not yet multiplied by `scaling_factor`.
+    /// The distribution of an image's latents, not yet multiplied by `scaling_factor`.
     ///
     /// # Shapes
     /// - `image`: `[batch, in_channels, height, width]` in `[-1, 1]`, sides multiples of 8
@@ -359,7 +359,7 @@ impl<B: Backend> AutoencoderKL<B> {
         })
     }
 
-    /// The picture of latents, which are already divided by `scaling_factor`.
+    /// The image of latents, which are already divided by `scaling_factor`.
     ///
     /// # Shapes
     /// - `latents`: `[batch, latent_channels, height, width]`

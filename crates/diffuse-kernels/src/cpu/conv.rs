@@ -1,4 +1,4 @@
-//! Convolutions as matrix products: 1x1 ones are, small pictures and convolutions with a stride
+//! Convolutions as matrix products: 1x1 ones are, small images and convolutions with a stride
 //! become columns, large ones go through `winograd.rs`.
 
 use burn::tensor::{Tensor, backend::Backend};
@@ -14,14 +14,14 @@ use crate::{Conv2d, ConvGeometry};
 
 /// Values of columns that are held at once, if that is a channel or more.
 const VALUES: usize = 1 << 21;
-/// Positions of all pictures from which on transforming the filters pays.
+/// Positions of all images from which on transforming the filters pays.
 const POSITIONS: usize = 1 << 6;
 /// Channels from which on 36 small products are faster than one.
 const CHANNELS: usize = 16;
 
-/// A batch of pictures: `[batch, channels, height, width]`.
+/// A batch of images: `[batch, channels, height, width]`.
 #[derive(Clone, Copy)]
-pub struct Pictures<'a> {
+pub struct Images<'a> {
     pub values: &'a [f32],
     pub batch: usize,
     pub channels: usize,
@@ -29,14 +29,14 @@ pub struct Pictures<'a> {
     pub width: usize,
 }
 
-impl<'a> Pictures<'a> {
+impl<'a> Images<'a> {
     pub fn area(&self) -> usize {
         self.height * self.width
     }
 
-    /// One channel of one picture.
-    pub fn channel(&self, picture: usize, channel: usize) -> &'a [f32] {
-        let start = (picture * self.channels + channel) * self.area();
+    /// One channel of one image.
+    pub fn channel(&self, image: usize, channel: usize) -> &'a [f32] {
+        let start = (image * self.channels + channel) * self.area();
         &self.values[start..start + self.area()]
     }
 }
@@ -68,7 +68,7 @@ pub fn conv2d<B: Backend>(mut operation: Conv2d<B>) -> Result<Tensor<B, 4>, Conv
         (x, [height, width])
     };
     let accumulate = operation.residual.is_some();
-    let pictures = Pictures {
+    let images = Images {
         values: x.as_slice(),
         batch,
         channels,
@@ -92,11 +92,11 @@ pub fn conv2d<B: Backend>(mut operation: Conv2d<B>) -> Result<Tensor<B, 4>, Conv
     let bias = bias.as_slice();
     let is_large = batch * height * width >= POSITIONS && channels.min(outputs) >= CHANNELS;
     if kernel == 1 {
-        pointwise(pictures, weight, bias, out);
+        pointwise(images, weight, bias, out);
     } else if keeps_size && is_large {
-        winograd(pictures, weight, bias, out);
+        winograd(images, weight, bias, out);
     } else {
-        as_columns(pictures, weight, bias, geometry, size, out);
+        as_columns(images, weight, bias, geometry, size, out);
     }
     if let Some(Some(bias)) = channel_bias {
         add_to_channels(results.make_mut(), bias.as_slice(), rows * columns);
@@ -104,28 +104,28 @@ pub fn conv2d<B: Backend>(mut operation: Conv2d<B>) -> Result<Tensor<B, 4>, Conv
     Ok(results.tensor())
 }
 
-/// Pictures that are made.
+/// Images that are made.
 pub struct Outputs<'a> {
     pub values: &'a mut [f32],
     /// Whether results are added to the values there.
     pub accumulate: bool,
 }
 
-/// A 1x1 convolution: a matrix product for each picture.
-fn pointwise(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_>) {
+/// A 1x1 convolution: a matrix product for each image.
+fn pointwise(x: Images<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_>) {
     let (area, channels) = (x.area(), x.channels);
     let weight = Rows::new(weight, channels);
     let start = Start {
         bias: Bias::OfRows(bias),
         accumulate: out.accumulate,
     };
-    let convolve = |out: &mut [f32], picture: &[f32]| {
+    let convolve = |out: &mut [f32], image: &[f32]| {
         product(
             out,
             area,
             weight,
             #[inline(always)]
-            |first, lines| pack_columns(picture, area, first..area, channels, lines),
+            |first, lines| pack_columns(image, area, first..area, channels, lines),
             #[inline(always)]
             |position, [sums], out| start.plus(position, sums, out),
         );
@@ -133,17 +133,17 @@ fn pointwise(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_
     // Two at a time: while threads wait for others in one product, they find work in the next.
     let size = bias.len() * area;
     let pairs = out.values.chunks_mut(2 * size);
-    for (out, pictures) in pairs.zip(x.values.chunks(2 * channels * area)) {
-        let pictures = pictures.par_chunks(channels * area);
-        let pair = out.par_chunks_mut(size).zip(pictures);
-        pair.for_each(|(out, picture)| convolve(out, picture));
+    for (out, images) in pairs.zip(x.values.chunks(2 * channels * area)) {
+        let images = images.par_chunks(channels * area);
+        let pair = out.par_chunks_mut(size).zip(images);
+        pair.for_each(|(out, image)| convolve(out, image));
     }
 }
 
-/// `im2col`: each output's neighbourhood becomes a column, and a 3x3 convolution to pictures of
+/// `im2col`: each output's neighbourhood becomes a column, and a 3x3 convolution to images of
 /// this `size` a matrix product.
 pub fn as_columns(
-    x: Pictures<'_>,
+    x: Images<'_>,
     weight: Weights<'_>,
     bias: &[f32],
     geometry: ConvGeometry,
@@ -161,11 +161,11 @@ pub fn as_columns(
         let bias = Bias::OfRows(bias);
         for first in (0..x.channels).step_by(at_once) {
             let count = at_once.min(x.channels - first);
-            // Rows of channels, of taps in them, of pictures in those.
+            // Rows of channels, of taps in them, of images in those.
             let rows = columns.par_chunks_mut(area).take(count * 9 * x.batch);
             rows.enumerate().for_each(|(index, row)| {
-                let (tap, picture) = (index / x.batch, index % x.batch);
-                let from = x.channel(picture, first + tap / 9);
+                let (tap, image) = (index / x.batch, index % x.batch);
+                let from = x.channel(image, first + tap / 9);
                 let tap = [tap % 9 / 3, tap % 3];
                 seen_by(tap, from, [x.height, x.width], geometry, size, row);
             });
@@ -191,8 +191,8 @@ pub fn as_columns(
     convolve(sums, false);
     let channels = out.values.par_chunks_mut(area).enumerate();
     channels.for_each(|(index, values)| {
-        let (picture, output) = (index / outputs, index % outputs);
-        let sums = &sums[output * positions + picture * area..][..area];
+        let (image, output) = (index / outputs, index % outputs);
+        let sums = &sums[output * positions + image * area..][..area];
         if out.accumulate {
             values
                 .iter_mut()
@@ -204,7 +204,7 @@ pub fn as_columns(
     });
 }
 
-/// What one of the nine taps of a 3x3 kernel sees of a picture at each output, with zeros outside.
+/// What one of the nine taps of a 3x3 kernel sees of an image at each output, with zeros outside.
 fn seen_by(
     tap: [usize; 2],
     from: &[f32],
@@ -214,7 +214,7 @@ fn seen_by(
     to: &mut [f32],
 ) {
     let (stride, padding) = (geometry.stride, geometry.padding_start);
-    // Outputs at which it sees the picture itself.
+    // Outputs at which it sees the image itself.
     let inside = |tap: usize, inputs: usize, outputs: usize| {
         let first = padding.saturating_sub(tap).div_ceil(stride);
         first

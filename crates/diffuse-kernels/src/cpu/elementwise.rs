@@ -100,11 +100,11 @@ fn concat<B: Backend>(a: &Tensor<B, 4>, b: &Tensor<B, 4>) -> Option<Tensor<B, 4>
     }
     let size = (channels + others) * height * width;
     let mut out = PooledBuffer::new(batch * size);
-    let pictures = out
+    let images = out
         .par_chunks_mut(size)
         .zip(a.par_chunks(a.len() / batch))
         .zip(b.par_chunks(b.len() / batch));
-    pictures.for_each(|((out, a), b)| {
+    images.for_each(|((out, a), b)| {
         let (first, second) = out.split_at_mut(a.len());
         copy(first, a);
         copy(second, b);

@@ -455,10 +455,10 @@ pub fn linear_to_image<B: Backend>(
         return Ok(results.tensor());
     }
     let bias = Bias::OfRows(bias.as_slice());
-    let pictures = out
+    let images = out
         .chunks_mut(out.len() / batch)
         .zip(x.chunks(x.len() / batch));
-    for (out, x) in pictures {
+    for (out, x) in images {
         let (x, weight) = (
             Rows::new(Weights::F32(x), d_input),
             Rows::new(weight, d_input),

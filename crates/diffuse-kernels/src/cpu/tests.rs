@@ -36,7 +36,7 @@ fn on_threads(test: impl Fn() + Sync) {
 
 /// `[batch, channels, outputs, height, width]`: sizes that are no multiples of anything, and such
 /// as networks have.
-const PICTURES: [[usize; 5]; 7] = [
+const IMAGES: [[usize; 5]; 7] = [
     [1, 3, 5, 1, 1],
     [2, 5, 3, 7, 2],
     [1, 16, 17, 32, 32],
@@ -56,7 +56,7 @@ fn each_way_of_a_3x3_convolution() {
     on_threads(|| {
         // The last has more squares than are transformed at once, and more outputs than a task.
         let more = [[1, 512, 70, 88, 90]];
-        for [batch, channels, outputs, height, width] in PICTURES.into_iter().chain(more) {
+        for [batch, channels, outputs, height, width] in IMAGES.into_iter().chain(more) {
             let x: Tensor<Flex, 4> = numbers(1, [batch, channels, height, width]);
             let weight: Tensor<Flex, 4> =
                 numbers(2, [outputs, channels, 3, 3]) * fan_in(channels, 3);
@@ -66,7 +66,7 @@ fn each_way_of_a_3x3_convolution() {
                 Values::of(&weight).unwrap(),
                 Values::of(&bias).unwrap(),
             ];
-            let pictures = conv::Pictures {
+            let images = conv::Images {
                 values: x.as_slice(),
                 batch,
                 channels,
@@ -76,7 +76,7 @@ fn each_way_of_a_3x3_convolution() {
             let size = batch * outputs * height * width;
             let (weight, bias) = (Weights::F32(weight.as_slice()), bias.as_slice());
             let filters = matrix::Rows::new(weight, 9 * channels);
-            let (geometry, picture) = (ConvGeometry::same(3), [height, width]);
+            let (geometry, image) = (ConvGeometry::same(3), [height, width]);
             for accumulate in [false, true] {
                 let made = |way: &dyn Fn(conv::Outputs<'_>)| {
                     let mut values = match accumulate {
@@ -93,9 +93,9 @@ fn each_way_of_a_3x3_convolution() {
                     TensorData::new(values, [size])
                 };
                 let columns =
-                    made(&|out| conv::as_columns(pictures, weight, bias, geometry, picture, out));
-                let squares = made(&|out| winograd::by_squares(pictures, filters, bias, out));
-                let outputs = made(&|out| winograd::by_outputs(pictures, filters, bias, out));
+                    made(&|out| conv::as_columns(images, weight, bias, geometry, image, out));
+                let squares = made(&|out| winograd::by_squares(images, filters, bias, out));
+                let outputs = made(&|out| winograd::by_outputs(images, filters, bias, out));
                 check_close(columns, squares.clone(), 5e-5);
                 check_close(squares, outputs, 1e-6);
             }

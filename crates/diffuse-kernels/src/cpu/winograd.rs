@@ -6,7 +6,7 @@
 //! g Gᵀ`; back, `Y = Aᵀ M A`. That is 4 times fewer multiplications, as 36 matrix products over all
 //! squares and channels.
 //!
-//! Of large pictures, filters are transformed once, and the columns of products are squares
+//! Of large images, filters are transformed once, and the columns of products are squares
 //! ([`by_squares`]); of small ones, inputs are transformed once, and the columns are outputs
 //! ([`by_outputs`]), so that even few squares fill the tiles.
 
@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::conv::{Outputs, Pictures};
+use super::conv::{Images, Outputs};
 use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
 use super::matrix::{Rows, TASKS, in_parts};
 use super::memory::PooledBuffer;
@@ -53,13 +53,13 @@ const PAD: usize = 2;
 type Sums = [Line; ROWS];
 /// What comes of 36 products, lane by lane.
 type Square = [[Line; OUT]; OUT];
-/// A row of squares of a picture: the values of each output.
+/// A row of squares of an image: the values of each output.
 type Strip<'a> = Vec<&'a mut [f32]>;
 
-/// The strips of all pictures.
-fn strips<'a>(x: &Pictures<'_>, outputs: usize, values: &'a mut [f32]) -> Vec<Strip<'a>> {
-    let pictures = values.chunks_mut(outputs * x.area());
-    let strips = pictures.flat_map(|out| in_parts(out.chunks_mut(x.area()), OUT * x.width));
+/// The strips of all images.
+fn strips<'a>(x: &Images<'_>, outputs: usize, values: &'a mut [f32]) -> Vec<Strip<'a>> {
+    let images = values.chunks_mut(outputs * x.area());
+    let strips = images.flat_map(|out| in_parts(out.chunks_mut(x.area()), OUT * x.width));
     strips.collect()
 }
 
@@ -68,21 +68,21 @@ fn strips<'a>(x: &Pictures<'_>, outputs: usize, values: &'a mut [f32]) -> Vec<St
 struct Place {
     /// Of some.
     strip: usize,
-    picture: usize,
+    image: usize,
     top: usize,
     left: usize,
 }
 
 impl Place {
     /// The squares of some strips.
-    fn all(x: &Pictures<'_>, strips: Range<usize>) -> Vec<Self> {
-        let of_picture = x.height.div_ceil(OUT);
+    fn all(x: &Images<'_>, strips: Range<usize>) -> Vec<Self> {
+        let of_image = x.height.div_ceil(OUT);
         let mut places = Vec::new();
         for (index, strip) in strips.enumerate() {
             places.extend((0..x.width).step_by(OUT).map(|left| Self {
                 strip: index,
-                picture: strip / of_picture,
-                top: strip % of_picture * OUT,
+                image: strip / of_image,
+                top: strip % of_image * OUT,
                 left,
             }));
         }
@@ -95,11 +95,11 @@ impl Place {
     }
 }
 
-/// The inputs of neighbouring squares in one channel, with zeros outside of the picture, into the
+/// The inputs of neighbouring squares in one channel, with zeros outside of the image, into the
 /// lanes from `lane` on.
 #[inline(always)]
 fn gather(
-    x: &Pictures<'_>,
+    x: &Images<'_>,
     channel: usize,
     places: &[Place],
     lane: usize,
@@ -108,7 +108,7 @@ fn gather(
     /// Squares at once: what is the same for all of them is then known to the compiler.
     const SOME: usize = 4;
     let (place, count) = (places[0], places.len());
-    let from = x.channel(place.picture, channel);
+    let from = x.channel(place.image, channel);
     for (dy, inputs) in squares.iter_mut().enumerate() {
         let row = (place.top + dy).checked_sub(1);
         let Some(row) = row.filter(|row| *row < x.height) else {
@@ -210,7 +210,7 @@ fn result<const ACCUMULATE: bool>(value: f32, output: f32) -> f32 {
 
 /// `out = x * weight + bias`, or `out += ..`, with a padding of 1: `weight` is `[outputs, channels,
 /// 3, 3]`.
-pub fn winograd(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_>) {
+pub fn winograd(x: Images<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_>) {
     let weight = Rows::new(weight, x.channels * 9);
     let (squares, threads) = (squares(&x), rayon::current_num_threads());
     // What a thread reads of the filters of all outputs, and else of the inputs of all squares, in
@@ -225,8 +225,8 @@ pub fn winograd(x: Pictures<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs
     }
 }
 
-/// Squares of all pictures.
-fn squares(x: &Pictures<'_>) -> usize {
+/// Squares of all images.
+fn squares(x: &Images<'_>) -> usize {
     x.batch * x.height.div_ceil(OUT) * x.width.div_ceil(OUT)
 }
 
@@ -240,8 +240,8 @@ fn squares_a_task(squares: usize) -> usize {
 }
 
 /// Transforms all filters, and then does everything else for a few squares at a time: of large
-/// pictures, little goes through memory so. Squares are the columns of products.
-pub fn by_squares(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<'_>) {
+/// images, little goes through memory so. Squares are the columns of products.
+pub fn by_squares(x: Images<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<'_>) {
     let (channels, outputs) = (x.channels, bias.len());
     let stride = channels + PAD;
     let mut filters = PooledBuffer::new(outputs.div_ceil(ROWS) * PRODUCTS * stride * ROWS);
@@ -374,7 +374,7 @@ fn finish_squares<const ACCUMULATE: bool>(
 
 /// Transforms the inputs of many squares, and then does everything else for some outputs at a time,
 /// and some of the squares: their filters stay in the cache. Outputs are the columns of products.
-pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<'_>) {
+pub fn by_outputs(x: Images<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<'_>) {
     let (channels, outputs) = (x.channels, bias.len());
     let threads = rayon::current_num_threads();
     let mut strips = strips(&x, outputs, out.values);
@@ -462,7 +462,7 @@ pub fn by_outputs(x: Pictures<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<
 
 /// Transforms the inputs of the squares of some parts, each with as many tiles: of each part,
 /// [`CHANNELS`] at a time, `[36, tiles, channels]`, as products read them.
-fn transform_parts(x: &Pictures<'_>, parts: &[Vec<Place>], tiles: usize, inputs: &mut [Column]) {
+fn transform_parts(x: &Images<'_>, parts: &[Vec<Place>], tiles: usize, inputs: &mut [Column]) {
     // Some channels of some squares a task.
     let panels = parts.iter().map(|places| places.len().div_ceil(LANES));
     let blocks = panels.sum::<usize>() * x.channels.div_ceil(CHANNELS);
@@ -537,7 +537,7 @@ fn finish_outputs<const ACCUMULATE: bool>(
 /// of the 36 products some lanes, after the first of them.
 #[inline(always)]
 fn transform_inputs(
-    x: &Pictures<'_>,
+    x: &Images<'_>,
     places: &[Place],
     channels: Range<usize>,
     mut store: impl FnMut(usize, usize, usize, &[f32]),

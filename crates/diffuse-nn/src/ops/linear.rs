@@ -107,7 +107,7 @@ fn any_linear<B: Backend, const D: usize>(operation: Linear<B, D>) -> Tensor<B, 
     }
 }
 
-/// A linear layer from tokens to a picture's positions, and a residual that the picture is added
+/// A linear layer from tokens to an image's positions, and a residual that the image is added
 /// to.
 ///
 /// # Shapes

@@ -43,7 +43,7 @@ pub fn concat_channels<B: Backend>(a: Tensor<B, 4>, b: Tensor<B, 4>) -> Tensor<B
     assert_eq!(
         [batch, height, width],
         [other, rows, columns],
-        "pictures of two sizes"
+        "images of two sizes"
     );
     ConcatChannels { a, b }
         .run()

@@ -6,10 +6,10 @@ use diffuse_unet::Pretrained;
 use image::RgbImage;
 
 use super::StableDiffusionPipeline;
-use crate::{PipelineError, to_pictures};
+use crate::{PipelineError, to_images};
 
 impl<B: Backend> StableDiffusionPipeline<B> {
-    /// The pictures of latents, which are not yet divided by the autoencoder's scaling factor. They
+    /// The images of latents, which are not yet divided by the autoencoder's scaling factor. They
     /// are decoded one after the other: a batch would need the memory of all at once.
     ///
     /// # Shapes
@@ -21,20 +21,20 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         let latents = latents.cast(DType::F32) / self.vae.config().scaling_factor;
         let dtype = float_dtype(&self.vae);
         let mut exact = None;
-        let mut pictures = Vec::new();
+        let mut images = Vec::new();
         for latents in latents.iter_dim(0) {
-            let decoded = to_pictures(self.vae.decode(latents.clone().cast(dtype)));
+            let decoded = to_images(self.vae.decode(latents.clone().cast(dtype)));
             let decoded = match decoded {
                 // An activation that exceeds the range of `f16` is infinite, and what follows no
                 // number.
                 Err(PipelineError::NotFinite { .. }) if dtype != DType::F32 => {
                     let vae = exact.get_or_insert_with(|| cast(self.vae.clone(), DType::F32));
-                    to_pictures(vae.decode(latents))
+                    to_images(vae.decode(latents))
                 }
                 decoded => decoded,
             };
-            pictures.extend(decoded?);
+            images.extend(decoded?);
         }
-        Ok(pictures)
+        Ok(images)
     }
 }

@@ -13,7 +13,7 @@ use crate::generation::{StageTimes, check_finite, seeds_or_random};
 use crate::{Generated, PipelineError, StepEvent, generators, guide, rescale_noise};
 
 impl<B: Backend> StableDiffusionPipeline<B> {
-    /// Generates pictures.
+    /// Generates images.
     ///
     /// # Errors
     /// If an option makes no sense, or the result is not finite.

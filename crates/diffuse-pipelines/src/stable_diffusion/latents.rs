@@ -73,7 +73,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         let least = self.least_latent_side();
         if height / downscale < least || width / downscale < least {
             return Err(PipelineError::Options(format!(
-                "a picture of {width} x {height} is too small for this UNet: {} on each side at least",
+                "an image of {width} x {height} is too small for this UNet: {} on each side at least",
                 least * downscale
             )));
         }

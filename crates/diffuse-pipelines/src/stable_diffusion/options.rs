@@ -36,7 +36,7 @@ pub struct StableDiffusionOptions<B: Backend> {
     pub guidance_scale: f64,
     /// How much of the guided noise's spread is taken back, in `[0, 1]`.
     pub guidance_rescale: f64,
-    /// Pictures of each prompt.
+    /// Images of each prompt.
     pub num_images_per_prompt: usize,
     /// How much noise each step adds, for schedulers that take it (DDIM), from 0 (none) to 1 (as
     /// DDPM).
@@ -44,7 +44,7 @@ pub struct StableDiffusionOptions<B: Backend> {
     /// How many of the text encoder's last layers the prompt leaves out; the negative prompt goes
     /// through all.
     pub clip_skip: Option<usize>,
-    /// None: one at random. One: a generator for the whole batch. As many as pictures: a generator
+    /// None: one at random. One: a generator for the whole batch. As many as images: a generator
     /// each.
     pub seeds: Vec<u64>,
     /// The initial noise of unit variance, in place of drawing it: `[batch, channels, height / 8,

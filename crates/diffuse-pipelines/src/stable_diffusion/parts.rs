@@ -20,7 +20,7 @@ pub struct StableDiffusionParts<B: Backend> {
     pub text_encoder: CLIPTextModel<B>,
     /// Predicts the noise in latents.
     pub unet: UNet2DConditionModel<B>,
-    /// Latents to pictures.
+    /// Latents to images.
     pub vae: AutoencoderKL<B>,
     /// Takes the noise out, step by step.
     pub scheduler: Box<dyn Scheduler<B>>,
@@ -34,7 +34,7 @@ pub struct StableDiffusionPipeline<B: Backend> {
     pub text_encoder: CLIPTextModel<B>,
     /// Predicts the noise in latents.
     pub unet: UNet2DConditionModel<B>,
-    /// Latents to pictures.
+    /// Latents to images.
     pub vae: AutoencoderKL<B>,
     /// Takes the noise out, step by step.
     pub scheduler: Box<dyn Scheduler<B>>,
@@ -164,7 +164,7 @@ fn check_parts<B: Backend>(
         )
     } else if vae.out_channels != 3 && vae.out_channels != 1 {
         format!(
-            "a picture has 3 channels or 1, but the autoencoder's `out_channels` is {}",
+            "an image has 3 channels or 1, but the autoencoder's `out_channels` is {}",
             vae.out_channels
         )
     } else {

@@ -16,7 +16,7 @@ pub struct EncodedPrompt<B: Backend> {
     pub truncated: Vec<String>,
 }
 
-/// The embeddings of a run, a row for each picture.
+/// The embeddings of a run, a row for each image.
 #[derive(Debug, Clone)]
 pub struct PreparedPrompt<B: Backend> {
     /// What the UNet is called with: negative rows before positive ones where there is guidance,
@@ -53,7 +53,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         Ok(EncodedPrompt { embeds, truncated })
     }
 
-    /// Embeddings for the UNet: those of the prompts, a row for each picture, after those of the
+    /// Embeddings for the UNet: those of the prompts, a row for each image, after those of the
     /// negative prompts where the run is guided.
     ///
     /// # Errors

@@ -1,5 +1,5 @@
 //! How often the small model draws what it is asked for: prompts of combinations that training
-//! never showed, each picture read again by the checker.
+//! never showed, each image read again by the checker.
 //!
 //! `cargo xtask bench quality`, or `cargo run --release -p diffuse-training --bin scene-quality`
 
@@ -44,7 +44,7 @@ struct Arguments {
     /// Where the noise starts
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Write the pictures here, on one sheet
+    /// Write the images here, on one sheet
     #[arg(long)]
     sheet: Option<PathBuf>,
     /// Print the prompts that were not followed
@@ -52,7 +52,7 @@ struct Arguments {
     failures: bool,
 }
 
-/// Pictures that are made at once.
+/// Images that are made at once.
 const BATCH: usize = 10;
 
 fn main() -> Result<()> {
@@ -80,7 +80,7 @@ fn main() -> Result<()> {
         arguments.scheduler.as_deref(),
         &Overrides::new(),
     )?;
-    let mut pictures: Vec<RgbImage> = Vec::new();
+    let mut images: Vec<RgbImage> = Vec::new();
     let mut verdicts = Vec::new();
     for (index, batch) in prompts.chunks(BATCH).enumerate() {
         let first = arguments.seed + (index * BATCH) as u64;
@@ -91,18 +91,18 @@ fn main() -> Result<()> {
             seeds: (first..first + batch.len() as u64).collect(),
             ..StableDiffusionOptions::default()
         };
-        for (picture, (scene, text)) in pipeline.generate(&options)?.images.into_iter().zip(batch) {
+        for (image, (scene, text)) in pipeline.generate(&options)?.images.into_iter().zip(batch) {
             let wanted = scene.combination();
-            let verdict = checker::check(&picture, &wanted);
+            let verdict = checker::check(&image, &wanted);
             if arguments.failures && !verdict.is_right() {
-                println!("{text}\n  shows {:?}", checker::read(&picture));
+                println!("{text}\n  shows {:?}", checker::read(&image));
             }
             verdicts.push(verdict);
-            pictures.push(picture);
+            images.push(image);
         }
     }
     if let Some(path) = &arguments.sheet {
-        grid(&pictures, 10).save(path)?;
+        grid(&images, 10).save(path)?;
     }
     report(&verdicts);
     Ok(())
@@ -132,7 +132,7 @@ fn report(verdicts: &[Verdict]) {
         &mut verdicts.iter().flat_map(Verdict::attributes),
     );
     row(
-        "pictures with all right",
+        "images with all right",
         &mut verdicts.iter().map(Verdict::is_right),
     );
 }
@@ -142,8 +142,8 @@ fn rendered_accuracy(rng: &mut StdRng) -> f64 {
     let mut attributes = Vec::new();
     for _ in 0..1_000 {
         let scene = Scene::random(rng);
-        let picture = render(&scene, 128, rng);
-        attributes.extend(checker::check(&picture, &scene.combination()).attributes());
+        let image = render(&scene, 128, rng);
+        attributes.extend(checker::check(&image, &scene.combination()).attributes());
     }
     let right = attributes.iter().filter(|right| **right).count();
     right as f64 / attributes.len() as f64

@@ -15,20 +15,20 @@ use rand::rngs::StdRng;
 
 fn main() -> Result<()> {
     let mut rng = StdRng::seed_from_u64(0);
-    let mut pictures = Vec::new();
+    let mut images = Vec::new();
     for _ in 0..24 {
         let scene = Scene::random(&mut rng);
-        let picture = render(&scene, 128, &mut rng);
-        let verdict = checker::check(&picture, &scene.combination());
+        let image = render(&scene, 128, &mut rng);
+        let verdict = checker::check(&image, &scene.combination());
         let note = if verdict.is_right() {
             ""
         } else {
             " (the checker reads it wrong)"
         };
         println!("{}{note}", caption(&scene, Detail::Casual, &mut rng));
-        pictures.push(picture);
+        images.push(image);
     }
-    grid(&pictures, 6).save("scenes.png")?;
+    grid(&images, 6).save("scenes.png")?;
     println!("scenes.png");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Trains an `AutoencoderKL` on rendered scenes, first on crops, then on whole pictures.
+//! Trains an `AutoencoderKL` on rendered scenes, first on crops, then on whole images.
 //!
 //! `docs/training.md` has the commands that made the weights of this repository.
 
@@ -11,7 +11,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Tensor};
 use clap::Parser;
 use diffuse_pipelines::schedulers::{Generator, randn_tensor};
-use diffuse_pipelines::to_pictures;
+use diffuse_pipelines::to_images;
 use diffuse_pipelines::vae::{
     AutoencoderKL, AutoencoderKLConfig, AutoencoderKLDownBlock, AutoencoderKLUpBlock, Pretrained,
     SampleSize,
@@ -44,7 +44,7 @@ struct Arguments {
 /// Side of the scenes.
 const SIZE: u32 = 128;
 /// Weight of the divergence of the latents from normal ones, per value, against an error of 1 per
-/// value of the picture.
+/// value of the image.
 const KL_WEIGHT: f64 = 2e-4;
 
 struct Reconstruction {
@@ -54,21 +54,21 @@ struct Reconstruction {
 impl Reconstruction {
     fn batch<B: Backend>(&self, count: usize, seed: u64, device: &B::Device) -> Tensor<B, 4> {
         let mut rng = StdRng::seed_from_u64(seed);
-        let pictures: Vec<RgbImage> = (0..count)
+        let images: Vec<RgbImage> = (0..count)
             .map(|_| {
                 let scene = Scene::for_training(&mut rng);
-                let picture = render(&scene, SIZE, &mut rng);
+                let image = render(&scene, SIZE, &mut rng);
                 // Most of a scene is sky and ground: of a few places, the one with the most to see.
                 let crops = (0..4).map(|_| {
                     let [x, y] = [0, 1].map(|_| rng.random_range(0..=SIZE - self.crop));
-                    imageops::crop_imm(&picture, x, y, self.crop, self.crop).to_image()
+                    imageops::crop_imm(&image, x, y, self.crop, self.crop).to_image()
                 });
                 crops
                     .max_by(|a, b| contrast(a).total_cmp(&contrast(b)))
                     .expect("there are crops")
             })
             .collect();
-        to_tensor(&pictures, device)
+        to_tensor(&images, device)
     }
 }
 
@@ -108,25 +108,23 @@ impl<B: AutodiffBackend> Task<B> for AutoencoderTask {
         let whole = Reconstruction { crop: SIZE };
         let images = whole.batch::<B::InnerBackend>(8, u64::MAX, &Default::default());
         let decoded = model.decode(model.encode(images.clone()).mode());
-        let mut pictures = to_pictures(images)?;
-        pictures.extend(to_pictures(decoded)?);
-        Ok(grid(&pictures, 8))
+        let mut images = to_images(images)?;
+        images.extend(to_images(decoded)?);
+        Ok(grid(&images, 8))
     }
 }
 
-/// How much a picture's colors differ from their mean.
-fn contrast(picture: &RgbImage) -> f64 {
+/// How much an image's colors differ from their mean.
+fn contrast(image: &RgbImage) -> f64 {
     let levels = |channel| {
-        let all = picture
-            .pixels()
-            .map(move |pixel| f64::from(pixel.0[channel]));
+        let all = image.pixels().map(move |pixel| f64::from(pixel.0[channel]));
         all.clone().map(|level| level * level).sum::<f64>() / all.clone().count() as f64
             - (all.clone().sum::<f64>() / all.count() as f64).powi(2)
     };
     (0..3).map(levels).sum()
 }
 
-/// Mean absolute difference of the two pictures' differences between neighbours.
+/// Mean absolute difference of the two images' differences between neighbours.
 fn edge_error<B: Backend>(a: Tensor<B, 4>, b: Tensor<B, 4>) -> Tensor<B, 1> {
     let difference = a - b;
     let neighbours = |dim: usize| {

@@ -52,13 +52,13 @@ impl<B: AutodiffBackend> Task<B> for PixelTask {
     fn loss(&self, model: &UNet2DModel<B>, seed: u64) -> Result<Loss<B>> {
         let device = Default::default();
         let mut rng = StdRng::seed_from_u64(seed);
-        let pictures: Vec<RgbImage> = (0..self.batch)
+        let images: Vec<RgbImage> = (0..self.batch)
             .map(|_| {
                 let scene = Scene::for_training(&mut rng);
                 render(&scene, SIZE, &mut rng)
             })
             .collect();
-        let images = to_tensor::<B>(&pictures, &device);
+        let images = to_tensor::<B>(&images, &device);
         let mut generator = Generator::new(seed);
         let noise = randn_tensor(&mut generator, images.dims(), DType::F32, &device)?;
         let timesteps: Vec<f64> = (0..self.batch)
@@ -70,7 +70,7 @@ impl<B: AutodiffBackend> Task<B> for PixelTask {
         Ok((error.powi_scalar(2).mean(), vec![]))
     }
 
-    /// Pictures from the same noise each time.
+    /// Images from the same noise each time.
     fn sample(&self, model: UNet2DModel<B::InnerBackend>) -> Result<RgbImage> {
         let pipeline = DDPMPipeline {
             unet: model,

@@ -79,7 +79,7 @@ const EMPTY_CAPTIONS: f64 = 0.1;
 ///
 /// Below it, errors of the noise count `1 / ᾱ`, as if the velocity were predicted (Salimans & Ho
 /// 2022, <https://arxiv.org/abs/2202.00512>): what a text decides, it decides where hardly anything
-/// but noise is left, and there an error of the picture is only a small one of the noise.
+/// but noise is left, and there an error of the image is only a small one of the noise.
 const MAX_SNR: f32 = 5.0;
 /// How many of a text's last states must tell the scene: they are at the text's end or behind it
 /// and see all of it.
@@ -116,11 +116,11 @@ impl Latents {
         let mut shape = [0; 3];
         while scenes.len() < count {
             let batch: Vec<Scene> = (0..BATCH).map(|_| Scene::for_training(&mut rng)).collect();
-            let pictures: Vec<RgbImage> = batch
+            let images: Vec<RgbImage> = batch
                 .iter()
                 .map(|scene| render(scene, SIZE, &mut rng))
                 .collect();
-            let posterior = vae.encode(to_tensor(&pictures, &device));
+            let posterior = vae.encode(to_tensor(&images, &device));
             let [_, channels, height, width] = posterior.mean.dims();
             shape = [channels, height, width];
             let values = |tensor: Tensor<B, 4>| (tensor * scale).into_data();
@@ -236,7 +236,7 @@ impl<B: AutodiffBackend> Task<B> for TextToImageTask<B::InnerBackend> {
         Ok((weighted.mean() + text_error, parts))
     }
 
-    /// Pictures of the same prompts from the same noise each time.
+    /// Images of the same prompts from the same noise each time.
     fn sample(&self, model: TextToLatents<B::InnerBackend>) -> Result<RgbImage> {
         let mut pipeline = self.pipeline(model)?;
         pipeline.scheduler = Box::new(DPMSolverMultistepScheduler::from_config(&self.scheduler)?);

@@ -1,4 +1,4 @@
-//! Reads a scene off a picture: sky, ground, kinds of subjects and the color of a house or boat.
+//! Reads a scene off an image: sky, ground, kinds of subjects and the color of a house or boat.
 //!
 //! The light is known once the sky is, so every material has one color. Each pixel is given to the
 //! material or background nearest to it, and a subject is there if enough pixels of its material
@@ -12,7 +12,7 @@ use super::{Color, Combination, Ground, Kind, Sky};
 /// What the horizon of a scene is at least above, and at most below, from 0 at the top to 1.
 const HORIZON: [f32; 2] = [0.57, 0.63];
 
-/// Which of a scene's attributes a picture has right.
+/// Which of a scene's attributes an image has right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
     pub sky: bool,
@@ -40,9 +40,9 @@ impl Verdict {
     }
 }
 
-/// Compares a picture with what was asked for.
-pub fn check(picture: &RgbImage, wanted: &Combination) -> Verdict {
-    let found = read(picture);
+/// Compares an image with what was asked for.
+pub fn check(image: &RgbImage, wanted: &Combination) -> Verdict {
+    let found = read(image);
     let is_wanted = |kind: &Kind| wanted.kinds.contains(kind);
     Verdict {
         sky: found.sky == wanted.sky,
@@ -61,13 +61,13 @@ pub fn check(picture: &RgbImage, wanted: &Combination) -> Verdict {
     }
 }
 
-/// What a picture shows.
-pub fn read(picture: &RgbImage) -> Combination {
-    let top = mean(picture, [0.01, 0.07]);
+/// What an image shows.
+pub fn read(image: &RgbImage) -> Combination {
+    let top = mean(image, [0.01, 0.07]);
     let sky = *nearest(&Sky::ALL, top, |sky| sky.colors()[0]);
-    let bottom = mean(picture, [0.93, 1.0]);
+    let bottom = mean(image, [0.93, 1.0]);
     let ground = *nearest(&Ground::ALL, bottom, |ground| sky.light(ground.color()));
-    let areas = Areas::measure(picture, sky, ground);
+    let areas = Areas::measure(image, sky, ground);
 
     let mut kinds = Vec::new();
     let color = *Color::ALL
@@ -115,7 +115,7 @@ enum Material {
     Moon,
 }
 
-/// How much of the picture each material covers, where it counts, from 0 to 1.
+/// How much of the image each material covers, where it counts, from 0 to 1.
 #[derive(Debug, Default)]
 struct Areas {
     walls: [f32; 4],
@@ -128,9 +128,9 @@ struct Areas {
 }
 
 impl Areas {
-    fn measure(picture: &RgbImage, sky: Sky, ground: Ground) -> Self {
-        let materials = materials(picture, sky, ground);
-        let (width, height) = picture.dimensions();
+    fn measure(image: &RgbImage, sky: Sky, ground: Ground) -> Self {
+        let materials = materials(image, sky, ground);
+        let (width, height) = image.dimensions();
         let at = |x: u32, y: u32| materials[(y * width + x) as usize];
         // Where two colors meet is grey, like rock: it counts only among its like.
         let reach = (width / 64).max(1);
@@ -171,7 +171,7 @@ impl Areas {
 }
 
 /// The material of each pixel, row by row.
-fn materials(picture: &RgbImage, sky: Sky, ground: Ground) -> Vec<Material> {
+fn materials(image: &RgbImage, sky: Sky, ground: Ground) -> Vec<Material> {
     let lit: Vec<(Material, Rgb)> = Color::ALL
         .iter()
         .map(|color| (Material::Wall(*color), color.rgb()))
@@ -188,8 +188,8 @@ fn materials(picture: &RgbImage, sky: Sky, ground: Ground) -> Vec<Material> {
         .collect();
     let near = sky.light(ground.color());
     let [zenith, far] = sky.colors();
-    let rows = (0..picture.height()).map(|row| {
-        let y = (row as f32 + 0.5) / picture.height() as f32;
+    let rows = (0..image.height()).map(|row| {
+        let y = (row as f32 + 0.5) / image.height() as f32;
         let behind = mix(zenith, far, (y / HORIZON[0]).min(1.0));
         let mut candidates = lit.clone();
         let mut background = |color| candidates.push((Material::Background, color));
@@ -216,7 +216,7 @@ fn materials(picture: &RgbImage, sky: Sky, ground: Ground) -> Vec<Material> {
         }
         candidates
     });
-    rows.zip(picture.rows())
+    rows.zip(image.rows())
         .flat_map(|(candidates, row)| {
             row.map(|pixel| {
                 let color = pixel.0.map(|level| f32::from(level) / 255.0);
@@ -228,14 +228,14 @@ fn materials(picture: &RgbImage, sky: Sky, ground: Ground) -> Vec<Material> {
 }
 
 /// The mean color of the rows from `from` to `to`, parts of the height.
-fn mean(picture: &RgbImage, [from, to]: [f32; 2]) -> Rgb {
-    let (width, height) = picture.dimensions();
+fn mean(image: &RgbImage, [from, to]: [f32; 2]) -> Rgb {
+    let (width, height) = image.dimensions();
     let row = |part: f32| (part * height as f32) as u32;
     let (from, to) = (row(from), row(to).max(row(from) + 1).min(height));
     let mut sum = [0.0; 3];
     for y in from..to {
         for x in 0..width {
-            let pixel = picture.get_pixel(x, y).0;
+            let pixel = image.get_pixel(x, y).0;
             for (sum, level) in sum.iter_mut().zip(pixel) {
                 *sum += f32::from(level) / 255.0;
             }
@@ -275,13 +275,13 @@ mod tests {
             for _ in 0..scenes {
                 let scene = Scene::random(&mut rng);
                 let wanted = scene.combination();
-                let picture = render(&scene, size, &mut rng);
-                let verdict = check(&picture, &wanted);
+                let image = render(&scene, size, &mut rng);
+                let verdict = check(&image, &wanted);
                 attributes += verdict.attributes().count();
                 right += verdict.attributes().filter(|right| *right).count();
                 all += usize::from(verdict.is_right());
                 if !verdict.is_right() {
-                    wrong.push((wanted, read(&picture)));
+                    wrong.push((wanted, read(&image)));
                 }
             }
             println!("{size}: {right}/{attributes} attributes, {all}/{scenes} scenes");
@@ -294,15 +294,15 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_of_something_else_is_wrong() {
+    fn an_image_of_something_else_is_wrong() {
         let mut rng = StdRng::seed_from_u64(3);
         let mut right = 0;
         for _ in 0..300 {
             let scene = Scene::random(&mut rng);
             let other = Scene::random(&mut rng).combination();
             if scene.combination() != other {
-                let picture = render(&scene, 64, &mut rng);
-                right += usize::from(check(&picture, &other).is_right());
+                let image = render(&scene, 64, &mut rng);
+                right += usize::from(check(&image, &other).is_right());
             }
         }
         assert!(right <= 3, "{right} of 300 passed as another scene");

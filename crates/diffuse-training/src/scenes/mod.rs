@@ -2,7 +2,7 @@
 //! the training examples, drawn as they are needed.
 //!
 //! [`render`] draws a [`Scene`], [`caption`] puts it into words, and [`checker`] reads it off a
-//! picture's pixels again.
+//! image's pixels again.
 
 pub mod caption;
 pub mod checker;
@@ -117,7 +117,7 @@ pub struct Subject {
     pub side: Option<Side>,
 }
 
-/// What a picture shows.
+/// What an image shows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Scene {
     pub sky: Sky,
@@ -126,7 +126,7 @@ pub struct Scene {
     pub subjects: Vec<Subject>,
 }
 
-/// What stays of a scene without sizes, sides and numbers: what a caption promises and a picture is
+/// What stays of a scene without sizes, sides and numbers: what a caption promises and an image is
 /// checked for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Combination {

@@ -1,5 +1,5 @@
 //! Colors of things and how the light changes them; used to draw a scene and to read it off a
-//! picture.
+//! image.
 
 use super::{Color, Ground, Sky};
 

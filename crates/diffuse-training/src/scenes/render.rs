@@ -11,7 +11,7 @@ use tiny_skia::{
 use super::palette::{self, Rgb, mix};
 use super::{Ground, Kind, Scene, Side, Size, Sky, Subject};
 
-/// The picture of a scene, `size` pixels square.
+/// The image of a scene, `size` pixels square.
 ///
 /// # Panics
 /// If `size` is zero.

@@ -1,4 +1,4 @@
-//! From tensors to pictures.
+//! From tensors to images.
 
 use burn::tensor::{Tensor, backend::Backend};
 use image::RgbImage;
@@ -11,33 +11,33 @@ pub fn to_unit_range<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D
     (x / 2.0 + 0.5).clamp(0.0, 1.0)
 }
 
-/// Pictures of a batch in `[-1, 1]`, `[batch, 3 or 1, height, width]`. Levels are rounded to the
+/// Images of a batch in `[-1, 1]`, `[batch, 3 or 1, height, width]`. Levels are rounded to the
 /// nearest, halves to even, as numpy does for the reference.
 ///
 /// # Errors
 /// If a value is not finite, or the number of channels is neither 3 nor 1.
-pub fn to_pictures<B: Backend>(x: Tensor<B, 4>) -> Result<Vec<RgbImage>, PipelineError> {
+pub fn to_images<B: Backend>(x: Tensor<B, 4>) -> Result<Vec<RgbImage>, PipelineError> {
     let [batch, channels, height, width] = x.dims();
     if channels != 3 && channels != 1 {
         return Err(PipelineError::Parts(format!(
-            "a picture has 3 channels or 1, but the model gives {channels}"
+            "an image has 3 channels or 1, but the model gives {channels}"
         )));
     }
-    check_finite("pictures", &x)?;
+    check_finite("images", &x)?;
     let data = to_unit_range(x).into_data();
     let levels: Vec<u8> = data
         .iter::<f32>()
         .map(|value| (value * 255.0).round_ties_even() as u8)
         .collect();
     let plane = height * width;
-    let picture = |index: usize| {
+    let image = |index: usize| {
         let planes = &levels[index * channels * plane..][..channels * plane];
         RgbImage::from_fn(width as u32, height as u32, |x, y| {
             let pixel = y as usize * width + x as usize;
             image::Rgb([0, 1, 2].map(|color| planes[color.min(channels - 1) * plane + pixel]))
         })
     };
-    Ok((0..batch).map(picture).collect())
+    Ok((0..batch).map(image).collect())
 }
 
 #[cfg(test)]
@@ -45,39 +45,36 @@ mod tests {
     use super::*;
     use burn_flex::Flex;
 
-    fn pictures(values: &[f32], channels: usize) -> Result<Vec<RgbImage>, PipelineError> {
+    fn images(values: &[f32], channels: usize) -> Result<Vec<RgbImage>, PipelineError> {
         let width = values.len() / channels;
         let data = burn::tensor::TensorData::new(values.to_vec(), [1, channels, 1, width]);
-        to_pictures(Tensor::<Flex, 4>::from_data(data, &Default::default()))
+        to_images(Tensor::<Flex, 4>::from_data(data, &Default::default()))
     }
 
     #[test]
     fn levels_are_rounded_and_clamped() {
         // 0.5 · 255 = 127.5 is a half: it goes to the even 128.
-        let row = pictures(&[-3.0, -1.0, 0.0, 1.0, 7.0], 1).unwrap().remove(0);
+        let row = images(&[-3.0, -1.0, 0.0, 1.0, 7.0], 1).unwrap().remove(0);
         let levels: Vec<u8> = row.pixels().map(|pixel| pixel.0[1]).collect();
         assert_eq!(levels, [0, 0, 128, 255, 255]);
     }
 
     #[test]
     fn channels_are_colors() {
-        let pixel = pictures(&[-1.0, 0.0, 1.0], 3).unwrap().remove(0);
+        let pixel = images(&[-1.0, 0.0, 1.0], 3).unwrap().remove(0);
         assert_eq!(pixel.get_pixel(0, 0).0, [0, 128, 255]);
     }
 
     #[test]
     fn values_that_are_not_finite_are_an_error() {
         assert!(matches!(
-            pictures(&[0.0, f32::NAN, 0.0], 1),
+            images(&[0.0, f32::NAN, 0.0], 1),
             Err(PipelineError::NotFinite { .. })
         ));
         assert!(matches!(
-            pictures(&[f32::INFINITY], 1),
+            images(&[f32::INFINITY], 1),
             Err(PipelineError::NotFinite { .. })
         ));
-        assert!(matches!(
-            pictures(&[0.0; 4], 4),
-            Err(PipelineError::Parts(_))
-        ));
+        assert!(matches!(images(&[0.0; 4], 4), Err(PipelineError::Parts(_))));
     }
 }

@@ -1,6 +1,6 @@
-//! The README's picture: what the built-in model makes of twelve prompts, each from the seed 0.
+//! The README's image: what the built-in model makes of twelve prompts, each from the seed 0.
 //!
-//! `cargo run --release -p diffuse-training --bin picture-grid -- docs/scenes.png`
+//! `cargo run --release -p diffuse-training --bin image-grid -- docs/scenes.png`
 
 use anyhow::Result;
 use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionPipeline};
@@ -27,7 +27,7 @@ fn main() -> Result<()> {
     let device = default_device();
     let pipeline =
         StableDiffusionPipeline::<Backend>::from_pretrained(shipped_model("scenes"), &device)?;
-    let mut pictures = Vec::new();
+    let mut images = Vec::new();
     for prompt in PROMPTS {
         let options = StableDiffusionOptions {
             num_inference_steps: 25,
@@ -36,9 +36,9 @@ fn main() -> Result<()> {
             ..StableDiffusionOptions::from(prompt)
         };
         println!("{prompt}");
-        pictures.extend(pipeline.generate(&options)?.images);
+        images.extend(pipeline.generate(&options)?.images);
     }
-    grid(&pictures, 6).save(&path)?;
+    grid(&images, 6).save(&path)?;
     println!("{path}");
     Ok(())
 }

@@ -10,7 +10,6 @@ use diffuse_pipelines::schedulers::Overrides;
 use diffuse_pipelines::{PipelineKind, StableDiffusionOptions};
 use serde_json::Value;
 
-use crate::backend::AnyBackend;
 use crate::builtin::Builtin;
 
 /// Images from diffusion models.
@@ -133,7 +132,7 @@ pub struct Txt2img {
         conflicts_with = "sigmas"
     )]
     pub timesteps: Option<Vec<f64>>,
-    /// Sigmas (noise levels), in descending order
+    /// Sigmas, in descending order
     #[arg(long, value_name = "A,B,...", value_delimiter = ',', value_parser = parse_number)]
     pub sigmas: Option<Vec<f64>>,
     #[arg(
@@ -243,6 +242,9 @@ pub struct Convert {
     /// Type of the weights [default: as they are]
     #[arg(long, value_enum)]
     pub dtype: Option<FloatType>,
+    /// Refuse weights files with tensors that the model does not have
+    #[arg(long)]
+    pub strict: bool,
     /// Print nothing but warnings and errors
     #[arg(long)]
     pub quiet: bool,
@@ -268,6 +270,9 @@ pub struct Model {
     /// Which of the backend's devices, as `diffuse devices` counts them [default: the fastest kind]
     #[arg(long, value_name = "INDEX", value_parser = parse_count)]
     pub device: Option<usize>,
+    /// Refuse weights files with tensors that the model does not have
+    #[arg(long)]
+    pub strict: bool,
     /// Type to compute in [default: f32 on the CPU, f16 on GPUs that have it]
     #[arg(long, value_enum)]
     pub dtype: Option<FloatType>,
@@ -361,7 +366,7 @@ impl Txt2img {
 }
 
 /// The library's values, where the person says nothing.
-pub fn txt2img_defaults() -> StableDiffusionOptions<AnyBackend> {
+pub fn txt2img_defaults() -> StableDiffusionOptions {
     StableDiffusionOptions::default()
 }
 

@@ -118,6 +118,7 @@ pub fn load_options<B: Backend>(
         variant: model.variant.clone(),
         dtype: Some(dtype.into()),
         weights: weights.map(Into::into),
+        strict: model.strict,
     })
 }
 

@@ -11,6 +11,7 @@ pub fn run(args: &Convert) -> Result<()> {
     let options = ConvertOptions {
         variant: args.variant.clone(),
         dtype: args.dtype.map(|dtype| float_type(dtype).into()),
+        strict: args.strict,
     };
     convert::<AnyBackend>(&args.source, &args.destination, &options, |file| {
         if !args.quiet {

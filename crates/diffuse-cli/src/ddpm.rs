@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use burn::tensor::backend::Backend;
 use diffuse_pipelines::schedulers::{StepOptions, scheduler_from_config};
-use diffuse_pipelines::{DDPMOptions, DDPMPipeline, PipelineKind, generators, random_seed};
+use diffuse_pipelines::{DDPMOptions, DDPMPipeline, PipelineKind, random_seed};
 use serde_json::{Map, Value, json};
 
 use crate::args::{BackendName, DDPM_STEPS, Ddpm, OTHER_STEPS};
@@ -63,9 +63,7 @@ impl Job for Unconditional {
 
         output::announce(&args.run);
         let progress = Progress::new(args.run.quiet);
-        let mut noise = generators(&options.seeds);
-        let generated =
-            pipeline.generate_with(&options, &mut noise, |event| progress.update(&event));
+        let generated = pipeline.generate_with(&options, None, |event| progress.update(&event));
         progress.finish();
         let mut record = record(&args, &options);
         record.insert("backend".into(), backend.to_string().into());

@@ -27,6 +27,7 @@ static ALLOCATOR: failure::SystemOrExit = failure::SystemOrExit;
 
 fn main() -> ExitCode {
     failure::exit_on_panic();
+    output::show_warnings();
     let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {

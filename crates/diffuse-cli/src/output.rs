@@ -28,6 +28,27 @@ pub fn complain(line: impl Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
+/// Prints what the libraries warn of.
+pub fn show_warnings() {
+    struct Warnings;
+    impl log::Log for Warnings {
+        fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+            metadata.level() <= log::Level::Warn && metadata.target().starts_with("diffuse")
+        }
+
+        fn log(&self, record: &log::Record<'_>) {
+            if self.enabled(record.metadata()) {
+                complain(format_args!("warning: {}", record.args()));
+            }
+        }
+
+        fn flush(&self) {}
+    }
+    if log::set_logger(&Warnings).is_ok() {
+        log::set_max_level(log::LevelFilter::Warn);
+    }
+}
+
 /// Checks, before anything is computed, that `images` outputs can be written.
 pub fn check(run: &Run, images: usize) -> Result<()> {
     let extension = run.output.extension();

@@ -6,7 +6,8 @@ use anyhow::{Result, bail};
 use burn::tensor::backend::Backend;
 use diffuse_pipelines::schedulers::scheduler_from_config;
 use diffuse_pipelines::{
-    PipelineKind, StableDiffusionOptions, StableDiffusionPipeline, generators, latents, random_seed,
+    PipelineKind, StableDiffusionInputs, StableDiffusionOptions, StableDiffusionPipeline, latents,
+    random_seed,
 };
 use serde_json::{Map, Value, json};
 
@@ -75,15 +76,16 @@ impl Job for TextToImage {
             eta: args.eta,
             clip_skip: args.clip_skip,
             seeds: args.run.seed.clone(),
-            latents: init,
             ..defaults
+        };
+        let inputs = StableDiffusionInputs {
+            latents: init,
+            ..StableDiffusionInputs::default()
         };
 
         output::announce(&args.run);
         let progress = Progress::new(args.run.quiet);
-        let mut noise = generators(&options.seeds);
-        let generated =
-            pipeline.generate_with(&options, &mut noise, |event| progress.update(&event));
+        let generated = pipeline.generate_with(&options, inputs, |event| progress.update(&event));
         progress.finish();
         let mut record = record(&args, &options);
         record.insert("backend".into(), backend.to_string().into());
@@ -98,7 +100,7 @@ impl Job for TextToImage {
 }
 
 /// Everything that made the images, for their text chunk.
-fn record<B: Backend>(args: &Txt2img, options: &StableDiffusionOptions<B>) -> Map<String, Value> {
+fn record(args: &Txt2img, options: &StableDiffusionOptions) -> Map<String, Value> {
     let record = json!({
         "command": "txt2img",
         "version": env!("CARGO_PKG_VERSION"),

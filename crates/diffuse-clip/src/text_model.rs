@@ -49,8 +49,22 @@ impl Default for CLIPTextConfig {
 
 impl ModelConfig for CLIPTextConfig {
     const CLASS: &'static str = "CLIPTextModel";
+    const WEIGHTS: [&'static str; 2] = ["model", "pytorch_model"];
     const ONLY: &'static [(&'static str, &'static [&'static str])] =
         &[("model_type", &["\"clip_text_model\""])];
+
+    /// The text part of the whole CLIP's configuration.
+    fn section(mut map: Map<String, Value>) -> Map<String, Value> {
+        let is_whole = map.get("model_type").is_some_and(|kind| kind == "clip");
+        match map.remove("text_config") {
+            Some(Value::Object(text)) if is_whole => text,
+            Some(other) => {
+                map.insert("text_config".into(), other);
+                map
+            }
+            None => map,
+        }
+    }
 
     fn validate(&self) -> Result<(), ConfigError> {
         let class = Self::CLASS;
@@ -266,7 +280,6 @@ pub struct CLIPTextModel<B: Backend> {
 
 impl<B: Backend> Pretrained<B> for CLIPTextModel<B> {
     type Config = CLIPTextConfig;
-    const WEIGHTS: [&'static str; 2] = ["model", "pytorch_model"];
 
     fn config(&self) -> &CLIPTextConfig {
         &self.config

@@ -83,6 +83,8 @@ impl ConfigError {
 pub trait ModelConfig: Serialize + DeserializeOwned {
     /// The reference's class, written as `_class_name`.
     const CLASS: &'static str;
+    /// Stems of the weights file, as `.safetensors` and as `.bin`.
+    const WEIGHTS: [&'static str; 2] = ["diffusion_pytorch_model"; 2];
     /// Keys in which null says something else than the default.
     const NULL_IS_A_VALUE: &'static [&'static str] = &[];
     /// Keys that are not computed here, with the values (as JSON) that change nothing.
@@ -93,6 +95,12 @@ pub trait ModelConfig: Serialize + DeserializeOwned {
     /// # Errors
     /// If one is not supported.
     fn validate(&self) -> Result<(), ConfigError>;
+
+    /// The part of the file that describes this model: all of it, but for models that are part of
+    /// a larger one.
+    fn section(map: Map<String, Value>) -> Map<String, Value> {
+        map
+    }
 
     /// Reads `config.json`.
     ///
@@ -126,9 +134,10 @@ pub trait ModelConfig: Serialize + DeserializeOwned {
     /// # Errors
     /// As [`from_file`](Self::from_file).
     fn from_map(
-        mut map: Map<String, Value>,
+        map: Map<String, Value>,
         invalid: &dyn Fn(String) -> ConfigError,
     ) -> Result<Self, ConfigError> {
+        let mut map = Self::section(map);
         match map.get("_class_name") {
             Some(Value::String(class)) if class != Self::CLASS => {
                 return Err(invalid(format!(

@@ -7,12 +7,13 @@ use burn::module::Module;
 use burn::tensor::{DType, FloatDType, backend::Backend};
 use thiserror::Error;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, save_safetensors};
+use crate::checkpoint::{Checkpoint, CheckpointError, parameters, save_safetensors};
 use crate::config::{ConfigError, ModelConfig};
 use crate::files::replace_file;
 
 /// Why a model could not be loaded or saved.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum PretrainedError {
     /// The configuration.
     #[error(transparent)]
@@ -59,14 +60,15 @@ pub struct LoadOptions {
     /// embeddings) are kept in, to be widened while they compute; `dtype` by default. `F16` or
     /// `BF16` halves the memory of a model in `F32`.
     pub weights: Option<FloatDType>,
+    /// Whether tensors that the model does not have are an error; by default they are one warning
+    /// in the log.
+    pub strict: bool,
 }
 
 /// A model that is published as a folder with `config.json` and a weights file.
 pub trait Pretrained<B: Backend>: Module<B> {
     /// What `config.json` holds.
     type Config: ModelConfig;
-    /// Stems of the weights file, as `.safetensors` and as `.bin`.
-    const WEIGHTS: [&'static str; 2] = ["diffusion_pytorch_model", "diffusion_pytorch_model"];
 
     /// The configuration that this model was made from.
     fn config(&self) -> &Self::Config;
@@ -100,14 +102,42 @@ pub trait Pretrained<B: Backend>: Module<B> {
         options: &LoadOptions,
         device: &B::Device,
     ) -> Result<Self, PretrainedError> {
+        let (config, weights) = Self::open(folder, options)?;
+        Self::from_checkpoint(&config, &weights, options, device)
+    }
+
+    /// The configuration of a model's folder, and its tensors under today's keys, none of which is
+    /// read yet.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, or asks for something that is not computed here.
+    fn open(
+        folder: impl AsRef<Path>,
+        options: &LoadOptions,
+    ) -> Result<(Self::Config, Checkpoint), PretrainedError> {
         let folder = folder.as_ref();
         if !folder.is_dir() {
             return Err(PretrainedError::NoFolder(folder.to_path_buf()));
         }
         let config = Self::Config::from_file(folder.join("config.json"))?;
-        let weights = find_weights(folder, Self::WEIGHTS, options.variant.as_deref())?;
-        let checkpoint = Checkpoint::open(weights)?.rename(Self::current_key)?;
-        let module = Self::from_config(&config, device);
+        let stems = Self::Config::WEIGHTS;
+        let weights = find_weights(folder, stems, options.variant.as_deref())?;
+        let weights = Checkpoint::open(weights)?.rename(Self::current_key)?;
+        Ok((config, weights))
+    }
+
+    /// A model of a configuration with the tensors of a checkpoint, under today's keys.
+    ///
+    /// # Errors
+    /// If a tensor is missing, has another shape or no floating point type, or cannot be read.
+    fn from_checkpoint(
+        config: &Self::Config,
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+        device: &B::Device,
+    ) -> Result<Self, PretrainedError> {
+        let module = Self::from_config(config, device);
+        checkpoint.check_surplus(&parameters(&module), options.strict)?;
         let [dtype, weights] = [options.dtype, options.weights].map(|dtype| dtype.map(DType::from));
         Ok(checkpoint.load_into(module, dtype, weights)?)
     }
@@ -128,7 +158,7 @@ pub trait Pretrained<B: Backend>: Module<B> {
             .map_err(|source| ConfigError::Write { path, source })?;
         save_safetensors(
             self,
-            folder.join(format!("{}.safetensors", Self::WEIGHTS[0])),
+            folder.join(format!("{}.safetensors", Self::Config::WEIGHTS[0])),
         )?;
         Ok(())
     }

@@ -1,21 +1,24 @@
-//! Any folder that can be loaded, as a clean one: safetensors under today's keys, one file a model.
+//! Any checkpoint that can be loaded, as a clean folder: safetensors under today's keys, one file a
+//! model. And a Stable Diffusion as a single file in the original layout.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{FloatDType, backend::Backend};
-use diffuse_clip::CLIPTextModel;
-use diffuse_nn::checkpoint::{Checkpoint, CheckpointError, parameters};
+use diffuse_clip::CLIPTextConfig;
+use diffuse_nn::checkpoint::{Checkpoint, CheckpointError};
 use diffuse_nn::config::ModelConfig;
 use diffuse_nn::files::read_text;
-use diffuse_nn::pretrained::{PretrainedError, find_weights};
+use diffuse_nn::pretrained::{LoadOptions, Pretrained, PretrainedError, find_weights};
 use diffuse_schedulers::{SCHEDULER_CONFIG_NAME, SchedulerConfig};
-use diffuse_unet::{Pretrained, UNet2DConditionModel, UNet2DModel};
-use diffuse_vae::AutoencoderKL;
+use diffuse_unet::{UNet2DConditionConfig, UNet2DConditionModel};
+use diffuse_vae::AutoencoderKLConfig;
 use serde_json::{Value, json};
 
 use crate::PipelineError;
-use crate::folder::{MODEL_INDEX_NAME, ModelIndex, component_folder};
+use crate::components::{ComponentClass, ModelClass, component_folder};
+use crate::folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind};
+use crate::single_file::{ComponentFiles, SingleFile, SingleFileOptions, write_single_file};
 
 /// How to convert.
 #[derive(Debug, Clone, Default)]
@@ -25,15 +28,26 @@ pub struct ConvertOptions {
     pub variant: Option<String>,
     /// Floating point type of the result; each tensor's own by default.
     pub dtype: Option<FloatDType>,
+    /// Whether tensors that a model does not have are an error; by default they are left out, with
+    /// one warning in the log.
+    pub strict: bool,
+    /// Takes the averaged weights (EMA) of a single file's UNet.
+    pub ema: bool,
+    /// Of a single file: the folder of a pipeline whose configurations, tokenizer and scheduler are
+    /// taken in place of the published ones.
+    pub config: Option<PathBuf>,
 }
 
-/// Converts a pipeline's folder. Configurations and the tokenizer are copied; weights are checked
-/// against their configuration and rewritten, tensor by tensor, so that memory is bounded by the
-/// largest tensor; components that are not used here (safety checker, feature extractor) are
-/// switched off in the index. `progress` is told each file before it is written.
+/// Converts a checkpoint. `source` is a pipeline's folder, or a single file in the original layout;
+/// `destination` is a folder or, if its name ends with `.safetensors`, a single file.
 ///
-/// The result appears at `destination` once it is complete. `B` computes nothing; any backend will
-/// do.
+/// Configurations and the tokenizer are copied; weights are checked against their configuration and
+/// rewritten, tensor by tensor, so that memory is bounded by the largest tensor; components that
+/// are not used here (safety checker, feature extractor) are switched off in the index. `progress`
+/// is called with each file's name before it is written.
+///
+/// The result appears at `destination` once it is complete. `B` computes nothing, except to tell
+/// which of the Stable Diffusion 2 models a single file is.
 ///
 /// # Errors
 /// If `destination` exists, or something in `source` is missing, damaged or not supported.
@@ -43,30 +57,88 @@ pub fn convert<B: Backend>(
     options: &ConvertOptions,
     mut progress: impl FnMut(&str),
 ) -> Result<(), PipelineError> {
-    let index = ModelIndex::read(source)?;
+    let to_file = destination
+        .extension()
+        .is_some_and(|extension| extension == "safetensors");
+    if source.is_file() && to_file {
+        return Err(PipelineError::Options(
+            "a single file is converted to a folder, or a folder to a single file".into(),
+        ));
+    }
     if destination.exists() {
         return Err(PipelineError::Options(format!(
             "`{}` exists already",
             destination.display()
         )));
     }
+    if to_file {
+        return to_single_file::<B>(source, destination, options, &mut progress);
+    }
     let mut name = destination.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.part", std::process::id()));
     let part = destination.with_file_name(name);
     let written = |error: std::io::Error| write_error(destination, &error);
     fs::create_dir_all(&part).map_err(written)?;
-    let result = Conversion {
+    let mut conversion = Conversion {
         source,
         part: &part,
         options,
         progress: &mut progress,
-    }
-    .run::<B>(&index)
-    .and_then(|()| fs::rename(&part, destination).map_err(written));
+    };
+    let result = if source.is_file() {
+        conversion.single_file::<B>()
+    } else {
+        conversion.folder::<B>()
+    };
+    let result = result.and_then(|()| fs::rename(&part, destination).map_err(written));
     if result.is_err() {
         let _ = fs::remove_dir_all(&part);
     }
     result
+}
+
+/// The weights that were asked for or, without being asked, the plain ones or the only variant.
+fn weights(
+    folder: &Path,
+    stems: [&str; 2],
+    options: &ConvertOptions,
+) -> Result<PathBuf, PipelineError> {
+    let variant = options.variant.as_deref();
+    let found = find_weights(folder, stems, variant);
+    if found.is_ok() || variant.is_some() {
+        return Ok(found?);
+    }
+    let half = find_weights(folder, stems, Some("fp16"));
+    Ok(half.or(found)?)
+}
+
+fn to_single_file<B: Backend>(
+    source: &Path,
+    destination: &Path,
+    options: &ConvertOptions,
+    progress: &mut dyn FnMut(&str),
+) -> Result<(), PipelineError> {
+    let index = ModelIndex::read(source)?;
+    PipelineKind::StableDiffusion.check(&index)?;
+    let files = |component: &str, stems| {
+        let folder = component_folder(source, component);
+        let weights = weights(&folder, stems, options)?;
+        Ok::<_, PipelineError>([folder.join("config.json"), weights])
+    };
+    let text_encoder = files("text_encoder", CLIPTextConfig::WEIGHTS)?;
+    let unet = files("unet", UNet2DConditionConfig::WEIGHTS)?;
+    let vae = files("vae", AutoencoderKLConfig::WEIGHTS)?;
+    progress(&destination.display().to_string());
+    write_single_file::<B>(
+        &ComponentFiles {
+            text_encoder: text_encoder.each_ref().map(PathBuf::as_path),
+            unet: unet.each_ref().map(PathBuf::as_path),
+            vae: vae.each_ref().map(PathBuf::as_path),
+        },
+        destination,
+        options.strict,
+        options.dtype,
+    )
 }
 
 struct Conversion<'a> {
@@ -77,7 +149,8 @@ struct Conversion<'a> {
 }
 
 impl Conversion<'_> {
-    fn run<B: Backend>(&mut self, index: &ModelIndex) -> Result<(), PipelineError> {
+    fn folder<B: Backend>(&mut self) -> Result<(), PipelineError> {
+        let index = ModelIndex::read(self.source)?;
         let mut switched_off = Vec::new();
         for (component, class) in index.components() {
             if Path::new(component).components().count() != 1 || component.contains("..") {
@@ -86,22 +159,101 @@ impl Conversion<'_> {
                     message: format!("`{component}` is not a name of a component"),
                 });
             }
-            let used = match class {
-                Some("UNet2DModel") => self.model::<B, UNet2DModel<B>>(component)?,
-                Some("UNet2DConditionModel") => {
-                    self.model::<B, UNet2DConditionModel<B>>(component)?
-                }
-                Some("AutoencoderKL") => self.model::<B, AutoencoderKL<B>>(component)?,
-                Some("CLIPTextModel") => self.model::<B, CLIPTextModel<B>>(component)?,
-                Some("CLIPTokenizer" | "CLIPTokenizerFast") => self.tokenizer(component)?,
-                Some(class) if class.ends_with("Scheduler") => self.scheduler(component)?,
-                _ => false,
+            let used = match class.and_then(ComponentClass::of::<B>) {
+                Some(ComponentClass::Model(class)) => self.model(component, &class)?,
+                Some(ComponentClass::Tokenizer) => self.tokenizer(component)?,
+                Some(ComponentClass::Scheduler) => self.scheduler(component)?,
+                Some(ComponentClass::SafetyChecker) | None => false,
             };
             if !used {
                 switched_off.push(component);
             }
         }
         self.index(&switched_off)
+    }
+
+    fn single_file<B: Backend>(&mut self) -> Result<(), PipelineError> {
+        let file = SingleFile::open::<B>(
+            self.source,
+            &SingleFileOptions {
+                load: LoadOptions {
+                    strict: self.options.strict,
+                    ..LoadOptions::default()
+                },
+                ema: self.options.ema,
+                config: self.options.config.clone(),
+            },
+        )?;
+        let device = B::Device::default();
+        let SingleFile {
+            text_encoder,
+            unet,
+            vae,
+            ..
+        } = &file;
+        self.component("text_encoder", &text_encoder.config, &text_encoder.weights)?;
+        self.component("unet", &unet.config, &unet.weights)?;
+        self.component("vae", &vae.config, &vae.weights)?;
+        let scheduler = file.scheduler(|| {
+            let load = LoadOptions::default();
+            let unet = UNet2DConditionModel::<B>::from_checkpoint(
+                &unet.config,
+                &unet.weights,
+                &load,
+                &device,
+            );
+            Ok(unet?)
+        })?;
+        let target = self.target_of_new("scheduler")?;
+        write(
+            &target.join(SCHEDULER_CONFIG_NAME),
+            (scheduler.to_json_string() + "\n").as_bytes(),
+        )?;
+        file.tokenizer()?
+            .save_pretrained(self.target_of_new("tokenizer")?)?;
+        let class = scheduler.class_name().unwrap_or_default();
+        let pipeline = match file.kind.inpainting {
+            true => "StableDiffusionInpaintPipeline",
+            false => "StableDiffusionPipeline",
+        };
+        let index = json!({
+            "_class_name": pipeline,
+            "feature_extractor": [null, null],
+            "requires_safety_checker": false,
+            "safety_checker": [null, null],
+            "scheduler": ["diffusers", class],
+            "text_encoder": ["transformers", CLIPTextConfig::CLASS],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", UNet2DConditionConfig::CLASS],
+            "vae": ["diffusers", AutoencoderKLConfig::CLASS],
+        });
+        self.write_index(&index)
+    }
+
+    /// A component's configuration and weights.
+    fn component<C: ModelConfig>(
+        &mut self,
+        component: &str,
+        config: &C,
+        weights: &Checkpoint,
+    ) -> Result<(), PipelineError> {
+        let target = self.target_of_new(component)?;
+        let text = serde_json::to_string_pretty(&config.to_map()).expect("JSON can be written");
+        write(&target.join("config.json"), (text + "\n").as_bytes())?;
+        let name = format!("{}.safetensors", C::WEIGHTS[0]);
+        (self.progress)(&format!("{component}/{name}"));
+        Ok(weights.write_safetensors(target.join(name), self.options.dtype)?)
+    }
+
+    fn target_of_new(&self, component: &str) -> Result<PathBuf, PipelineError> {
+        let target = self.part.join(component);
+        fs::create_dir_all(&target).map_err(|error| write_error(&target, &error))?;
+        Ok(target)
+    }
+
+    fn write_index(&self, index: &Value) -> Result<(), PipelineError> {
+        let text = serde_json::to_string_pretty(index).expect("JSON can be written");
+        write(&self.part.join(MODEL_INDEX_NAME), (text + "\n").as_bytes())
     }
 
     /// The index as it is, without the components that are not in the result.
@@ -122,8 +274,7 @@ impl Conversion<'_> {
         if switched_off.contains(&"safety_checker") {
             index["requires_safety_checker"] = false.into();
         }
-        let text = serde_json::to_string_pretty(&index).expect("JSON can be written");
-        write(&self.part.join(MODEL_INDEX_NAME), (text + "\n").as_bytes())
+        self.write_index(&index)
     }
 
     /// The component's folder in the result, at the same place as in the source.
@@ -138,35 +289,28 @@ impl Conversion<'_> {
         Ok(target)
     }
 
-    fn model<B: Backend, M: Pretrained<B>>(
-        &mut self,
-        component: &str,
-    ) -> Result<bool, PipelineError> {
+    fn model(&mut self, component: &str, class: &ModelClass) -> Result<bool, PipelineError> {
         let folder = component_folder(self.source, component);
         let config_file = folder.join("config.json");
-        let config = M::Config::from_file(&config_file).map_err(PretrainedError::from)?;
-        let weights = self.weights(&folder, M::WEIGHTS)?;
-        let checkpoint = Checkpoint::open(weights)?.rename(M::current_key)?;
-        let module = M::from_config(&config, &B::Device::default());
-        checkpoint.check(&parameters(&module))?;
+        let parameters = class
+            .parameters(&config_file)
+            .map_err(PretrainedError::from)?;
+        let weights = weights(&folder, class.weights, self.options)?;
+        let checkpoint = Checkpoint::open(weights)?.rename(class.current_key)?;
+        checkpoint.check_surplus(&parameters, self.options.strict)?;
+        let known = parameters.iter().map(|parameter| {
+            let key = parameter.key.clone();
+            let tensor = checkpoint.tensors()[&key].clone();
+            (key, tensor)
+        });
+        let checkpoint = checkpoint.with_tensors(known.collect());
 
         let target = self.target(component)?;
         self.copy(&config_file, &target.join("config.json"))?;
-        let name = format!("{}.safetensors", M::WEIGHTS[0]);
+        let name = format!("{}.safetensors", class.weights[0]);
         (self.progress)(&format!("{component}/{name}"));
         checkpoint.write_safetensors(target.join(name), self.options.dtype)?;
         Ok(true)
-    }
-
-    /// The weights that were asked for or, without being asked, the plain ones or the only variant.
-    fn weights(&self, folder: &Path, stems: [&str; 2]) -> Result<PathBuf, PipelineError> {
-        let variant = self.options.variant.as_deref();
-        let found = find_weights(folder, stems, variant);
-        if found.is_ok() || variant.is_some() {
-            return Ok(found?);
-        }
-        let half = find_weights(folder, stems, Some("fp16"));
-        Ok(half.or(found)?)
     }
 
     fn scheduler(&mut self, component: &str) -> Result<bool, PipelineError> {

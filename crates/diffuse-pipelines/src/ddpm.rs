@@ -13,7 +13,8 @@ use diffuse_schedulers::{
 };
 use diffuse_unet::{LoadOptions, Pretrained, UNet2DModel};
 
-use crate::folder::{ModelIndex, PipelineKind, component_folder, load_scheduler, pipeline_folder};
+use crate::components::component_folder;
+use crate::folder::{ModelIndex, PipelineKind, load_scheduler, pipeline_folder};
 use crate::generation::{
     StageTimes, check_finite, check_generators, check_pixels, seeds_or_random,
 };
@@ -89,8 +90,7 @@ impl<B: Backend> DDPMPipeline<B> {
     /// # Errors
     /// If an option makes no sense, or the result is not finite.
     pub fn generate(&self, options: &DDPMOptions) -> Result<Generated<B>, PipelineError> {
-        let mut noise = generators(&seeds_or_random(&options.seeds));
-        self.generate_with(options, &mut noise, |_| ControlFlow::Continue(()))
+        self.generate_with(options, None, |_| ControlFlow::Continue(()))
     }
 
     /// [`generate`](Self::generate) with noise of any source, in place of seeds, and a callback
@@ -101,9 +101,13 @@ impl<B: Backend> DDPMPipeline<B> {
     pub fn generate_with(
         &self,
         options: &DDPMOptions,
-        noise: &mut dyn NoiseSource,
+        noise: Option<&mut dyn NoiseSource>,
         mut on_step: impl FnMut(StepEvent<'_, B>) -> ControlFlow<()>,
     ) -> Result<Generated<B>, PipelineError> {
+        if noise.is_some() && !options.seeds.is_empty() {
+            let message = "provide only one of `seeds` and a noise source";
+            return Err(PipelineError::Options(message.into()));
+        }
         if options.batch_size == 0 {
             return Err(PipelineError::Options("`batch_size` is 0".into()));
         }
@@ -111,6 +115,14 @@ impl<B: Backend> DDPMPipeline<B> {
         let [height, width] = self.sample_size()?;
         check_pixels(options.batch_size, [height, width])?;
         check_generators(options.seeds.len(), options.batch_size)?;
+        let mut seeded;
+        let noise = match noise {
+            Some(noise) => noise,
+            None => {
+                seeded = generators(&seeds_or_random(&options.seeds));
+                &mut seeded
+            }
+        };
         let mut scheduler = self.scheduler.fresh()?;
         scheduler.set_timesteps(&TimestepRequest::Steps(options.num_inference_steps))?;
         let timesteps = scheduler.timesteps().to_vec();
@@ -296,8 +308,7 @@ impl<B: Backend> DDIMPipeline<B> {
     /// # Errors
     /// If an option makes no sense, or the result is not finite.
     pub fn generate(&self, options: &DDIMOptions) -> Result<Generated<B>, PipelineError> {
-        let mut noise = generators(&seeds_or_random(&options.seeds));
-        self.generate_with(options, &mut noise, |_| ControlFlow::Continue(()))
+        self.generate_with(options, None, |_| ControlFlow::Continue(()))
     }
 
     /// [`generate`](Self::generate) with noise of any source, in place of seeds, and a callback
@@ -308,7 +319,7 @@ impl<B: Backend> DDIMPipeline<B> {
     pub fn generate_with(
         &self,
         options: &DDIMOptions,
-        noise: &mut dyn NoiseSource,
+        noise: Option<&mut dyn NoiseSource>,
         on_step: impl FnMut(StepEvent<'_, B>) -> ControlFlow<()>,
     ) -> Result<Generated<B>, PipelineError> {
         if !(0.0..=1.0).contains(&options.eta) {

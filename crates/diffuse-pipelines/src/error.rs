@@ -7,6 +7,8 @@ use diffuse_schedulers::SchedulerError;
 use thiserror::Error;
 
 use crate::MODEL_INDEX_NAME;
+use crate::adapters::AdapterError;
+use crate::single_file::FileKind;
 
 /// Why a pipeline could not be loaded or run.
 #[derive(Debug, Error)]
@@ -18,6 +20,9 @@ pub enum PipelineError {
     /// A file of tensors could not be read or written.
     #[error(transparent)]
     Tensors(#[from] CheckpointError),
+    /// An adapter cannot be used.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// The scheduler could not be built, scheduled or stepped.
     #[error(transparent)]
     Scheduler(#[from] SchedulerError),
@@ -59,6 +64,14 @@ pub enum PipelineError {
         path: PathBuf,
         /// What is wrong.
         message: String,
+    },
+    /// A weights file holds something else than is needed.
+    #[error("`{}` is {kind}, which cannot be used here", path.display())]
+    WrongFile {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        kind: FileKind,
     },
     /// The parts of a pipeline do not fit together.
     #[error("these parts do not fit together: {0}")]

@@ -11,7 +11,7 @@ use diffuse_schedulers::{
 };
 use serde_json::{Map, Value};
 
-use crate::PipelineError;
+use crate::{PipelineError, component_folder};
 
 /// The file that says which components a pipeline has.
 pub const MODEL_INDEX_NAME: &str = "model_index.json";
@@ -263,15 +263,4 @@ pub(crate) fn pipeline_folder(
         });
     }
     Ok(folder.to_path_buf())
-}
-
-/// Where a component's files are: in its own folder or, as in the DDPM repositories, in the
-/// pipeline's.
-pub fn component_folder(folder: &Path, component: &str) -> PathBuf {
-    let own = folder.join(component);
-    if own.is_dir() {
-        own
-    } else {
-        folder.to_path_buf()
-    }
 }

@@ -20,6 +20,7 @@ pub use diffuse_hub::*;
 
 use std::path::Path;
 
+use crate::components::weights_stems;
 use crate::{MODEL_INDEX_NAME, ModelIndex, PipelineError, PipelineKind};
 
 /// The files that a pipeline needs: `model_index.json`, which names the components; of each
@@ -49,8 +50,8 @@ impl Wanted for PipelineFiles {
     }
 }
 
-/// Configurations, the tokenizer's files, and one weights file of the variant a component,
-/// safetensors before pickles. Small ones first.
+/// Configurations, the tokenizer's files and the weights of each component, safetensors before
+/// pickles. Small ones first.
 fn needed(
     kind: PipelineKind,
     variant: Option<&str>,
@@ -62,7 +63,7 @@ fn needed(
 
     let scheduler = prefix(listing, "scheduler");
     files.push(format!("{scheduler}scheduler_config.json"));
-    for &(component, _) in kind.components() {
+    for &(component, classes) in kind.components() {
         let prefix = prefix(listing, component);
         if component == "tokenizer" {
             let pair = ["vocab.json", "merges.txt"].map(|name| format!("{prefix}{name}"));
@@ -72,7 +73,11 @@ fn needed(
             } else {
                 files.extend(pair);
             }
-            for name in ["tokenizer_config.json", "special_tokens_map.json"] {
+            for name in [
+                "tokenizer_config.json",
+                "special_tokens_map.json",
+                "added_tokens.json",
+            ] {
                 let file = format!("{prefix}{name}");
                 if listing.has(&file) {
                     files.push(file);
@@ -82,10 +87,24 @@ fn needed(
             }
         } else {
             files.push(format!("{prefix}config.json"));
-            weights.push(weights_file(&prefix, component, variant, listing)?);
+            let stems = weights_stems(classes[0]).expect("a class of models");
+            weights.push((prefix, stems));
         }
     }
-    files.extend(weights);
+    // As Diffusers does: plain weights of a component without the variant, if another has it.
+    let find = |(prefix, stems): &(String, _), variant| {
+        weights_files(prefix, *stems, variant, listing).map_err(|missing| (variant, missing))
+    };
+    let is_known = weights
+        .iter()
+        .any(|component| find(component, variant).is_ok());
+    for component in &weights {
+        let found = find(component, variant).or_else(|error| match variant {
+            Some(_) if is_known => find(component, None),
+            _ => Err(error),
+        });
+        files.extend(found.map_err(|(_, missing)| missing)?);
+    }
     match files.iter().find(|file| !listing.has(file)) {
         None => Ok(Selection { files, absent }),
         Some(file) => Err(Refusal::missing(file)),
@@ -102,26 +121,45 @@ fn prefix(listing: &Listing, component: &str) -> String {
     }
 }
 
-fn weights_file(
+/// A component's weights: one file, or an index and its shards.
+fn weights_files(
     prefix: &str,
-    component: &str,
+    [safetensors, bin]: [&str; 2],
     variant: Option<&str>,
     listing: &Listing,
-) -> Result<String, Refusal> {
-    // The stems of `Pretrained::WEIGHTS`, which cannot be asked for without a backend.
-    let [safetensors, bin] = match component {
-        "text_encoder" => ["model", "pytorch_model"],
-        _ => ["diffusion_pytorch_model"; 2],
-    };
-    let variant = variant.map(|name| format!(".{name}")).unwrap_or_default();
-    let names = [
-        format!("{prefix}{safetensors}{variant}.safetensors"),
-        format!("{prefix}{bin}{variant}.bin"),
-    ];
-    if let Some(name) = names.iter().find(|name| listing.has(name)) {
-        return Ok(name.clone());
+) -> Result<Vec<String>, Refusal> {
+    let dotted = variant.map(|name| format!(".{name}")).unwrap_or_default();
+    let formats = [(safetensors, "safetensors"), (bin, "bin")];
+    for (stem, extension) in formats {
+        let whole = format!("{prefix}{stem}{dotted}.{extension}");
+        if listing.has(&whole) {
+            return Ok(vec![whole]);
+        }
+        let index = format!("{prefix}{stem}.{extension}.index{dotted}.json");
+        if listing.has(&index) {
+            // `model.fp16-00001-of-00002.safetensors` or `model-00001-of-00002.fp16.safetensors`
+            let is_shard = |file: &&str| {
+                let rest = file.strip_prefix(&format!("{prefix}{stem}"));
+                let rest = rest.and_then(|rest| rest.strip_suffix(&format!(".{extension}")));
+                rest.is_some_and(|rest| {
+                    let number = match variant {
+                        Some(_) => rest
+                            .strip_prefix(&dotted)
+                            .or_else(|| rest.strip_suffix(&dotted)),
+                        None => Some(rest),
+                    };
+                    let parts = number.and_then(|number| number.strip_prefix('-'));
+                    let parts = parts.and_then(|parts| parts.split_once("-of-"));
+                    let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+                    parts.is_some_and(|(part, count)| is_number(part) && is_number(count))
+                })
+            };
+            let shards = listing.iter().filter(is_shard).map(String::from);
+            return Ok([index].into_iter().chain(shards).collect());
+        }
     }
-    let [wanted, other] = names;
+    let [wanted, other] =
+        formats.map(|(stem, extension)| format!("{prefix}{stem}{dotted}.{extension}"));
     let stems = [safetensors, bin].map(|stem| format!("{prefix}{stem}"));
     let there: Vec<String> = listing
         .iter()

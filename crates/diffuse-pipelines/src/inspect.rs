@@ -6,19 +6,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::Backend;
-use diffuse_clip::{CLIPTextModel, CLIPTokenizer};
-use diffuse_nn::checkpoint::{Checkpoint, CheckpointError, parameters};
-use diffuse_nn::config::ModelConfig;
+use diffuse_clip::CLIPTokenizer;
+use diffuse_nn::checkpoint::{Checkpoint, CheckpointError, name_some};
 use diffuse_nn::files::read_text;
 use diffuse_schedulers::{
     Overrides, SCHEDULER_CONFIG_NAME, SchedulerConfig, scheduler_from_config,
 };
-use diffuse_unet::{Pretrained, UNet2DConditionModel, UNet2DModel};
-use diffuse_vae::AutoencoderKL;
 use serde_json::Value;
 
 use crate::PipelineError;
-use crate::folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind, component_folder};
+use crate::components::{ComponentClass, ModelClass, component_folder};
+use crate::folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind};
 
 /// Pipelines that can be run here.
 const PIPELINES: [&str; 3] = ["StableDiffusionPipeline", "DDPMPipeline", "DDIMPipeline"];
@@ -170,58 +168,52 @@ fn inspect_component<B: Backend>(name: &str, class: Option<&str>, folder: &Path)
         class: class.map(String::from),
         ..Component::default()
     };
-    match class {
-        None => component.facts.push("switched off".into()),
-        Some("UNet2DModel") => inspect_model::<B, UNet2DModel<B>>(&mut component, folder),
-        Some("UNet2DConditionModel") => {
-            inspect_model::<B, UNet2DConditionModel<B>>(&mut component, folder);
-        }
-        Some("AutoencoderKL") => inspect_model::<B, AutoencoderKL<B>>(&mut component, folder),
-        Some("CLIPTextModel") => inspect_model::<B, CLIPTextModel<B>>(&mut component, folder),
-        Some("CLIPTokenizer" | "CLIPTokenizerFast") => {
-            match CLIPTokenizer::from_pretrained(folder) {
-                Ok(tokenizer) => component.facts.push(format!(
-                    "{} token ids, {} a text",
-                    tokenizer.vocab_size(),
-                    tokenizer.max_length()
-                )),
-                Err(error) => component.problems.push(error_chain(&error)),
-            }
-        }
-        Some(class) if class.ends_with("Scheduler") => {
-            inspect_scheduler::<B>(&mut component, class, folder)
-        }
-        Some("StableDiffusionSafetyChecker" | "CLIPImageProcessor" | "CLIPFeatureExtractor") => {
+    let Some(class) = class else {
+        component.facts.push("switched off".into());
+        return component;
+    };
+    match ComponentClass::of::<B>(class) {
+        Some(ComponentClass::Model(class)) => inspect_model(&mut component, &class, folder),
+        Some(ComponentClass::Tokenizer) => match CLIPTokenizer::from_pretrained(folder) {
+            Ok(tokenizer) => component.facts.push(format!(
+                "{} token ids, {} a text",
+                tokenizer.vocab_size(),
+                tokenizer.max_length()
+            )),
+            Err(error) => component.problems.push(error_chain(&error)),
+        },
+        Some(ComponentClass::Scheduler) => inspect_scheduler::<B>(&mut component, class, folder),
+        Some(ComponentClass::SafetyChecker) => {
             component
                 .facts
                 .push("not used: images are not checked".into());
         }
-        Some(class) => component.problems.push(format!("{class} is not supported")),
+        None => component.problems.push(format!("{class} is not supported")),
     }
     component
 }
 
-fn inspect_model<B: Backend, M: Pretrained<B>>(component: &mut Component, folder: &Path) {
-    let config = match M::Config::from_file(folder.join("config.json")) {
-        Ok(config) => config,
+fn inspect_model(component: &mut Component, class: &ModelClass, folder: &Path) {
+    let parameters = match class.parameters(&folder.join("config.json")) {
+        Ok(parameters) => parameters,
         Err(error) => return component.problems.push(error_chain(&error)),
     };
-    let module = M::from_config(&config, &B::Device::default());
-    let parameters = parameters(&module);
-    component.parameters = Some(
-        parameters
-            .iter()
-            .map(|parameter| parameter.num_elements())
-            .sum(),
-    );
+    let elements = parameters.iter().map(|parameter| parameter.num_elements());
+    component.parameters = Some(elements.sum());
 
-    for path in weights_files(folder, M::WEIGHTS) {
-        let fits = read_weights(&path).and_then(|(weights, checkpoint)| {
+    for path in weights_files(folder, class.weights) {
+        let surplus = read_weights(&path).and_then(|(weights, checkpoint)| {
             component.weights.push(weights);
-            checkpoint.rename(M::current_key)?.check(&parameters)
+            checkpoint.rename(class.current_key)?.check(&parameters)
         });
-        if let Err(error) = fits {
-            component.problems.push(error_chain(&error));
+        match surplus {
+            Ok(keys) if keys.is_empty() => {}
+            Ok(keys) => component.facts.push(format!(
+                "`{}` has {} that this model does not have",
+                file_name(&path),
+                name_some(&keys)
+            )),
+            Err(error) => component.problems.push(error_chain(&error)),
         }
     }
     if component.weights.is_empty() && component.problems.is_empty() {

@@ -1,12 +1,15 @@
 #![doc = include_str!("../README.md")]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod adapters;
+mod components;
 mod ddpm;
 mod error;
 mod folder;
 mod generation;
 mod guidance;
 mod image_processor;
+mod single_file;
 mod stable_diffusion;
 
 pub mod convert;
@@ -15,15 +18,18 @@ pub mod hub;
 pub mod inspect;
 pub mod latents;
 
+pub use adapters::{AdaptedComponent, Adapter, AdapterError};
+pub use components::component_folder;
 pub use ddpm::{DDIMOptions, DDIMPipeline, DDPMOptions, DDPMPipeline};
 pub use error::PipelineError;
-pub use folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind, component_folder};
+pub use folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind};
 pub use generation::{Generated, StageTimes, StepEvent, generators, random_seed};
 pub use guidance::{guide, rescale_noise};
 pub use image_processor::{to_images, to_unit_range};
+pub use single_file::{FileKind, SingleFileOptions, StableDiffusionFile, load_vae};
 pub use stable_diffusion::{
-    EncodedPrompt, PreparedPrompt, StableDiffusionOptions, StableDiffusionParts,
-    StableDiffusionPipeline,
+    EncodedPrompt, PreparedPrompt, StableDiffusionInputs, StableDiffusionOptions,
+    StableDiffusionParts, StableDiffusionPipeline,
 };
 
 pub use diffuse_clip as clip;

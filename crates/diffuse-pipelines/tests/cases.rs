@@ -9,8 +9,8 @@ use diffuse_pipelines::schedulers::{
     Overrides, StepOptions, scheduler_from_config, scheduler_names,
 };
 use diffuse_pipelines::{
-    DDIMPipeline, DDPMOptions, DDPMPipeline, Generated, LoadOptions, StableDiffusionOptions,
-    StableDiffusionPipeline, generators, latents,
+    DDIMPipeline, DDPMOptions, DDPMPipeline, Generated, LoadOptions, StableDiffusionInputs,
+    StableDiffusionOptions, StableDiffusionPipeline, latents,
 };
 use diffuse_testing::{Values, assert_close, read_json, reference};
 use image::RgbImage;
@@ -186,7 +186,7 @@ fn check_text_to_image(case: &Case<'_>, scheduler: Option<&str>) {
         let numbers = case.list(key, Value::as_f64);
         (!numbers.is_empty()).then_some(numbers)
     };
-    let defaults = StableDiffusionOptions::<B>::default();
+    let defaults = StableDiffusionOptions::default();
     let start = case.get("latents", |value| value.as_str().map(String::from));
     let options = StableDiffusionOptions {
         prompt: case.texts("prompt"),
@@ -204,14 +204,16 @@ fn check_text_to_image(case: &Case<'_>, scheduler: Option<&str>) {
         eta: case.number("eta").unwrap_or(0.0),
         clip_skip: case.count("clip_skip"),
         seeds: case.list("seed", Value::as_u64),
-        latents: start.map(|path| latents::read(case.folder.join(path), &device).unwrap()),
         ..defaults
     };
 
     let mut trace = Vec::new();
-    let mut noise = generators(&options.seeds);
+    let inputs = StableDiffusionInputs {
+        latents: start.map(|path| latents::read(case.folder.join(path), &device).unwrap()),
+        ..StableDiffusionInputs::default()
+    };
     let generated = pipeline
-        .generate_with(&options, &mut noise, |event| {
+        .generate_with(&options, inputs, |event| {
             trace.push(event.latents.clone());
             ControlFlow::Continue(())
         })

@@ -9,8 +9,8 @@ use diffuse_pipelines::schedulers::{Overrides, scheduler_from_config};
 use diffuse_pipelines::unet::{ModelConfig, UNet2DConditionModel, UNet2DModel};
 use diffuse_pipelines::vae::AutoencoderKL;
 use diffuse_pipelines::{
-    DDPMOptions, DDPMPipeline, Pretrained, StableDiffusionOptions, StableDiffusionPipeline,
-    generators,
+    DDPMOptions, DDPMPipeline, Pretrained, StableDiffusionInputs, StableDiffusionOptions,
+    StableDiffusionPipeline, generators,
 };
 use diffuse_testing::{read_json, reference};
 use serde_json::{Map, Value};
@@ -140,8 +140,6 @@ fn call_error(row: &Value) -> Option<String> {
     let options = StableDiffusionOptions {
         prompt: texts("prompt"),
         negative_prompt: texts("negative_prompt"),
-        prompt_embeds: embeds("prompt_embeds"),
-        negative_prompt_embeds: embeds("negative_prompt_embeds"),
         height: count("height"),
         width: count("width"),
         num_inference_steps: count("num_inference_steps").unwrap_or(2),
@@ -149,24 +147,41 @@ fn call_error(row: &Value) -> Option<String> {
         sigmas: numbers("sigmas"),
         num_images_per_prompt: count("num_images_per_prompt").unwrap_or(1),
         seeds,
-        latents: start,
         ..StableDiffusionOptions::default()
     };
-    let error = pipeline.generate(&options).err()?;
+    let inputs = StableDiffusionInputs {
+        prompt_embeds: embeds("prompt_embeds"),
+        negative_prompt_embeds: embeds("negative_prompt_embeds"),
+        latents: start,
+        ..StableDiffusionInputs::default()
+    };
+    let run = pipeline.generate_with(&options, inputs, |_| ControlFlow::Continue(()));
+    let error = run.err()?;
     Some(error.to_string())
 }
 
 /// The error of a run with these options.
 #[track_caller]
-fn check(options: StableDiffusionOptions<B>, expected: &str) {
+fn check(options: StableDiffusionOptions, expected: &str) {
+    check_inputs(options, StableDiffusionInputs::default(), expected);
+}
+
+/// The error of a run with these options and inputs.
+#[track_caller]
+fn check_inputs(
+    options: StableDiffusionOptions,
+    inputs: StableDiffusionInputs<'_, B>,
+    expected: &str,
+) {
     let folder = reference().join("sd/base");
     let pipeline =
         StableDiffusionPipeline::<B>::from_pretrained(folder, &Default::default()).unwrap();
-    let message = pipeline.generate(&options).unwrap_err().to_string();
+    let run = pipeline.generate_with(&options, inputs, |_| ControlFlow::Continue(()));
+    let message = run.unwrap_err().to_string();
     assert!(message.contains(expected), "{message}");
 }
 
-fn options() -> StableDiffusionOptions<B> {
+fn options() -> StableDiffusionOptions {
     StableDiffusionOptions {
         num_inference_steps: 1,
         ..StableDiffusionOptions::from("a lighthouse")
@@ -250,16 +265,36 @@ fn options_that_make_no_sense_are_errors() {
     check(
         StableDiffusionOptions {
             negative_prompt: vec!["a".into(), "b".into()],
-            ..base.clone()
+            ..base
         },
         "2 negative prompts for 1 prompts",
     );
-    check(
-        StableDiffusionOptions {
-            latents: Some(Tensor::zeros([2, 4, 8, 8], &Default::default())),
-            ..base
-        },
-        "`latents` has shape [2, 4, 8, 8]",
+}
+
+#[test]
+fn inputs_that_do_not_fit_the_options_are_errors() {
+    let inputs = StableDiffusionInputs {
+        latents: Some(Tensor::zeros([2, 4, 8, 8], &Default::default())),
+        ..StableDiffusionInputs::default()
+    };
+    check_inputs(
+        options(),
+        inputs,
+        "`latents` has shape [2, 4, 8, 8], but these options need [1, 4, 8, 8]",
+    );
+    let mut noise = generators(&[3]);
+    let inputs = StableDiffusionInputs {
+        noise: Some(&mut noise),
+        ..StableDiffusionInputs::default()
+    };
+    let seeded = StableDiffusionOptions {
+        seeds: vec![3],
+        ..options()
+    };
+    check_inputs(
+        seeded,
+        inputs,
+        "provide only one of `seeds` and a noise source",
     );
 }
 
@@ -273,9 +308,13 @@ fn callback_changes_latents_and_stops_the_run() {
         ..options()
     };
     let mut noise = generators(&[3]);
+    let inputs = StableDiffusionInputs {
+        noise: Some(&mut noise),
+        ..StableDiffusionInputs::default()
+    };
     let mut seen = Vec::new();
     let generated = pipeline
-        .generate_with(&options, &mut noise, |event| {
+        .generate_with(&options, inputs, |event| {
             seen.push((event.step, event.timestep));
             *event.latents = event.latents.zeros_like() + 0.25;
             if event.step == 2 {
@@ -333,11 +372,15 @@ fn embeddings_in_place_of_prompts_give_the_same_image() {
     };
     let by_embeds = StableDiffusionOptions {
         prompt: Vec::new(),
-        prompt_embeds: Some(embeds("a lighthouse")),
-        negative_prompt_embeds: Some(embeds("")),
         ..by_text.clone()
     };
+    let inputs = StableDiffusionInputs {
+        prompt_embeds: Some(embeds("a lighthouse")),
+        negative_prompt_embeds: Some(embeds("")),
+        ..StableDiffusionInputs::default()
+    };
     let expected = pipeline.generate(&by_text).unwrap();
-    let got = pipeline.generate(&by_embeds).unwrap();
+    let got = pipeline.generate_with(&by_embeds, inputs, |_| ControlFlow::Continue(()));
+    let got = got.unwrap();
     assert_eq!(got.images, expected.images);
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use burn::tensor::{DType, FloatDType};
 use burn_flex::Flex;
 use diffuse_nn::checkpoint::{Checkpoint, float_dtype};
+use diffuse_nn::config::ModelConfig;
 use diffuse_pipelines::clip::CLIPTextModel;
 use diffuse_pipelines::unet::{UNet2DConditionModel, UNet2DModel};
 use diffuse_pipelines::vae::AutoencoderKL;
@@ -28,7 +29,7 @@ fn check<M: Pretrained<Flex>>(folder: &str, class: &str) {
     model.save_pretrained(saved.path()).unwrap();
     model.save_pretrained(saved.path()).unwrap();
 
-    let name = format!("{}.safetensors", M::WEIGHTS[0]);
+    let name = format!("{}.safetensors", M::Config::WEIGHTS[0]);
     let expected = tensors(&folder.join(&name), M::current_key);
     let got = tensors(&saved.path().join(&name), |key| Some(key.to_string()));
     assert!(!got.is_empty());

@@ -26,7 +26,8 @@ pub enum UNet2DConditionDownBlock {
 }
 
 impl UNet2DConditionDownBlock {
-    fn has_attention(self) -> bool {
+    /// Whether the level has transformers.
+    pub fn has_attention(self) -> bool {
         match self {
             UNet2DConditionDownBlock::DownBlock2D => false,
             UNet2DConditionDownBlock::CrossAttnDownBlock2D => true,
@@ -51,7 +52,8 @@ pub enum UNet2DConditionUpBlock {
 }
 
 impl UNet2DConditionUpBlock {
-    fn has_attention(self) -> bool {
+    /// Whether the level has transformers.
+    pub fn has_attention(self) -> bool {
         match self {
             UNet2DConditionUpBlock::UpBlock2D => false,
             UNet2DConditionUpBlock::CrossAttnUpBlock2D => true,

@@ -1,19 +1,17 @@
 //! Filling a module from a checkpoint, through burn-store.
 
 use std::cell::RefCell;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::ops;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, Element, Shape, Tensor, TensorData, backend::Backend};
 use burn_store::{Applier, TensorSnapshot, TensorSnapshotError};
-use half::{bf16, f16};
-use rayon::prelude::*;
 
-use crate::ops;
-
-use super::{Checkpoint, CheckpointError, TensorInfo, TensorSource};
+use super::{Checkpoint, CheckpointError, TensorInfo};
 
 /// Name and shape of a module's parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,14 +109,17 @@ struct ArrangeWeights;
 
 impl<B: Backend> ModuleMapper<B> for ArrangeWeights {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        if D != 4 {
-            return param;
-        }
-        param.map(|weight| {
-            let weight = Tensor::<B, 4>::from_primitive(weight.into_primitive());
-            Tensor::from_primitive(ops::convolution_weight(weight).into_primitive())
-        })
+        param.map(arrange)
     }
+}
+
+/// The weight of a convolution as the backend's kernels read it; other weights as they are.
+fn arrange<B: Backend, const D: usize>(weight: Tensor<B, D>) -> Tensor<B, D> {
+    if D != 4 {
+        return weight;
+    }
+    let weight = Tensor::<B, 4>::from_primitive(weight.into_primitive());
+    Tensor::from_primitive(ops::convolution_weight(weight).into_primitive())
 }
 
 /// Variants of an enum are not part of a parameter's key.
@@ -127,15 +128,15 @@ fn is_enum(container: &str) -> bool {
 }
 
 impl Checkpoint {
-    /// Fills `module` with this file's tensors in type `dtype`, by default the backend's own float
-    /// type; those of two and more dimensions in type `weights`, by default the same.
+    /// Fills `module` with this checkpoint's tensors in type `dtype`, by default the backend's own
+    /// float type; those of two and more dimensions in type `weights`, by default the same. Tensors
+    /// that the module does not have are not read.
     ///
     /// A module that has just been made by `init` has not drawn its weights yet, and never does:
     /// each parameter is allocated once, with the value from the file.
     ///
     /// # Errors
-    /// If a parameter is missing in the file or a tensor of the file is left over, if a shape or
-    /// type is wrong, or if reading fails.
+    /// As [`check`](Self::check), and if reading fails.
     pub fn load_into<B: Backend, M: Module<B>>(
         &self,
         module: M,
@@ -169,11 +170,12 @@ impl Checkpoint {
         Ok(arrange_weights(module))
     }
 
-    /// Compares names, shapes and types with a module's parameters; no tensor is read.
+    /// Compares names, shapes and types with a module's parameters; no tensor is read. The result
+    /// are the tensors that the module does not have, by their keys in the file.
     ///
     /// # Errors
-    /// As [`load_into`](Self::load_into).
-    pub fn check(&self, parameters: &[Parameter]) -> Result<(), CheckpointError> {
+    /// If a parameter is missing, or its tensor has another shape or no floating point type.
+    pub fn check(&self, parameters: &[Parameter]) -> Result<Vec<String>, CheckpointError> {
         let path = || self.path.clone();
         let missing: Vec<String> = parameters
             .iter()
@@ -186,28 +188,12 @@ impl Checkpoint {
                 keys: missing,
             });
         }
-        let known: std::collections::HashSet<&str> = parameters
-            .iter()
-            .map(|parameter| parameter.key.as_str())
-            .collect();
-        let unexpected: Vec<String> = self
-            .tensors
-            .keys()
-            .filter(|key| !known.contains(key.as_str()))
-            .cloned()
-            .collect();
-        if !unexpected.is_empty() {
-            return Err(CheckpointError::Unexpected {
-                path: path(),
-                keys: unexpected,
-            });
-        }
         for Parameter { key, shape } in parameters {
             let info = &self.tensors[key];
             if info.shape != *shape {
                 return Err(CheckpointError::Shape {
                     path: path(),
-                    key: key.clone(),
+                    key: info.stored_key.clone(),
                     expected: shape.clone(),
                     found: info.shape.clone(),
                 });
@@ -215,11 +201,42 @@ impl Checkpoint {
             if info.float().is_none() {
                 return Err(CheckpointError::Type {
                     path: path(),
-                    key: key.clone(),
+                    key: info.stored_key.clone(),
                     found: info.dtype.clone(),
                 });
             }
         }
+        let known: HashSet<&str> = parameters
+            .iter()
+            .map(|parameter| parameter.key.as_str())
+            .collect();
+        let surplus = self
+            .tensors
+            .iter()
+            .filter(|(key, _)| !known.contains(key.as_str()));
+        Ok(surplus.map(|(_, info)| info.stored_key.clone()).collect())
+    }
+
+    /// [`check`](Self::check), with surplus tensors an error if `strict`, else one warning in the
+    /// log.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check), and if there are surplus tensors and `strict` is set.
+    pub fn check_surplus(
+        &self,
+        parameters: &[Parameter],
+        strict: bool,
+    ) -> Result<(), CheckpointError> {
+        let keys = self.check(parameters)?;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let path = self.path.clone();
+        let surplus = CheckpointError::Unexpected { path, keys };
+        if strict {
+            return Err(surplus);
+        }
+        log::warn!("{surplus}; not used");
         Ok(())
     }
 
@@ -231,12 +248,12 @@ impl Checkpoint {
         failed: &Rc<RefCell<Option<io::Error>>>,
     ) -> TensorSnapshot {
         let failed = Rc::clone(failed);
-        let source = Arc::clone(&self.sources[self.tensors[&parameter.key].source]);
         let info = self.tensors[&parameter.key].clone();
+        let source = Arc::clone(&self.sources[info.source]);
         let shape = Shape::from(parameter.shape);
         let path = parameter.key.split('.').map(String::from).collect();
         let read = move || {
-            read_tensor(&*source, &info, dtype).map_err(|error| {
+            info.read(&*source, dtype).map_err(|error| {
                 let message = error.to_string();
                 failed.replace(Some(error));
                 TensorSnapshotError::IoError(message)
@@ -267,80 +284,98 @@ impl Checkpoint {
         if info.float().is_none() {
             return Err(CheckpointError::Type {
                 path: self.path.clone(),
-                key: key.to_string(),
+                key: info.stored_key.clone(),
                 found: info.dtype.clone(),
             });
         }
-        self.read(info, DType::F32)
+        info.read(&*self.sources[info.source], DType::F32)
             .map_err(|source| CheckpointError::Read {
                 path: self.path.clone(),
                 source,
             })
     }
 
-    /// A tensor as it is stored.
-    pub(super) fn read_bytes(&self, info: &TensorInfo) -> io::Result<Vec<u8>> {
-        let length = usize::try_from(info.num_bytes()).map_err(|_| io::ErrorKind::OutOfMemory)?;
-        let mut bytes = vec![0; length];
-        self.sources[info.source].read_at(&mut bytes, info.bytes.start)?;
-        Ok(bytes)
-    }
-
-    /// A tensor of a floating point type, in another.
-    pub(super) fn read(&self, info: &TensorInfo, dtype: DType) -> io::Result<TensorData> {
-        read_tensor(&*self.sources[info.source], info, dtype)
-    }
-}
-
-/// Reads elements into a vector of the wanted type, each through `f32`, which is exact for all
-/// types but `F64`.
-fn read_tensor(source: &dyn TensorSource, info: &TensorInfo, to: DType) -> io::Result<TensorData> {
-    let shape = info.shape.clone();
-    Ok(match to {
-        DType::F16 => TensorData::new(read_as(source, info, f16::from_f32)?, shape),
-        DType::BF16 => TensorData::new(read_as(source, info, bf16::from_f32)?, shape),
-        DType::F64 => TensorData::new(read_as(source, info, f64::from)?, shape),
-        _ => TensorData::new(read_as(source, info, |element| element)?, shape),
-    })
-}
-
-fn read_as<T: Clone + Default + Send>(
-    source: &dyn TensorSource,
-    info: &TensorInfo,
-    to: impl Fn(f32) -> T + Sync,
-) -> io::Result<Vec<T>> {
-    match info.float().expect("the type was checked") {
-        DType::F16 => elements(source, info, |element| {
-            to(f16::from_le_bytes(element).to_f32())
-        }),
-        DType::BF16 => elements(source, info, |element| {
-            to(bf16::from_le_bytes(element).to_f32())
-        }),
-        DType::F64 => elements(source, info, |element| {
-            to(f64::from_le_bytes(element) as f32)
-        }),
-        _ => elements(source, info, |element| to(f32::from_le_bytes(element))),
-    }
-}
-
-/// Reads elements in parallel, a piece at a time that stays in a core's cache until it is
-/// converted.
-fn elements<const N: usize, T: Clone + Default + Send>(
-    source: &dyn TensorSource,
-    info: &TensorInfo,
-    convert: impl Fn([u8; N]) -> T + Sync,
-) -> io::Result<Vec<T>> {
-    const PIECE: usize = 1 << 16;
-    let mut elements = vec![T::default(); info.num_elements()];
-    let pieces = elements.par_chunks_mut(PIECE).enumerate();
-    pieces.try_for_each_init(Vec::new, |bytes, (index, piece)| {
-        bytes.resize(piece.len() * N, 0);
-        source.read_at(bytes, info.bytes.start + (index * PIECE * N) as u64)?;
-        let (bytes, _) = bytes.as_chunks::<N>();
-        for (element, bytes) in piece.iter_mut().zip(bytes) {
-            *element = convert(*bytes);
+    /// The elements of one of this checkpoint's tensors in `f32`, in row-major order.
+    ///
+    /// # Errors
+    /// If it is not of a floating point type, or reading fails.
+    pub fn read_values(&self, tensor: &TensorInfo) -> io::Result<Vec<f32>> {
+        if tensor.float().is_none() {
+            let message = format!("`{}` has type {}", tensor.stored_key, tensor.dtype);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
-        io::Result::Ok(())
-    })?;
-    Ok(elements)
+        tensor.read_f32(&*self.sources[tensor.source])
+    }
+
+    /// Reads some of a module's parameters again, each in the type that it has, and leaves the
+    /// others. The second result is why reading failed; what was not read stays as it was.
+    ///
+    /// # Panics
+    /// If this checkpoint has other shapes than the module.
+    pub fn update<B: Backend, M: Module<B>>(
+        &self,
+        module: M,
+        keys: &BTreeSet<String>,
+    ) -> (M, Result<(), CheckpointError>) {
+        struct Update<'a> {
+            checkpoint: &'a Checkpoint,
+            keys: &'a BTreeSet<String>,
+            path: Vec<String>,
+            failed: Option<io::Error>,
+        }
+        impl<B: Backend> ModuleMapper<B> for Update<'_> {
+            fn enter_module(&mut self, name: &str, container: &str) {
+                if !is_enum(container) {
+                    self.path.push(name.to_string());
+                }
+            }
+
+            fn exit_module(&mut self, _name: &str, container: &str) {
+                if !is_enum(container) {
+                    self.path.pop();
+                }
+            }
+
+            fn map_float<const D: usize>(
+                &mut self,
+                param: Param<Tensor<B, D>>,
+            ) -> Param<Tensor<B, D>> {
+                let key = self.path.join(".");
+                if self.failed.is_some() || !self.keys.contains(&key) {
+                    return param;
+                }
+                let info = &self.checkpoint.tensors[&key];
+                let source = &*self.checkpoint.sources[info.source];
+                param.map(|old| match info.read(source, old.dtype()) {
+                    Ok(data) => {
+                        let (device, dtype) = (old.device(), old.dtype());
+                        assert_eq!(old.shape(), Shape::from(data.shape.clone()), "`{key}`");
+                        // The old values go before the new ones come.
+                        drop(old);
+                        let new = Tensor::<B, D>::from_data(data, (&device, dtype));
+                        arrange(new)
+                    }
+                    Err(error) => {
+                        self.failed = Some(error);
+                        old
+                    }
+                })
+            }
+        }
+        let mut update = Update {
+            checkpoint: self,
+            keys,
+            path: Vec::new(),
+            failed: None,
+        };
+        let module = module.map(&mut update);
+        let result = match update.failed {
+            None => Ok(()),
+            Some(source) => Err(CheckpointError::Read {
+                path: self.path.clone(),
+                source,
+            }),
+        };
+        (module, result)
+    }
 }

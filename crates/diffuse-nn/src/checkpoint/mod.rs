@@ -1,162 +1,33 @@
 //! Weights files: what is in them, and how it gets into a module.
 //!
 //! A [`Checkpoint`] lists the tensors of a file, of several shards, or of bytes in memory. None is
-//! read until [`Checkpoint::load_into`] reads each one, once, into its final type. Loading is
-//! strict: every parameter of the module must be in the checkpoint with its shape, and every tensor
-//! of the checkpoint must be a parameter.
+//! read until [`Checkpoint::load_into`] reads each one, once, into its final type. Every parameter
+//! of the module must be in the checkpoint with its shape; surplus tensors are not read.
 
+mod error;
 mod load;
 mod pickle;
 mod safetensors;
 mod save;
 mod shards;
 mod source;
+mod tensor;
 mod write;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::DType;
-use thiserror::Error;
-
 use crate::files::{check_contents, check_regular};
-use source::FileSource;
+use source::{Concatenated, FileSource};
 
+pub use error::{CheckpointError, name_some};
 pub use load::{Parameter, arrange_weights, cast, float_dtype, parameters};
 pub use save::save_safetensors;
 pub use source::TensorSource;
-
-/// Why a weights file could not be read, or does not fit a module.
-#[derive(Debug, Error)]
-pub enum CheckpointError {
-    /// The file cannot be opened or read.
-    #[error("cannot read `{}`", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system says.
-        source: std::io::Error,
-    },
-    /// The file cannot be written.
-    #[error("cannot write `{}`: {message}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// What went wrong.
-        message: String,
-    },
-    /// The file is not what its name says: truncated, with a lying header, or of another format.
-    #[error("`{}` is not a valid {format} file: {message}", path.display())]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// `safetensors`, `PyTorch` or `index`.
-        format: &'static str,
-        /// What is wrong with it.
-        message: String,
-    },
-    /// The module has parameters that the file does not have.
-    #[error("`{}` lacks {}", path.display(), name_some(keys))]
-    Missing {
-        /// The file.
-        path: PathBuf,
-        /// The parameters' keys.
-        keys: Vec<String>,
-    },
-    /// The file has tensors that the module does not have.
-    #[error("`{}` has {} that this model does not have", path.display(), name_some(keys))]
-    Unexpected {
-        /// The file.
-        path: PathBuf,
-        /// The tensors' keys.
-        keys: Vec<String>,
-    },
-    /// A tensor has another shape than its parameter.
-    #[error("`{key}` in `{}` has shape {found:?}, but this model needs {expected:?}", path.display())]
-    Shape {
-        /// The file.
-        path: PathBuf,
-        /// The tensor's key.
-        key: String,
-        /// The parameter's shape.
-        expected: Vec<usize>,
-        /// The tensor's shape.
-        found: Vec<usize>,
-    },
-    /// A tensor is not of a floating point type.
-    #[error("`{key}` in `{}` has type {found}, but weights are F64, F32, F16 or BF16", path.display())]
-    Type {
-        /// The file.
-        path: PathBuf,
-        /// The tensor's key.
-        key: String,
-        /// The tensor's type.
-        found: String,
-    },
-    /// Two tensors have the same key, perhaps after old names were translated.
-    #[error("`{}` has `{key}` twice", path.display())]
-    Twice {
-        /// The file.
-        path: PathBuf,
-        /// The key.
-        key: String,
-    },
-}
-
-/// The first few of `keys`, and how many there are.
-fn name_some(keys: &[String]) -> String {
-    const SHOWN: usize = 3;
-    let shown = keys
-        .iter()
-        .take(SHOWN)
-        .map(|key| format!("`{key}`"))
-        .collect::<Vec<_>>()
-        .join(", ");
-    match keys.len().saturating_sub(SHOWN) {
-        0 => shown,
-        more => format!("{shown} and {more} more tensors"),
-    }
-}
-
-/// Where a tensor lies, and what it is.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TensorInfo {
-    /// Element type by its safetensors name: `F32`, `F16`, `BF16`, `I64`, ...
-    pub dtype: String,
-    /// Shape, outermost dimension first.
-    pub shape: Vec<usize>,
-    /// Index of its source in the checkpoint.
-    source: usize,
-    /// Bytes of the source: little-endian elements, row-major.
-    bytes: Range<u64>,
-}
-
-impl TensorInfo {
-    /// Number of elements.
-    pub fn num_elements(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// Number of bytes in the file.
-    pub fn num_bytes(&self) -> u64 {
-        self.bytes.end - self.bytes.start
-    }
-
-    /// burn's name of the type, if it is a floating point type.
-    fn float(&self) -> Option<DType> {
-        match self.dtype.as_str() {
-            "F64" => Some(DType::F64),
-            "F32" => Some(DType::F32),
-            "F16" => Some(DType::F16),
-            "BF16" => Some(DType::BF16),
-            _ => None,
-        }
-    }
-}
+pub use tensor::{Patch, TensorInfo};
 
 /// The tensors of a weights file, of several, or of memory.
 #[derive(Clone)]
@@ -164,6 +35,14 @@ pub struct Checkpoint {
     path: PathBuf,
     sources: Vec<Arc<dyn TensorSource>>,
     tensors: BTreeMap<String, TensorInfo>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// What a format's reader finds in a source.
+#[derive(Debug, Default)]
+struct Listed {
+    tensors: BTreeMap<String, TensorInfo>,
+    metadata: BTreeMap<String, String>,
 }
 
 impl fmt::Debug for Checkpoint {
@@ -176,8 +55,7 @@ impl fmt::Debug for Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a `.safetensors` file; a PyTorch `.bin`, `.ckpt`, `.pt` or `.pth` file in its zip
-    /// format; or the `.index.json` of shards, which lie beside it.
+    /// Opens a `.safetensors` file; a PyTorch `.bin`, `.ckpt`, `.pt` or `.pth` file; or the `.index.json` of shards, which lie beside it.
     ///
     /// # Errors
     /// If a file cannot be read, is damaged, or is a pickle that names anything but tensors.
@@ -217,15 +95,16 @@ impl Checkpoint {
             return Err(CheckpointError::Read { path, source });
         }
         let extension = path.extension().and_then(|extension| extension.to_str());
-        let (format, tensors) = match extension {
+        let (format, listed) = match extension {
             Some("bin" | "ckpt" | "pt" | "pth") => ("PyTorch", pickle::list(&*source)),
             _ => ("safetensors", safetensors::list(&*source)),
         };
-        match tensors {
-            Ok(tensors) => Ok(Self {
+        match listed {
+            Ok(Listed { tensors, metadata }) => Ok(Self {
                 path,
                 sources: vec![source],
                 tensors,
+                metadata,
             }),
             Err(message) => Err(CheckpointError::Format {
                 path,
@@ -260,6 +139,60 @@ impl Checkpoint {
     /// All tensors by key.
     pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
         &self.tensors
+    }
+
+    /// What a safetensors file says about itself.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Other tensors of the same sources.
+    pub fn with_tensors(&self, tensors: BTreeMap<String, TensorInfo>) -> Self {
+        Self {
+            tensors,
+            ..self.clone()
+        }
+    }
+
+    /// Tensors one after the other, as one tensor of this checkpoint's: joined along their first
+    /// dimension.
+    ///
+    /// # Errors
+    /// If they have different types or other dimensions, or their elements are not contiguous.
+    pub fn concatenate(&mut self, keys: &[String]) -> Result<TensorInfo, CheckpointError> {
+        let parts: Vec<&TensorInfo> = keys.iter().map(|key| &self.tensors[key]).collect();
+        let first = parts[0];
+        let fits = |part: &&TensorInfo| {
+            part.dtype == first.dtype && part.shape[1..] == first.shape[1..] && part.is_contiguous()
+        };
+        if let Some(wrong) = parts.iter().find(|part| !fits(part)) {
+            return Err(CheckpointError::Shape {
+                path: self.path.clone(),
+                key: wrong.stored_key.clone(),
+                expected: first.shape.clone(),
+                found: wrong.shape.clone(),
+            });
+        }
+        let ranges = parts.iter().map(|part| {
+            let source = Arc::clone(&self.sources[part.source]);
+            (source, part.offset..part.offset + part.num_bytes())
+        });
+        let mut tensor = first.clone();
+        tensor.shape[0] = parts.iter().map(|part| part.shape[0]).sum();
+        tensor.offset = 0;
+        tensor.source = self.sources.len();
+        let source = Concatenated::new(ranges.collect());
+        self.sources.push(Arc::new(source));
+        Ok(tensor)
+    }
+
+    /// Has a tensor changed whenever it is read, after earlier changes.
+    ///
+    /// # Panics
+    /// If there is no such tensor.
+    pub fn patch(&mut self, key: &str, patch: Arc<dyn Patch>) {
+        let tensor = self.tensors.get_mut(key).expect("the tensor exists");
+        tensor.patches.push(patch);
     }
 
     /// Translates each key; tensors whose key becomes `None` are left out.

@@ -1,9 +1,10 @@
-//! PyTorch's zip format: `*/data.pkl`, a pickle of tensors that point into the stored files
-//! `*/data/KEY`.
+//! PyTorch's files: a pickle of tensors that point into stored bytes. Since PyTorch 1.6 a zip
+//! archive of `*/data.pkl` and the files `*/data/KEY`; before, pickles one after the other, then
+//! the bytes.
 //!
-//! The pickle is a program for a small stack machine. Only the instructions that a dictionary of
-//! tensors needs are carried out, nothing is imported or called, and every value lives in one flat
-//! list, so that neither depth nor cycles in a hostile file can do harm.
+//! The pickle is a program for a small stack machine. Nothing is imported or called: what is not
+//! part of a dictionary of tensors becomes an object of no use. Every value lives in one flat list,
+//! so that neither depth nor cycles in a hostile file can do harm.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufReader, Read};
@@ -13,21 +14,38 @@ use std::rc::Rc;
 use zip::{CompressionMethod, ZipArchive};
 
 use super::source::SourceReader;
-use super::{TensorInfo, TensorSource};
+use super::{Listed, TensorInfo, TensorSource};
 
 /// No dictionary of weights comes near these.
 const MAX_PICKLE_BYTES: u64 = 64 << 20;
 const MAX_VALUES: usize = 1 << 20;
 const MAX_TEXT_BYTES: usize = 1 << 12;
+/// Dictionaries in one another: `{"string_to_param": {"_parameters": {"*": tensor}}}`.
+const MAX_DEPTH: usize = 4;
+/// An expanded tensor has elements that are stored once.
+const MAX_REPEATS: usize = 1 << 16;
+
+/// What files before PyTorch 1.6 begin with: the pickle of a number.
+const LEGACY_MAGIC: [u8; 15] = *b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
 
 /// The tensors of a PyTorch file.
-pub(super) fn list(file: &dyn TensorSource) -> Result<BTreeMap<String, TensorInfo>, String> {
-    let mut start = [0; 2];
-    if file.read_at(&mut start, 0).is_err() || start != *b"PK" {
-        return Err(
-            "it is not a zip archive; files from before PyTorch 1.6 must be saved again".into(),
-        );
-    }
+pub(super) fn list(file: &dyn TensorSource) -> Result<Listed, String> {
+    let mut start = [0; LEGACY_MAGIC.len()];
+    let short = file.read_at(&mut start, 0).is_err();
+    let tensors = if !short && start.starts_with(b"PK") {
+        list_archive(file)
+    } else if start == LEGACY_MAGIC {
+        list_legacy(file)
+    } else {
+        Err("it is neither a zip archive nor a file of PyTorch before 1.6".into())
+    };
+    Ok(Listed {
+        tensors: tensors?,
+        ..Listed::default()
+    })
+}
+
+fn list_archive(file: &dyn TensorSource) -> Result<BTreeMap<String, TensorInfo>, String> {
     let mut archive = ZipArchive::new(BufReader::new(SourceReader::new(file)))
         .map_err(|error| error.to_string())?;
     let pickle_name = archive
@@ -71,16 +89,51 @@ pub(super) fn list(file: &dyn TensorSource) -> Result<BTreeMap<String, TensorInf
 
     let mut machine = Machine::new(&pickle);
     let result = machine.run()?;
-    machine
-        .state_dict(result)?
-        .into_iter()
-        .map(|(key, tensor)| {
-            let info = tensor
-                .locate(&files)
-                .map_err(|message| format!("`{key}`: {message}"))?;
-            Ok((key, info))
+    machine.tensors(result, &files)
+}
+
+/// The magic number, a protocol version, facts about the writer, the dictionary, the storages'
+/// keys: a pickle each. Then each storage: its number of elements, and its elements.
+fn list_legacy(file: &dyn TensorSource) -> Result<BTreeMap<String, TensorInfo>, String> {
+    let length = file.len().min(MAX_PICKLE_BYTES);
+    let mut head = vec![0; length as usize];
+    file.read_at(&mut head, 0)
+        .map_err(|error| error.to_string())?;
+    let mut machine = Machine::new(&head[LEGACY_MAGIC.len()..]);
+    let _version = machine.run()?;
+    let _writer = machine.run()?;
+    let result = machine.run()?;
+    let keys = machine.run()?;
+    let mut position = length - machine.code.len() as u64;
+
+    let sizes: HashMap<Rc<str>, usize> = machine
+        .values
+        .iter()
+        .filter_map(|value| match value {
+            Value::Storage(storage) => Some((storage.file.clone(), storage.element_bytes)),
+            _ => None,
         })
-        .collect()
+        .collect();
+    let Value::List(keys) = &machine.values[keys] else {
+        return Err("it has no list of its storages".into());
+    };
+    let mut files = HashMap::new();
+    for key in keys {
+        let key = machine.text(*key)?;
+        let element_bytes = *sizes.get(&key).unwrap_or(&1) as u64;
+        let mut count = [0; 8];
+        file.read_at(&mut count, position)
+            .map_err(|_| "it is truncated")?;
+        let start = position + 8;
+        let end = u64::from_le_bytes(count)
+            .checked_mul(element_bytes)
+            .and_then(|bytes| start.checked_add(bytes))
+            .filter(|end| *end <= file.len())
+            .ok_or("it is truncated")?;
+        files.insert(key.to_string(), start..end);
+        position = end;
+    }
+    machine.tensors(result, &files)
 }
 
 /// Index of a value in the machine's list.
@@ -88,14 +141,16 @@ type Id = usize;
 
 #[derive(Debug, Clone)]
 enum Value {
-    Nothing,
-    Bool,
+    /// Of no use: `None`, booleans, floating point numbers, bytes.
+    Other,
     Int(i64),
     Text(Rc<str>),
     Global(String),
     Tuple(Vec<Id>),
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
+    /// What an unknown class or function of this name would make, with its items or attributes.
+    Object(Rc<str>, Vec<(Id, Id)>),
     Storage(Storage),
     Tensor(PickledTensor),
 }
@@ -117,20 +172,26 @@ struct PickledTensor {
 
 impl PickledTensor {
     fn locate(&self, files: &HashMap<String, Range<u64>>) -> Result<TensorInfo, String> {
-        let mut expected = 1usize;
+        let too_large = "its shape is too large";
+        let mut count = 1usize;
+        let mut row_major = true;
+        let mut last = 0usize;
         for (size, stride) in self.shape.iter().zip(&self.stride).rev() {
-            if *size != 1 && *stride != expected {
-                return Err("its elements are not contiguous".into());
-            }
-            expected = expected
-                .checked_mul(*size)
-                .ok_or("its shape is too large")?;
+            row_major &= *size == 1 || *stride == count;
+            count = count.checked_mul(*size).ok_or(too_large)?;
+            let extent = size.saturating_sub(1).checked_mul(*stride);
+            let end = extent.and_then(|extent| last.checked_add(extent));
+            last = end.ok_or(too_large)?;
+        }
+        let span = if count == 0 { 0 } else { last + 1 };
+        if count > span.saturating_mul(MAX_REPEATS) {
+            return Err("its elements are the same ones again and again".into());
         }
         let file = files
             .get(&*self.storage.file)
             .ok_or_else(|| format!("there is no `data/{}`", self.storage.file))?;
         let start = self.offset.checked_mul(self.storage.element_bytes);
-        let bytes = expected.checked_mul(self.storage.element_bytes);
+        let bytes = span.checked_mul(self.storage.element_bytes);
         let range = start
             .zip(bytes)
             .and_then(|(start, bytes)| Some((start as u64, start.checked_add(bytes)? as u64)))
@@ -139,14 +200,17 @@ impl PickledTensor {
         Ok(TensorInfo {
             dtype: self.storage.dtype.to_string(),
             shape: self.shape.clone(),
+            stored_key: String::new(),
             source: 0,
-            bytes: file.start + range.0..file.start + range.1,
+            offset: file.start + range.0,
+            strides: (!row_major).then(|| self.stride.clone()),
+            patches: Vec::new(),
         })
     }
 }
 
 /// torch's storage classes: name, safetensors type, bytes an element.
-const STORAGES: [(&str, &str, usize); 9] = [
+const STORAGES: [(&str, &str, usize); 11] = [
     ("DoubleStorage", "F64", 8),
     ("FloatStorage", "F32", 4),
     ("HalfStorage", "F16", 2),
@@ -155,14 +219,9 @@ const STORAGES: [(&str, &str, usize); 9] = [
     ("IntStorage", "I32", 4),
     ("ShortStorage", "I16", 2),
     ("ByteStorage", "U8", 1),
+    ("CharStorage", "I8", 1),
+    ("UntypedStorage", "U8", 1),
     ("BoolStorage", "BOOL", 1),
-];
-
-/// What a pickle of tensors may name besides storages.
-const GLOBALS: [&str; 3] = [
-    "collections.OrderedDict",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_parameter",
 ];
 
 struct Machine<'a> {
@@ -184,8 +243,9 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Carries out the program up to its end and gives the value that is left.
+    /// Carries out the next program up to its end and gives the value that is left.
     fn run(&mut self) -> Result<Id, String> {
+        self.memo.clear();
         loop {
             let [instruction] = self.take()?;
             match instruction {
@@ -193,8 +253,22 @@ impl<'a> Machine<'a> {
                 0x95 => self.take::<8>().map(drop)?, // FRAME
                 b'.' => return self.pop(),           // STOP
                 b'(' => self.marks.push(self.stack.len()),
-                b'N' => self.push(Value::Nothing)?,
-                0x88 | 0x89 => self.push(Value::Bool)?, // NEWTRUE, NEWFALSE
+                // NONE, NEWTRUE, NEWFALSE
+                b'N' | 0x88 | 0x89 => self.push(Value::Other)?,
+                b'G' => {
+                    self.take::<8>()?;
+                    self.push(Value::Other)?;
+                }
+                b'C' | b'U' => {
+                    let [length] = self.take()?;
+                    self.take_slice(length.into())?;
+                    self.push(Value::Other)?;
+                }
+                b'B' | b'T' => {
+                    let length = u32::from_le_bytes(self.take()?);
+                    self.take_slice(length as usize)?;
+                    self.push(Value::Other)?;
+                }
                 b'K' => {
                     let [byte] = self.take()?;
                     self.push(Value::Int(byte.into()))?;
@@ -284,8 +358,8 @@ impl<'a> Machine<'a> {
                 }
                 b'Q' => self.storage()?,
                 b'R' => self.reduce()?,
-                // BUILD: attributes such as `_metadata`, which say nothing about the tensors.
-                b'b' => self.pop().map(drop)?,
+                0x81 => self.reduce()?, // NEWOBJ
+                b'b' => self.build()?,
                 other => {
                     return Err(format!(
                         "its pickle uses instruction 0x{other:02x}, which no dictionary of tensors needs"
@@ -345,14 +419,7 @@ impl<'a> Machine<'a> {
     }
 
     fn push_global(&mut self, module: &str, name: &str) -> Result<(), String> {
-        let path = format!("{module}.{name}");
-        let is_storage = module == "torch" && STORAGES.iter().any(|(storage, ..)| *storage == name);
-        if !is_storage && !GLOBALS.contains(&path.as_str()) {
-            return Err(format!(
-                "its pickle names `{path}`, which is not part of a dictionary of tensors"
-            ));
-        }
-        self.push(Value::Global(path))
+        self.push(Value::Global(format!("{module}.{name}")))
     }
 
     /// The lowest value that instructions may take: what lies below the last mark is not theirs.
@@ -412,6 +479,7 @@ impl<'a> Machine<'a> {
         let top = self.top()?;
         match &mut self.values[top] {
             Value::List(list) => list.extend(items),
+            Value::Object(..) => {}
             _ => return Err("its pickle appends to something that is not a list".into()),
         }
         Ok(())
@@ -420,7 +488,7 @@ impl<'a> Machine<'a> {
     fn extend_dict(&mut self, items: Vec<Id>) -> Result<(), String> {
         let top = self.top()?;
         match &mut self.values[top] {
-            Value::Dict(dict) if items.len().is_multiple_of(2) => {
+            Value::Dict(dict) | Value::Object(_, dict) if items.len().is_multiple_of(2) => {
                 dict.extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1])));
             }
             _ => {
@@ -428,6 +496,21 @@ impl<'a> Machine<'a> {
                     "its pickle stores an item in something that is not a dictionary".into(),
                 );
             }
+        }
+        Ok(())
+    }
+
+    /// Attributes of an object. Those of dictionaries, such as `_metadata`, say nothing about the
+    /// tensors.
+    fn build(&mut self) -> Result<(), String> {
+        let state = self.pop()?;
+        let top = self.top()?;
+        let items = match &self.values[state] {
+            Value::Dict(items) => items.clone(),
+            _ => Vec::new(),
+        };
+        if let Value::Object(_, attributes) = &mut self.values[top] {
+            attributes.extend(items);
         }
         Ok(())
     }
@@ -456,17 +539,18 @@ impl<'a> Machine<'a> {
         self.push(Value::Storage(storage))
     }
 
-    /// The three calls that a dictionary of tensors consists of.
+    /// The calls that a dictionary of tensors consists of; any other makes an object.
     fn reduce(&mut self) -> Result<(), String> {
         let arguments = self.pop()?;
         let function = self.pop()?;
         let Value::Tuple(arguments) = &self.values[arguments] else {
             return Err("its pickle calls something without a tuple of arguments".into());
         };
-        let Value::Global(function) = &self.values[function] else {
-            return Err("its pickle calls something that is not a function".into());
+        let function = match &self.values[function] {
+            Value::Global(function) => function.as_str(),
+            _ => "an object",
         };
-        let value = match (function.as_str(), &arguments[..]) {
+        let value = match (function, &arguments[..]) {
             ("collections.OrderedDict", []) => Value::Dict(Vec::new()),
             ("torch._utils._rebuild_tensor_v2", [storage, offset, shape, stride, ..]) => {
                 let Value::Storage(storage) = &self.values[*storage] else {
@@ -484,15 +568,17 @@ impl<'a> Machine<'a> {
                 })
             }
             // A parameter is its tensor.
-            ("torch._utils._rebuild_parameter", [tensor, ..]) => {
+            (
+                "torch._utils._rebuild_parameter"
+                | "torch._utils._rebuild_parameter_with_state"
+                | "torch._tensor._rebuild_from_type_v2",
+                [tensor, ..],
+            ) if matches!(self.values[*tensor], Value::Tensor(_)) => {
                 let tensor = *tensor;
-                let Value::Tensor(_) = &self.values[tensor] else {
-                    return Err("its pickle has a parameter without a tensor".into());
-                };
                 self.stack.push(tensor);
                 return Ok(());
             }
-            _ => return Err(format!("its pickle calls `{function}` in an unknown way")),
+            _ => Value::Object(function.into(), Vec::new()),
         };
         self.push(value)
     }
@@ -521,30 +607,87 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// The tensors of a dictionary, which may be wrapped as `{"state_dict": ...}`.
-    fn state_dict(&self, id: Id) -> Result<Vec<(String, PickledTensor)>, String> {
-        let Value::Dict(items) = &self.values[id] else {
-            return Err("its pickle is not a dictionary".into());
-        };
-        let wrapped = items.iter().find_map(|(key, value)| {
-            let is_wrapper =
-                matches!(&self.values[*key], Value::Text(key) if **key == *"state_dict");
-            match &self.values[*value] {
-                Value::Dict(items) if is_wrapper => Some(items),
-                _ => None,
+    fn items(&self, id: Id) -> Option<&[(Id, Id)]> {
+        match &self.values[id] {
+            Value::Dict(items) | Value::Object(_, items) => Some(items),
+            _ => None,
+        }
+    }
+
+    /// The tensors of a dictionary, which may be wrapped as `{"state_dict": ...}`. Those of
+    /// dictionaries inside it have keys with dots; what is no tensor is left out.
+    fn tensors(
+        &self,
+        root: Id,
+        files: &HashMap<String, Range<u64>>,
+    ) -> Result<BTreeMap<String, TensorInfo>, String> {
+        let mut id = root;
+        for _ in 0..MAX_DEPTH {
+            let items = self.items(id).unwrap_or_default();
+            let wrapped = items.iter().find(|(key, value)| {
+                let is_wrapper =
+                    matches!(&self.values[*key], Value::Text(key) if **key == *"state_dict");
+                is_wrapper && self.items(*value).is_some()
+            });
+            match wrapped {
+                Some((_, inner)) => id = *inner,
+                None => break,
             }
-        });
-        wrapped
-            .unwrap_or(items)
-            .iter()
-            .map(|(key, value)| {
-                let key = self.text(*key)?.to_string();
-                match &self.values[*value] {
-                    Value::Tensor(tensor) => Ok((key, tensor.clone())),
-                    _ => Err(format!("`{key}` is not a tensor")),
+        }
+        let mut found = BTreeMap::new();
+        let mut visited = 0;
+        self.collect(id, "", 0, &mut visited, &mut |key, tensor| {
+            let mut info = tensor
+                .locate(files)
+                .map_err(|message| format!("`{key}`: {message}"))?;
+            info.stored_key.clone_from(&key);
+            found.insert(key, info);
+            Ok(())
+        })?;
+        if found.is_empty() {
+            let unknown = self.values.iter().find_map(|value| match value {
+                Value::Object(name, _) => Some(name),
+                _ => None,
+            });
+            return Err(match unknown {
+                Some(name) => format!(
+                    "its pickle is no dictionary of tensors; it calls `{name}`, which was not done"
+                ),
+                None => "its pickle is no dictionary of tensors".into(),
+            });
+        }
+        Ok(found)
+    }
+
+    fn collect(
+        &self,
+        id: Id,
+        prefix: &str,
+        depth: usize,
+        visited: &mut usize,
+        found: &mut dyn FnMut(String, &PickledTensor) -> Result<(), String>,
+    ) -> Result<(), String> {
+        for (key, value) in self.items(id).unwrap_or_default() {
+            *visited += 1;
+            if *visited > MAX_VALUES {
+                return Err(format!(
+                    "its dictionaries have more than {MAX_VALUES} items"
+                ));
+            }
+            let key = match &self.values[*key] {
+                Value::Text(key) => format!("{prefix}{key}"),
+                Value::Int(key) => format!("{prefix}{key}"),
+                _ => continue,
+            };
+            match &self.values[*value] {
+                Value::Tensor(tensor) => found(key, tensor)?,
+                Value::Dict(_) | Value::Object(..) if depth < MAX_DEPTH => {
+                    self.collect(*value, &format!("{key}."), depth + 1, visited, found)?;
                 }
-            })
-            .collect()
+                _ => {}
+            }
+        }
+        Ok(())
     }
 }
 
@@ -557,7 +700,7 @@ mod tests {
         let mut machine = Machine::new(code);
         let message = machine
             .run()
-            .and_then(|id| machine.state_dict(id).map(drop))
+            .and_then(|id| machine.tensors(id, &HashMap::new()).map(drop))
             .unwrap_err();
         assert!(message.contains(expected), "{message}");
     }
@@ -568,7 +711,7 @@ mod tests {
             b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00id\x85R.",
             "os.system",
         );
-        check_error(b"\x80\x02c__builtin__\neval\n.", "__builtin__.eval");
+        check_error(b"\x80\x02c__builtin__\neval\n.", "no dictionary of tensors");
     }
 
     #[test]
@@ -580,9 +723,9 @@ mod tests {
         check_error(b"\x80\x02h\x07.", "not stored");
         check_error(b"\x80\x02X\xff\xff\xff\xffabc.", "truncated");
         check_error(b"\x80\x02X\x01\x00\x00\x00\xff.", "UTF-8");
-        check_error(b"\x80\x02N.", "not a dictionary");
-        check_error(b"\x80\x02}K\x01K\x02s.", "string");
-        check_error(b"\x80\x02}X\x01\x00\x00\x00aK\x02s.", "`a` is not a tensor");
+        check_error(b"\x80\x02N.", "no dictionary");
+        check_error(b"\x80\x02}K\x01K\x02s.", "no dictionary");
+        check_error(b"\x80\x02}X\x01\x00\x00\x00aK\x02s.", "no dictionary");
         check_error(b"\x80\x02i", "0x69");
         check_error(b"(K\x01(0", "0x30");
     }
@@ -590,12 +733,15 @@ mod tests {
     #[test]
     fn cycles_and_depth_do_no_harm() {
         // A list that contains itself.
-        check_error(b"\x80\x02]q\x00h\x00a.", "not a dictionary");
+        check_error(b"\x80\x02]q\x00h\x00a.", "no dictionary");
+        // A dictionary that contains itself, again and again.
+        check_error(b"}q\x00X\x01\x00\x00\x00ah\x00s.", "no dictionary");
+
         // A million tuples, one in another.
         let mut deep = b"\x80\x02N".to_vec();
         deep.extend(std::iter::repeat_n(0x85, 1_000_000));
         deep.push(b'.');
-        check_error(&deep, "not a dictionary");
+        check_error(&deep, "no dictionary");
     }
 
     #[test]
@@ -606,10 +752,17 @@ mod tests {
         let mut text = b"X\x00\x00\x10\x00".to_vec();
         text.extend(std::iter::repeat_n(b'a', 1 << 20));
         check_error(&text, "a string of");
-        // A parameter that is a long list in place of a tensor.
-        let mut list = b"ctorch._utils\n_rebuild_parameter\n(]".to_vec();
-        list.extend(b"tR.");
-        check_error(&list, "without a tensor");
+        // Dictionaries of dictionaries, each of which has the next a hundred times.
+        let mut wide = b"}q\x00".to_vec();
+        for level in 0..4_u8 {
+            wide.push(b'}');
+            for key in 0..100 {
+                wide.extend([b'K', key, b'h', level, b's']);
+            }
+            wide.extend([b'q', level + 1]);
+        }
+        wide.push(b'.');
+        check_error(&wide, "items");
     }
 
     #[test]

@@ -1,18 +1,16 @@
 //! The safetensors header: a length, JSON, then the tensors' bytes.
 
-use std::collections::BTreeMap;
-
 use safetensors::tensor::Metadata;
 use serde_json::{Map, Value};
 
-use super::{TensorInfo, TensorSource};
+use super::{Listed, TensorInfo, TensorSource};
 
 /// A longer header is not one: the format's own limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// The tensors of a safetensors file. The crate `safetensors` checks that the tensors leave no
 /// gaps, and that each tensor's bytes are what its shape and type need.
-pub(super) fn list(file: &dyn TensorSource) -> Result<BTreeMap<String, TensorInfo>, String> {
+pub(super) fn list(file: &dyn TensorSource) -> Result<Listed, String> {
     let read = |offset, length: usize| {
         let mut bytes = vec![0; length];
         let result = file.read_at(&mut bytes, offset);
@@ -44,19 +42,23 @@ pub(super) fn list(file: &dyn TensorSource) -> Result<BTreeMap<String, TensorInf
     if end < file.len() {
         return Err("it has more bytes than its header describes".into());
     }
-    Ok(tensors
-        .iter()
-        .map(|(key, info)| {
-            let (start, end) = info.data_offsets;
-            let tensor = TensorInfo {
-                dtype: info.dtype.to_string(),
-                shape: info.shape.clone(),
-                source: 0,
-                bytes: data + start as u64..data + end as u64,
-            };
-            (key.clone(), tensor)
-        })
-        .collect())
+    let tensors = tensors.iter().map(|(key, info)| {
+        let tensor = TensorInfo {
+            dtype: info.dtype.to_string(),
+            shape: info.shape.clone(),
+            stored_key: key.clone(),
+            source: 0,
+            offset: data + info.data_offsets.0 as u64,
+            strides: None,
+            patches: Vec::new(),
+        };
+        (key.clone(), tensor)
+    });
+    let facts = metadata.metadata().iter().flatten();
+    Ok(Listed {
+        tensors: tensors.collect(),
+        metadata: facts.map(|(k, v)| (k.clone(), v.clone())).collect(),
+    })
 }
 
 /// The first tensor whose entry in the header is wrong in itself, which the crate's errors do not
@@ -108,13 +110,10 @@ mod tests {
 
     #[test]
     fn a_valid_file_is_listed() {
-        let tensors = list(&file(ONE, &[0; 8])).unwrap();
+        let tensors = list(&file(ONE, &[0; 8])).unwrap().tensors;
         assert_eq!(tensors["a"].shape, [2]);
         assert_eq!(tensors["a"].dtype, "F32");
-        assert_eq!(
-            tensors["a"].bytes,
-            8 + ONE.len() as u64..16 + ONE.len() as u64
-        );
+        assert_eq!(tensors["a"].offset, 8 + ONE.len() as u64);
     }
 
     #[test]

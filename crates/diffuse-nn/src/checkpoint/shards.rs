@@ -38,6 +38,7 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
         path: path.to_path_buf(),
         sources: Vec::new(),
         tensors: BTreeMap::new(),
+        metadata: BTreeMap::new(),
     };
     for name in names {
         // Nothing outside of the folder, and no index in an index.

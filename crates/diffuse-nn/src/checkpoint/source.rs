@@ -3,6 +3,8 @@
 use std::fmt::Debug;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::sync::Arc;
 
 /// Bytes in which tensors lie: a file, or memory.
 #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
@@ -80,6 +82,46 @@ impl TensorSource for Vec<u8> {
     }
 }
 
+/// Ranges of other sources, one after the other.
+#[derive(Debug)]
+pub(super) struct Concatenated {
+    ranges: Vec<(Arc<dyn TensorSource>, Range<u64>)>,
+}
+
+impl Concatenated {
+    pub fn new(ranges: Vec<(Arc<dyn TensorSource>, Range<u64>)>) -> Self {
+        Self { ranges }
+    }
+}
+
+impl TensorSource for Concatenated {
+    fn len(&self) -> u64 {
+        self.ranges
+            .iter()
+            .map(|(_, range)| range.end - range.start)
+            .sum()
+    }
+
+    fn read_at(&self, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+        for (source, range) in &self.ranges {
+            let length = range.end - range.start;
+            if offset >= length {
+                offset -= length;
+                continue;
+            }
+            let count = buffer.len().min((length - offset) as usize);
+            let (head, tail) = buffer.split_at_mut(count);
+            source.read_at(head, range.start + offset)?;
+            (buffer, offset) = (tail, 0);
+        }
+        if buffer.is_empty() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        }
+    }
+}
+
 /// A source read in order.
 pub(super) struct SourceReader<'a> {
     source: &'a dyn TensorSource,
@@ -129,7 +171,16 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         io::Write::write_all(&mut file, &bytes).unwrap();
         let file = FileSource::new(file).unwrap();
-        let sources: [&dyn TensorSource; 2] = [&bytes, &file];
+        let whole: Arc<dyn TensorSource> = Arc::new([bytes.clone(), bytes.clone()].concat());
+        let ranges = [90..110, 10..10, 30..100].map(|range| (Arc::clone(&whole), range));
+        let parts = Concatenated::new(ranges.into());
+        let mut buffer = [0; 25];
+        parts.read_at(&mut buffer, 5).unwrap();
+        let expected: Vec<u8> = (95..100).chain(0..10).chain(30..40).collect();
+        assert_eq!(buffer, expected[..]);
+        let halves = [100..130, 130..200].map(|range| (Arc::clone(&whole), range));
+        let joined = Concatenated::new(halves.into());
+        let sources: [&dyn TensorSource; 3] = [&bytes, &file, &joined];
         for source in sources {
             assert_eq!(source.len(), 100);
             let mut buffer = [0; 10];

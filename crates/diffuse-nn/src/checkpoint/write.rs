@@ -32,11 +32,11 @@ impl Checkpoint {
             let Some(own) = info.float() else {
                 return Err(CheckpointError::Type {
                     path: self.path.clone(),
-                    key: key.clone(),
+                    key: info.stored_key.clone(),
                     found: info.dtype.clone(),
                 });
             };
-            let dtype = dtype.map_or(own, DType::from);
+            let dtype = dtype.map_or(own.written_as(), DType::from);
             let tensor = Lazy {
                 checkpoint: self,
                 info,
@@ -80,11 +80,13 @@ struct Lazy<'a> {
 
 impl Lazy<'_> {
     fn read(&self) -> io::Result<Vec<u8>> {
-        if self.info.float() == Some(self.dtype) {
-            return self.checkpoint.read_bytes(self.info);
+        let source = &*self.checkpoint.sources[self.info.source];
+        if self.info.dtype == self.dtype().to_string()
+            && let Some(bytes) = self.info.read_bytes(source)
+        {
+            return bytes;
         }
-        let data = self.checkpoint.read(self.info, self.dtype)?;
-        Ok(data.bytes.to_vec())
+        Ok(self.info.read(source, self.dtype)?.bytes.to_vec())
     }
 }
 

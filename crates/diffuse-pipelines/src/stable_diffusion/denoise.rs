@@ -5,10 +5,12 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 use diffuse_nn::checkpoint::float_dtype;
-use diffuse_schedulers::{NoiseSource, StepOptions};
+use diffuse_schedulers::StepOptions;
 
 use super::options::timestep_request;
-use super::{PreparedPrompt, StableDiffusionOptions, StableDiffusionPipeline};
+use super::{
+    PreparedPrompt, StableDiffusionInputs, StableDiffusionOptions, StableDiffusionPipeline,
+};
 use crate::generation::{StageTimes, check_finite, seeds_or_random};
 use crate::{Generated, PipelineError, StepEvent, generators, guide, rescale_noise};
 
@@ -19,32 +21,40 @@ impl<B: Backend> StableDiffusionPipeline<B> {
     /// If an option makes no sense, or the result is not finite.
     pub fn generate(
         &self,
-        options: &StableDiffusionOptions<B>,
+        options: &StableDiffusionOptions,
     ) -> Result<Generated<B>, PipelineError> {
-        let mut noise = generators(&seeds_or_random(&options.seeds));
-        self.generate_with(options, &mut noise, |_| ControlFlow::Continue(()))
+        let inputs = StableDiffusionInputs::default();
+        self.generate_with(options, inputs, |_| ControlFlow::Continue(()))
     }
 
-    /// [`generate`](Self::generate) with noise of any source, in place of seeds, and a callback
-    /// after each step.
+    /// [`generate`](Self::generate) with tensors or a noise source in place of some options, and a
+    /// callback after each step.
     ///
     /// # Errors
     /// As [`generate`](Self::generate).
     pub fn generate_with(
         &self,
-        options: &StableDiffusionOptions<B>,
-        noise: &mut dyn NoiseSource,
+        options: &StableDiffusionOptions,
+        mut inputs: StableDiffusionInputs<'_, B>,
         mut on_step: impl FnMut(StepEvent<'_, B>) -> ControlFlow<()>,
     ) -> Result<Generated<B>, PipelineError> {
-        self.check_inputs(options)?;
+        self.check_inputs(options, &inputs)?;
+        let mut seeded;
+        let noise = match inputs.noise.take() {
+            Some(noise) => noise,
+            None => {
+                seeded = generators(&seeds_or_random(&options.seeds));
+                &mut seeded
+            }
+        };
         let mut scheduler = self.scheduler.fresh()?;
         scheduler.set_timesteps(&timestep_request(options))?;
         let timesteps = scheduler.timesteps().to_vec();
         let start = Instant::now();
-        let prompt = self.prepare_prompt(options)?;
+        let prompt = self.prepare_prompt(options, &inputs)?;
         let encoded = Instant::now();
         let sigma = scheduler.init_noise_sigma();
-        let mut latents = self.prepare_latents(options, sigma, noise)?;
+        let mut latents = self.prepare_latents(options, &inputs, sigma, noise)?;
 
         let step_options = StepOptions {
             eta: scheduler.capabilities().eta.then_some(options.eta),
@@ -99,7 +109,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         latents: Tensor<B, 4>,
         timestep: f64,
         prompt: &PreparedPrompt<B>,
-        options: &StableDiffusionOptions<B>,
+        options: &StableDiffusionOptions,
     ) -> Tensor<B, 4> {
         let input = latents.cast(float_dtype(&self.unet));
         let input = if prompt.guided {

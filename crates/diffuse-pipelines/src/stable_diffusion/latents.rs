@@ -5,7 +5,7 @@ use diffuse_nn::checkpoint::float_dtype;
 use diffuse_schedulers::{NoiseSource, randn_tensor};
 use diffuse_unet::{Pretrained, SampleSize};
 
-use super::{StableDiffusionOptions, StableDiffusionPipeline};
+use super::{StableDiffusionInputs, StableDiffusionOptions, StableDiffusionPipeline};
 use crate::PipelineError;
 use crate::generation::check_pixels;
 
@@ -17,14 +17,15 @@ impl<B: Backend> StableDiffusionPipeline<B> {
     /// If the options' sizes make no sense, or the noise source fails.
     pub fn prepare_latents(
         &self,
-        options: &StableDiffusionOptions<B>,
+        options: &StableDiffusionOptions,
+        inputs: &StableDiffusionInputs<'_, B>,
         init_noise_sigma: f64,
         noise: &mut dyn NoiseSource,
     ) -> Result<Tensor<B, 4>, PipelineError> {
-        let latents = match &options.latents {
+        let latents = match &inputs.latents {
             Some(latents) => latents.clone(),
             None => {
-                let shape = self.latent_shape(options)?;
+                let shape = self.latent_shape(options, inputs)?;
                 let device = self.unet.conv_in.weight.device();
                 randn_tensor::<B>(noise, shape, float_dtype(&self.unet), &device)?
             }
@@ -35,15 +36,16 @@ impl<B: Backend> StableDiffusionPipeline<B> {
     /// Shape of the latents of a run: `[batch, channels, height / 8, width / 8]`.
     pub(super) fn latent_shape(
         &self,
-        options: &StableDiffusionOptions<B>,
+        options: &StableDiffusionOptions,
+        inputs: &StableDiffusionInputs<'_, B>,
     ) -> Result<[usize; 4], PipelineError> {
-        let texts = match &options.prompt_embeds {
+        let texts = match &inputs.prompt_embeds {
             Some(embeds) => embeds.dims()[0],
             None => options.prompt.len(),
         };
         let batch = texts.saturating_mul(options.num_images_per_prompt);
         let downscale = self.vae.config().downscale();
-        let default = match (&options.latents, self.sample_size) {
+        let default = match (&inputs.latents, self.sample_size) {
             (Some(latents), _) => {
                 let [_, _, height, width] = latents.dims();
                 Some([height, width])

@@ -6,6 +6,7 @@
 //! (`decode.rs`). Each stage is a method, and [`StableDiffusionPipeline::generate_with`] calls them
 //! in order.
 
+mod adapters;
 mod decode;
 mod denoise;
 mod latents;
@@ -13,6 +14,7 @@ mod options;
 mod parts;
 mod prompt;
 
-pub use options::StableDiffusionOptions;
+pub use options::{StableDiffusionInputs, StableDiffusionOptions};
+pub(crate) use parts::vae_options;
 pub use parts::{StableDiffusionParts, StableDiffusionPipeline};
 pub use prompt::{EncodedPrompt, PreparedPrompt};

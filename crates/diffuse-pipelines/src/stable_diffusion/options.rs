@@ -1,7 +1,7 @@
 //! Options of a run, and their checks.
 
 use burn::tensor::{Tensor, backend::Backend};
-use diffuse_schedulers::TimestepRequest;
+use diffuse_schedulers::{NoiseSource, TimestepRequest};
 use diffuse_unet::Pretrained;
 
 use super::StableDiffusionPipeline;
@@ -10,15 +10,11 @@ use crate::generation::check_generators;
 
 /// Options of [`StableDiffusionPipeline`], by the reference's names and with its defaults.
 #[derive(Debug, Clone)]
-pub struct StableDiffusionOptions<B: Backend> {
+pub struct StableDiffusionOptions {
     /// What to show; several are a batch.
     pub prompt: Vec<String>,
     /// What not to show: none, one for all prompts, or one for each.
     pub negative_prompt: Vec<String>,
-    /// In place of `prompt`: `[batch, tokens, hidden_size]`.
-    pub prompt_embeds: Option<Tensor<B, 3>>,
-    /// In place of `negative_prompt`: shaped as `prompt_embeds`.
-    pub negative_prompt_embeds: Option<Tensor<B, 3>>,
     /// Height in pixels, a multiple of 8; by default that of `latents`, or else what the UNet was
     /// made for.
     pub height: Option<usize>,
@@ -29,7 +25,7 @@ pub struct StableDiffusionOptions<B: Backend> {
     pub num_inference_steps: usize,
     /// In place of `num_inference_steps`: the timesteps themselves, falling.
     pub timesteps: Option<Vec<f64>>,
-    /// In place of `num_inference_steps`: the noise levels themselves, falling.
+    /// In place of `num_inference_steps`: the sigmas themselves, falling.
     pub sigmas: Option<Vec<f64>>,
     /// How far to go beyond the prompt's own prediction; there is no second forward pass at 1 and
     /// below.
@@ -47,18 +43,13 @@ pub struct StableDiffusionOptions<B: Backend> {
     /// None: one at random. One: a generator for the whole batch. As many as images: a generator
     /// each.
     pub seeds: Vec<u64>,
-    /// The initial noise of unit variance, in place of drawing it: `[batch, channels, height / 8,
-    /// width / 8]`.
-    pub latents: Option<Tensor<B, 4>>,
 }
 
-impl<B: Backend> Default for StableDiffusionOptions<B> {
+impl Default for StableDiffusionOptions {
     fn default() -> Self {
         Self {
             prompt: Vec::new(),
             negative_prompt: Vec::new(),
-            prompt_embeds: None,
-            negative_prompt_embeds: None,
             height: None,
             width: None,
             num_inference_steps: 50,
@@ -70,12 +61,11 @@ impl<B: Backend> Default for StableDiffusionOptions<B> {
             eta: 0.0,
             clip_skip: None,
             seeds: Vec::new(),
-            latents: None,
         }
     }
 }
 
-impl<B: Backend> From<&str> for StableDiffusionOptions<B> {
+impl From<&str> for StableDiffusionOptions {
     fn from(prompt: &str) -> Self {
         Self {
             prompt: vec![prompt.to_string()],
@@ -84,16 +74,46 @@ impl<B: Backend> From<&str> for StableDiffusionOptions<B> {
     }
 }
 
+/// Tensors and noise of a run, in place of what it would make of its options.
+pub struct StableDiffusionInputs<'a, B: Backend> {
+    /// In place of [`prompt`](StableDiffusionOptions::prompt): `[batch, tokens, hidden_size]`.
+    pub prompt_embeds: Option<Tensor<B, 3>>,
+    /// In place of [`negative_prompt`](StableDiffusionOptions::negative_prompt): shaped as
+    /// `prompt_embeds`.
+    pub negative_prompt_embeds: Option<Tensor<B, 3>>,
+    /// The initial noise of unit variance, in place of drawing it: `[batch, channels, height / 8,
+    /// width / 8]`.
+    pub latents: Option<Tensor<B, 4>>,
+    /// The noise to draw, in place of [`seeds`](StableDiffusionOptions::seeds).
+    pub noise: Option<&'a mut dyn NoiseSource>,
+}
+
+impl<B: Backend> Default for StableDiffusionInputs<'_, B> {
+    fn default() -> Self {
+        Self {
+            prompt_embeds: None,
+            negative_prompt_embeds: None,
+            latents: None,
+            noise: None,
+        }
+    }
+}
+
 impl<B: Backend> StableDiffusionPipeline<B> {
-    /// Checks options against each other and against the parts, before anything is computed.
+    /// Checks options and inputs against each other and against the parts, before anything is
+    /// computed.
     ///
     /// # Errors
     /// If one makes no sense.
-    pub fn check_inputs(&self, options: &StableDiffusionOptions<B>) -> Result<(), PipelineError> {
-        check_options(options).map_err(PipelineError::Options)?;
-        let [batch, channels, height, width] = self.latent_shape(options)?;
+    pub fn check_inputs(
+        &self,
+        options: &StableDiffusionOptions,
+        inputs: &StableDiffusionInputs<'_, B>,
+    ) -> Result<(), PipelineError> {
+        check_options(options, inputs).map_err(PipelineError::Options)?;
+        let [batch, channels, height, width] = self.latent_shape(options, inputs)?;
         check_generators(options.seeds.len(), batch)?;
-        if let Some(latents) = &options.latents {
+        if let Some(latents) = &inputs.latents {
             let given = latents.dims();
             let expected = [batch, channels, height, width];
             if given != expected {
@@ -110,8 +130,8 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         }
         let dim = self.text_encoder.config().hidden_size;
         for (name, embeds) in [
-            ("prompt_embeds", &options.prompt_embeds),
-            ("negative_prompt_embeds", &options.negative_prompt_embeds),
+            ("prompt_embeds", &inputs.prompt_embeds),
+            ("negative_prompt_embeds", &inputs.negative_prompt_embeds),
         ] {
             let Some([rows, tokens, size]) = embeds.as_ref().map(Tensor::dims) else {
                 continue;
@@ -123,7 +143,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
                 )));
             }
             let texts = self.tokenizer.max_length();
-            let both = options.prompt_embeds.is_some() && options.negative_prompt_embeds.is_some();
+            let both = inputs.prompt_embeds.is_some() && inputs.negative_prompt_embeds.is_some();
             let guided = options.guidance_scale > 1.0;
             if !both && guided && tokens != texts {
                 return Err(PipelineError::Options(format!(
@@ -136,7 +156,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
 }
 
 /// Which timesteps the options ask for.
-pub(super) fn timestep_request<B: Backend>(options: &StableDiffusionOptions<B>) -> TimestepRequest {
+pub(super) fn timestep_request(options: &StableDiffusionOptions) -> TimestepRequest {
     match (&options.timesteps, &options.sigmas) {
         (Some(timesteps), _) => TimestepRequest::Timesteps(timesteps.clone()),
         (None, Some(sigmas)) => TimestepRequest::Sigmas(sigmas.clone()),
@@ -145,18 +165,25 @@ pub(super) fn timestep_request<B: Backend>(options: &StableDiffusionOptions<B>) 
 }
 
 /// What can be checked without the parts.
-fn check_options<B: Backend>(options: &StableDiffusionOptions<B>) -> Result<(), String> {
-    match (&options.prompt[..], &options.prompt_embeds) {
+fn check_options<B: Backend>(
+    options: &StableDiffusionOptions,
+    inputs: &StableDiffusionInputs<'_, B>,
+) -> Result<(), String> {
+    if inputs.noise.is_some() && !options.seeds.is_empty() {
+        return Err("provide only one of `seeds` and a noise source".into());
+    }
+
+    match (&options.prompt[..], &inputs.prompt_embeds) {
         ([], None) => return Err("provide either `prompt` or `prompt_embeds`".into()),
         ([_, ..], Some(_)) => {
             return Err("provide only one of `prompt` and `prompt_embeds`".into());
         }
         _ => {}
     }
-    if !options.negative_prompt.is_empty() && options.negative_prompt_embeds.is_some() {
+    if !options.negative_prompt.is_empty() && inputs.negative_prompt_embeds.is_some() {
         return Err("provide only one of `negative_prompt` and `negative_prompt_embeds`".into());
     }
-    let texts = match &options.prompt_embeds {
+    let texts = match &inputs.prompt_embeds {
         Some(embeds) => embeds.dims()[0],
         None => options.prompt.len(),
     };
@@ -166,8 +193,8 @@ fn check_options<B: Backend>(options: &StableDiffusionOptions<B>) -> Result<(), 
             "{negative} negative prompts for {texts} prompts: give one for all, or one for each"
         ));
     }
-    if let Some(negative) = options.negative_prompt_embeds.as_ref().map(Tensor::dims) {
-        if let Some(positive) = options.prompt_embeds.as_ref().map(Tensor::dims)
+    if let Some(negative) = inputs.negative_prompt_embeds.as_ref().map(Tensor::dims) {
+        if let Some(positive) = inputs.prompt_embeds.as_ref().map(Tensor::dims)
             && positive != negative
         {
             return Err(format!(

@@ -1,16 +1,19 @@
 //! The parts of the pipeline: loading them, and whether they fit together.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use burn::tensor::{FloatDType, backend::Backend};
 use diffuse_clip::{CLIPTextModel, CLIPTokenizer};
+use diffuse_nn::checkpoint::Checkpoint;
 use diffuse_nn::ops::has_gpu_kernels;
 use diffuse_schedulers::{Overrides, Scheduler, scheduler_from_config};
 use diffuse_unet::{LoadOptions, Pretrained, SampleSize, UNet2DConditionModel};
 use diffuse_vae::AutoencoderKL;
 
 use crate::PipelineError;
-use crate::folder::{ModelIndex, PipelineKind, component_folder, load_scheduler, pipeline_folder};
+use crate::components::{component_folder, component_options};
+use crate::folder::{ModelIndex, PipelineKind, load_scheduler, pipeline_folder};
 
 /// The parts of a [`StableDiffusionPipeline`].
 pub struct StableDiffusionParts<B: Backend> {
@@ -40,6 +43,25 @@ pub struct StableDiffusionPipeline<B: Backend> {
     pub scheduler: Box<dyn Scheduler<B>>,
     /// Height and width of the latents by default.
     pub(super) sample_size: Option<SampleSize>,
+    /// Where text encoder and UNet were loaded from.
+    pub(super) weights: Option<LoadedWeights>,
+}
+
+/// The tensors that text encoder and UNet were loaded from.
+pub(crate) struct LoadedWeights {
+    /// The text encoder's.
+    pub text_encoder: Checkpoint,
+    /// The UNet's.
+    pub unet: Checkpoint,
+    /// The weights that adapters have changed since.
+    pub changed: ChangedWeights,
+}
+
+/// Keys of changed weights.
+#[derive(Debug, Default)]
+pub(crate) struct ChangedWeights {
+    pub text_encoder: BTreeSet<String>,
+    pub unet: BTreeSet<String>,
 }
 
 impl<B: Backend> StableDiffusionPipeline<B> {
@@ -67,7 +89,23 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             vae,
             scheduler,
             sample_size,
+            weights: None,
         })
+    }
+
+    /// [`new`](Self::new) with parts that were loaded from files.
+    pub(crate) fn from_loaded(
+        parts: StableDiffusionParts<B>,
+        text_encoder: Checkpoint,
+        unet: Checkpoint,
+    ) -> Result<Self, PipelineError> {
+        let mut pipeline = Self::new(parts)?;
+        pipeline.weights = Some(LoadedWeights {
+            text_encoder,
+            unet,
+            changed: ChangedWeights::default(),
+        });
+        Ok(pipeline)
     }
 
     /// Loads a published folder, such as that of `CompVis/stable-diffusion-v1-4`. With the crate's
@@ -103,24 +141,42 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         // Small files first: their errors come before gigabytes are read.
         let tokenizer = CLIPTokenizer::from_pretrained(component("tokenizer"))?;
         let scheduler = load_scheduler(&folder, &index)?;
-        let vae_options = LoadOptions {
-            dtype: match options.dtype {
-                Some(FloatDType::F16) if has_gpu_kernels::<B>() => options.dtype,
-                _ => Some(FloatDType::F32),
-            },
-            ..options.clone()
-        };
-        Self::new(StableDiffusionParts {
+        let load = |name| component_options(&folder, kind, name, options);
+        let vae_options = vae_options::<B>(&load("vae"));
+        let (text_options, unet_options) = (load("text_encoder"), load("unet"));
+        let (text_config, text_weights) =
+            CLIPTextModel::<B>::open(component("text_encoder"), &text_options)?;
+        let (unet_config, unet_weights) =
+            UNet2DConditionModel::<B>::open(component("unet"), &unet_options)?;
+        let parts = StableDiffusionParts {
             tokenizer,
-            text_encoder: CLIPTextModel::from_pretrained_with(
-                component("text_encoder"),
-                options,
+            text_encoder: CLIPTextModel::from_checkpoint(
+                &text_config,
+                &text_weights,
+                &text_options,
                 device,
             )?,
             vae: AutoencoderKL::from_pretrained_with(component("vae"), &vae_options, device)?,
-            unet: UNet2DConditionModel::from_pretrained_with(component("unet"), options, device)?,
+            unet: UNet2DConditionModel::from_checkpoint(
+                &unet_config,
+                &unet_weights,
+                &unet_options,
+                device,
+            )?,
             scheduler,
-        })
+        };
+        Self::from_loaded(parts, text_weights, unet_weights)
+    }
+}
+
+/// The autoencoder computes in half precision only where GPU kernels do, whose sums do not overflow.
+pub(crate) fn vae_options<B: Backend>(options: &LoadOptions) -> LoadOptions {
+    LoadOptions {
+        dtype: match options.dtype {
+            Some(FloatDType::F16) if has_gpu_kernels::<B>() => options.dtype,
+            _ => Some(FloatDType::F32),
+        },
+        ..options.clone()
     }
 }
 

@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use diffuse_nn::checkpoint::float_dtype;
 use diffuse_unet::Pretrained;
 
-use super::{StableDiffusionOptions, StableDiffusionPipeline};
+use super::{StableDiffusionInputs, StableDiffusionOptions, StableDiffusionPipeline};
 use crate::PipelineError;
 
 /// Embeddings of some texts.
@@ -60,7 +60,8 @@ impl<B: Backend> StableDiffusionPipeline<B> {
     /// If the tokenizer refuses a text.
     pub fn prepare_prompt(
         &self,
-        options: &StableDiffusionOptions<B>,
+        options: &StableDiffusionOptions,
+        inputs: &StableDiffusionInputs<'_, B>,
     ) -> Result<PreparedPrompt<B>, PipelineError> {
         let mut truncated = Vec::new();
         let mut encode = |texts: &[String], clip_skip| {
@@ -68,7 +69,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             truncated.extend(encoded.truncated);
             Ok::<_, PipelineError>(encoded.embeds)
         };
-        let positive = match &options.prompt_embeds {
+        let positive = match &inputs.prompt_embeds {
             Some(embeds) => embeds.clone(),
             None => encode(&options.prompt, options.clip_skip)?,
         };
@@ -78,10 +79,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         let guided = options.guidance_scale > 1.0 && !distilled;
         let mut rows = Vec::new();
         if guided {
-            let negative = match (
-                &options.negative_prompt_embeds,
-                &options.negative_prompt[..],
-            ) {
+            let negative = match (&inputs.negative_prompt_embeds, &options.negative_prompt[..]) {
                 (Some(embeds), _) => embeds.clone(),
                 (None, []) => encode(&[String::new()], None)?,
                 (None, negative) => encode(negative, None)?,

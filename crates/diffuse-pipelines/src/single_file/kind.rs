@@ -1,0 +1,186 @@
+//! What a weights file is, by the keys in it.
+
+use std::fmt;
+
+use diffuse_nn::checkpoint::Checkpoint;
+
+/// What a weights file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FileKind {
+    /// A whole Stable Diffusion v1 or v2 in the original layout.
+    StableDiffusion(StableDiffusionFile),
+    /// An autoencoder in the original layout.
+    Vae,
+    /// Stable Diffusion XL.
+    StableDiffusionXl,
+    /// The second stage of Stable Diffusion XL.
+    StableDiffusionXlRefiner,
+    /// Stable Diffusion 3.
+    StableDiffusion3,
+    /// Flux.
+    Flux,
+    /// A ControlNet.
+    ControlNet,
+    /// A network for upscaling.
+    Upscaler,
+    /// A network for editing images by instruction (InstructPix2Pix).
+    InstructPix2Pix,
+    /// A network that is conditioned on depth.
+    Depth,
+    /// Low-rank or similar adapters.
+    Adapter,
+    /// Textual inversion: embeddings of new words.
+    TextualInversion,
+    /// A UNet in the original layout without the rest.
+    UNet,
+    /// A text encoder without the rest.
+    TextEncoder,
+    /// One component in Diffusers' layout.
+    DiffusersComponent,
+    /// Nothing that is known.
+    Unknown,
+}
+
+/// Which Stable Diffusion a file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StableDiffusionFile {
+    /// 1 or 2.
+    pub version: u8,
+    /// Whether its UNet takes a mask and the masked image's latents, too.
+    pub inpainting: bool,
+}
+
+impl fmt::Display for FileKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::StableDiffusion(file) => {
+                let inpainting = if file.inpainting {
+                    " for inpainting"
+                } else {
+                    ""
+                };
+                return write!(f, "Stable Diffusion v{}{inpainting}", file.version);
+            }
+            Self::Vae => "a VAE",
+            Self::StableDiffusionXl => "Stable Diffusion XL",
+            Self::StableDiffusionXlRefiner => "the refiner of Stable Diffusion XL",
+            Self::StableDiffusion3 => "Stable Diffusion 3",
+            Self::Flux => "Flux",
+            Self::ControlNet => "a ControlNet",
+            Self::Upscaler => "a Stable Diffusion upscaler",
+            Self::InstructPix2Pix => "InstructPix2Pix",
+            Self::Depth => "Stable Diffusion conditioned on depth",
+            Self::Adapter => "a LoRA or another adapter",
+            Self::TextualInversion => "a textual inversion",
+            Self::UNet => "a UNet without text encoder and VAE",
+            Self::TextEncoder => "a text encoder",
+            Self::DiffusersComponent => "one component in Diffusers' layout",
+            Self::Unknown => "nothing known",
+        })
+    }
+}
+
+/// Parts of the keys of adapters.
+const ADAPTERS: [&str; 9] = [
+    ".lora_down.",
+    ".lora_up.",
+    ".lora_A.",
+    ".lora_B.",
+    "_lora.down.",
+    "lora_linear_layer.",
+    ".hada_w1",
+    ".lokr_w",
+    ".dora_scale",
+];
+
+impl FileKind {
+    /// Tells what a file holds.
+    pub fn of(checkpoint: &Checkpoint) -> Self {
+        let tensors = checkpoint.tensors();
+        let has = |key: &str| tensors.contains_key(key);
+        let starts = |prefix: &str| tensors.keys().any(|key| key.starts_with(prefix));
+        let contains = |part: &str| tensors.keys().any(|key| key.contains(part));
+
+        if ADAPTERS.iter().any(|part| contains(part)) {
+            return Self::Adapter;
+        }
+        if starts("emb_params") || starts("string_to_param") || has("clip_l") {
+            return Self::TextualInversion;
+        }
+        if starts("control_model.")
+            || starts("input_hint_block.")
+            || starts("controlnet_cond_embedding.")
+        {
+            return Self::ControlNet;
+        }
+        if contains("joint_blocks.") {
+            return Self::StableDiffusion3;
+        }
+        if contains("double_blocks.") {
+            return Self::Flux;
+        }
+        let Some(unet) = super::keys::unet_prefix(checkpoint) else {
+            return Self::of_part(checkpoint);
+        };
+        if starts("conditioner.embedders.1.") || contains("label_emb.") && !starts("conditioner.") {
+            return Self::StableDiffusionXl;
+        }
+        if starts("conditioner.") {
+            return Self::StableDiffusionXlRefiner;
+        }
+        let first = &tensors[&format!("{unet}input_blocks.0.0.weight")];
+        let inpainting = match first.shape.get(1) {
+            Some(4) => false,
+            Some(9) => true,
+            Some(5) => return Self::Depth,
+            Some(7) => return Self::Upscaler,
+            Some(8) => return Self::InstructPix2Pix,
+            _ => return Self::Unknown,
+        };
+        if !starts("cond_stage_model.") {
+            return Self::UNet;
+        }
+        // OpenCLIP's text encoder, or the length of its embeddings.
+        let context = tensors.iter().find_map(|(key, tensor)| {
+            let is_key = key.ends_with("transformer_blocks.0.attn2.to_k.weight");
+            is_key.then(|| tensor.shape.last().copied()).flatten()
+        });
+        let version = match context {
+            _ if starts("cond_stage_model.model.") => 2,
+            Some(1024) => 2,
+            _ => 1,
+        };
+        Self::StableDiffusion(StableDiffusionFile {
+            version,
+            inpainting,
+        })
+    }
+
+    /// Of a file without a UNet in the original layout.
+    fn of_part(checkpoint: &Checkpoint) -> Self {
+        let tensors = checkpoint.tensors();
+        let starts = |prefix: &str| tensors.keys().any(|key| key.starts_with(prefix));
+        if super::keys::vae_prefix(checkpoint).is_some() {
+            return Self::Vae;
+        }
+        if [
+            "down_blocks.",
+            "up_blocks.",
+            "mid_block.",
+            "decoder.mid_block.",
+        ]
+        .iter()
+        .any(|prefix| starts(prefix))
+        {
+            return Self::DiffusersComponent;
+        }
+        if ["text_model.", "cond_stage_model.", "transformer.resblocks."]
+            .iter()
+            .any(|prefix| starts(prefix))
+        {
+            return Self::TextEncoder;
+        }
+        Self::Unknown
+    }
+}

@@ -378,14 +378,16 @@ def make_stages(folder, manifest):
 # --- runs --------------------------------------------------------------------------------------------
 
 PLAIN = {"prompt": PROMPTS[0], "guidance_scale": 7.5}
+ONE_STEP = {"prompt": PROMPTS[0], "guidance_scale": 0.0, "num_inference_steps": 1}
+LCM = ["distilled", "lcm"]
 RUNS = [
     ("sd2", "sd2", PLAIN | {"num_inference_steps": 3, "seed": 31, "negative_prompt": NEGATIVE}),
     ("sd2_two_prompts", "sd2", PLAIN | {"prompt": PROMPTS, "num_inference_steps": 2, "seed": 32}),
     ("sd2_clip_skip", "sd2", PLAIN | {"num_inference_steps": 2, "seed": 33, "clip_skip": 1}),
-    ("sd-turbo", ["sd2", "sd-turbo"], {"prompt": PROMPTS[0], "guidance_scale": 0.0, "num_inference_steps": 1, "seed": 34}),
+    ("sd-turbo", ["sd2", "sd-turbo"], ONE_STEP | {"seed": 34}),
     ("distilled", "distilled", PLAIN | {"num_inference_steps": 3, "seed": 35}),
-    ("lcm", ["distilled", "lcm"], {"prompt": PROMPTS[1], "guidance_scale": 8.5, "num_inference_steps": 3, "seed": 36}),
-    ("lcm_guidance_2", ["distilled", "lcm"], {"prompt": PROMPTS[0], "guidance_scale": 2.0, "num_inference_steps": 2, "seed": 37}),
+    ("lcm", LCM, {"prompt": PROMPTS[1], "guidance_scale": 8.5, "num_inference_steps": 3, "seed": 36}),
+    ("lcm_guidance_2", LCM, PLAIN | {"guidance_scale": 2.0, "num_inference_steps": 2, "seed": 37}),
 ] + [(f"ddpm_{name}", name, {"num_inference_steps": 3, "seed": 41 + i}) for i, name in enumerate(UNETS_2D)]
 
 

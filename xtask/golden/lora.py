@@ -474,7 +474,6 @@ def make_kohya(all_):
     merged = all_.by_diffusers([path])
     close("kohya", merged, by_arithmetic(all_, weights, [0.5] * 99))
     all_.case("kohya", "diffusers", merged, run=RUN)
-    all_.case("kohya", "diffusers", all_.by_diffusers([path], [-0.6]), strength=-0.6, suffix="_negative")
 
     # The text encoder's prefix of files for two encoders.
     first = {k.replace("lora_te_", "lora_te1_"): t for k, t in load_file(str(path)).items()}

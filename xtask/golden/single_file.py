@@ -413,6 +413,8 @@ def main():
         "unet": f"family/sd2/unet/{plain}", "vae": f"family/sd2/vae/{plain}",
         "text_encoder": "family/sd2/text_encoder/model.safetensors",
     }
+    epsilon = {"prediction_type": "epsilon", "probe": facts["epsilon"]}
+    epsilon |= {"unet_except": {"conv_out.bias": facts["epsilon_bias"]}}
     save_json(folder / "files.json", [
         {"file": "v1.safetensors", "kind": "v1", "equals": base, "diffusers": True},
         {"file": "v1.ckpt", "kind": "v1", "equals": base, "diffusers": True},
@@ -422,8 +424,7 @@ def main():
         {"file": "v1-inpaint-merge.safetensors", "kind": "v1 inpainting", "equals": inpaint, "diffusers": False},
         {"file": "v2-velocity.safetensors", "kind": "v2", "equals": second, "diffusers": True,
          "prediction_type": "v_prediction", "probe": facts["velocity"]},
-        {"file": "v2-epsilon.safetensors", "kind": "v2", "equals": second, "diffusers": True,
-         "prediction_type": "epsilon", "probe": facts["epsilon"], "unet_except": {"conv_out.bias": facts["epsilon_bias"]}},
+        {"file": "v2-epsilon.safetensors", "kind": "v2", "equals": second, "diffusers": True} | epsilon,
         {"file": "vae.safetensors", "kind": "VAE", "equals": {"vae": base["vae"]}, "diffusers": True},
         {"file": "vae-small.ckpt", "kind": "VAE", "equals": {"vae": second["vae"]}, "diffusers": True},
     ])

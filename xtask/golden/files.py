@@ -6,7 +6,10 @@ OUTPUT_FOLDER is `crates/diffuse-pipelines/tests/reference` and has `family` (se
 read by Diffusers or transformers, and has exactly the values of `equals`. `files/README.md` describes them.
 """
 
+import io
 import json
+import pickle
+import pickletools
 import shutil
 import sys
 from collections import OrderedDict
@@ -49,7 +52,7 @@ class Files:
         return self.folder / name
 
     def done(self, name, source, ignored=(), equals=None):
-        """Compares what the reference reads with what it should be."""
+        """Compares the tensors that Diffusers or transformers loads with the expected ones."""
         kind = KINDS[name.split("-")[0]]
         options = {"use_safetensors": False} if list((self.folder / name).glob("*.bin")) else {}
         model = kind.from_pretrained(str(self.folder / name), dtype=torch.float32, **options)
@@ -134,6 +137,31 @@ def make_shards(all_):
         all_.done(name, source)
 
 
+def number_storages(path):
+    """The format before 1.6 names storages by their addresses, and sorts them by these; here by their place."""
+    data = path.read_bytes()
+    stream = io.BytesIO(data)
+    for _ in range(3):
+        pickle.load(stream)
+    opening = stream.tell()
+    for _ in pickletools.genops(stream):
+        pass
+    tree = data[opening : stream.tell()]
+    addresses = pickle.load(stream)
+    storages = {}
+    for address in addresses:
+        count = stream.read(8)
+        storages[address] = count + stream.read(2 * int.from_bytes(count, "little"))
+    assert not stream.read()
+    addresses.sort(key=lambda address: tree.index(address.encode()))
+    names = {address: f"{94000000000000 + 64 * i}" for i, address in enumerate(addresses)}
+    for address, name in names.items():
+        old, new = ((b"X" + len(text).to_bytes(4, "little") + text.encode()) for text in (address, name))
+        tree = tree.replace(old, new)
+    keys = pickle.dumps(list(names.values()), protocol=2)
+    path.write_bytes(data[:opening] + tree + keys + b"".join(storages[address] for address in addresses))
+
+
 def make_pickles(all_):
     rows = [
         ("unet-bin-channels-last", UNET, "diffusion_pytorch_model", {}),
@@ -157,6 +185,8 @@ def make_pickles(all_):
             tensors = OrderedDict((k, torch.nn.Parameter(t)) for k, t in tensors.items())
             tensors._metadata = OrderedDict({"": {"version": 1}})
         torch.save(tensors, str(at / f"{stem}.bin"), **options)
+        if options:
+            number_storages(at / f"{stem}.bin")
         all_.done(name, source)
 
 

@@ -96,6 +96,8 @@ enum Value {
     Tuple(Vec<Id>),
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
+    /// A `ParameterDict`: its dictionary of parameters, once it has its attributes.
+    Parameters(Option<Id>),
     Storage(Storage),
     Tensor(PickledTensor),
 }
@@ -159,11 +161,16 @@ const STORAGES: [(&str, &str, usize); 9] = [
 ];
 
 /// What a pickle of tensors may name besides storages.
-const GLOBALS: [&str; 3] = [
+const GLOBALS: [&str; 6] = [
     "collections.OrderedDict",
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_parameter",
+    PARAMETER_DICT,
+    // Attributes of modules.
+    "__builtin__.set",
+    "builtins.set",
 ];
+const PARAMETER_DICT: &str = "torch.nn.modules.container.ParameterDict";
 
 struct Machine<'a> {
     code: &'a [u8],
@@ -284,8 +291,8 @@ impl<'a> Machine<'a> {
                 }
                 b'Q' => self.storage()?,
                 b'R' => self.reduce()?,
-                // BUILD: attributes such as `_metadata`, which say nothing about the tensors.
-                b'b' => self.pop().map(drop)?,
+                0x81 => self.new_object()?,
+                b'b' => self.build()?,
                 other => {
                     return Err(format!(
                         "its pickle uses instruction 0x{other:02x}, which no dictionary of tensors needs"
@@ -456,7 +463,42 @@ impl<'a> Machine<'a> {
         self.push(Value::Storage(storage))
     }
 
-    /// The three calls that a dictionary of tensors consists of.
+    /// NEWOBJ: an empty `ParameterDict`.
+    fn new_object(&mut self) -> Result<(), String> {
+        let (arguments, class) = (self.pop()?, self.pop()?);
+        match (&self.values[class], &self.values[arguments]) {
+            (Value::Global(class), Value::Tuple(arguments))
+                if class == PARAMETER_DICT && arguments.is_empty() =>
+            {
+                self.push(Value::Parameters(None))
+            }
+            _ => Err("its pickle makes an object that no dictionary of tensors needs".into()),
+        }
+    }
+
+    /// BUILD: the parameters of a `ParameterDict`. Other attributes, such as `_metadata`, say
+    /// nothing about the tensors.
+    fn build(&mut self) -> Result<(), String> {
+        let state = self.pop()?;
+        let object = self.top()?;
+        if let (Value::Parameters(_), Value::Dict(items)) =
+            (&self.values[object], &self.values[state])
+        {
+            let parameters = self.item(items, "_parameters");
+            self.values[object] = Value::Parameters(parameters);
+        }
+        Ok(())
+    }
+
+    /// The value of a key.
+    fn item(&self, items: &[(Id, Id)], wanted: &str) -> Option<Id> {
+        let mut items = items.iter();
+        let found = items
+            .find(|(key, _)| matches!(&self.values[*key], Value::Text(key) if **key == *wanted));
+        found.map(|(_, value)| *value)
+    }
+
+    /// The calls that a dictionary of tensors consists of.
     fn reduce(&mut self) -> Result<(), String> {
         let arguments = self.pop()?;
         let function = self.pop()?;
@@ -468,6 +510,7 @@ impl<'a> Machine<'a> {
         };
         let value = match (function.as_str(), &arguments[..]) {
             ("collections.OrderedDict", []) => Value::Dict(Vec::new()),
+            ("__builtin__.set" | "builtins.set", _) => Value::Nothing,
             ("torch._utils._rebuild_tensor_v2", [storage, offset, shape, stride, ..]) => {
                 let Value::Storage(storage) = &self.values[*storage] else {
                     return Err("its pickle has a tensor without a storage".into());
@@ -521,19 +564,26 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// The tensors of a dictionary, which may be wrapped as `{"state_dict": ...}`.
+    /// The tensors of a dictionary, which may be wrapped as `{"state_dict": ...}`, or, as in files of
+    /// textual inversions, `{"string_to_param": ...}`; or a tensor alone, whose key is empty.
     fn state_dict(&self, id: Id) -> Result<Vec<(String, PickledTensor)>, String> {
-        let Value::Dict(items) = &self.values[id] else {
-            return Err("its pickle is not a dictionary".into());
+        let items = match &self.values[id] {
+            Value::Tensor(tensor) => return Ok(vec![(String::new(), tensor.clone())]),
+            Value::Dict(items) => items,
+            _ => return Err("its pickle is not a dictionary".into()),
         };
-        let wrapped = items.iter().find_map(|(key, value)| {
-            let is_wrapper =
-                matches!(&self.values[*key], Value::Text(key) if **key == *"state_dict");
-            match &self.values[*value] {
-                Value::Dict(items) if is_wrapper => Some(items),
-                _ => None,
-            }
-        });
+        let wrapped = ["state_dict", "string_to_param"]
+            .into_iter()
+            .find_map(|key| {
+                let mut value = self.item(items, key)?;
+                if let Value::Parameters(parameters) = self.values[value] {
+                    value = parameters?;
+                }
+                match &self.values[value] {
+                    Value::Dict(items) => Some(items),
+                    _ => None,
+                }
+            });
         wrapped
             .unwrap_or(items)
             .iter()
@@ -569,6 +619,15 @@ mod tests {
             "os.system",
         );
         check_error(b"\x80\x02c__builtin__\neval\n.", "__builtin__.eval");
+        check_error(
+            b"\x80\x02ctorch.nn.modules.linear\nLinear\n)\x81.",
+            "torch.nn.modules.linear.Linear",
+        );
+        check_error(b"\x80\x02ccollections\nOrderedDict\n)\x81.", "an object");
+        check_error(
+            b"\x80\x02ctorch.nn.modules.container\nParameterDict\nN\x85\x81.",
+            "an object",
+        );
     }
 
     #[test]
@@ -616,5 +675,26 @@ mod tests {
     fn values_below_a_mark_are_out_of_reach() {
         check_error(b"K\x01(R.", "more values");
         check_error(b"K\x01(q\x00.", "more values");
+        check_error(b"K\x01(Nb.", "more values");
+    }
+
+    #[test]
+    fn parameter_dictionaries_are_their_parameters() {
+        let wrapped = |state: &[u8]| {
+            let class = b"ctorch.nn.modules.container\nParameterDict\n)\x81";
+            let mut code = b"\x80\x02}X\x0f\x00\x00\x00string_to_param".to_vec();
+            code.extend([class, state, b"s."].concat());
+            code
+        };
+        let parameters = b"}X\x0b\x00\x00\x00_parameters}X\x01\x00\x00\x00aK\x02ssb";
+        check_error(&wrapped(parameters), "`a` is not a tensor");
+        // Without parameters, with parameters that are something else, and in a circle.
+        let not_a_tensor = "`string_to_param` is not a tensor";
+        check_error(&wrapped(b"}b"), not_a_tensor);
+        check_error(&wrapped(b"}X\x0b\x00\x00\x00_parametersNsb"), not_a_tensor);
+        check_error(
+            &wrapped(b"q\x00}X\x0b\x00\x00\x00_parametersh\x00sb"),
+            not_a_tensor,
+        );
     }
 }

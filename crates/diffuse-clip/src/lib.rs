@@ -1,14 +1,19 @@
 #![doc = include_str!("../README.md")]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod prompt_chunks;
+pub mod prompt_syntax;
 mod text_model;
+mod textual_inversion;
 mod tokenizer;
 
+pub use prompt_chunks::{PromptChunk, PromptChunks, PromptError};
 pub use text_model::{
     CLIPAttention, CLIPEncoder, CLIPEncoderLayer, CLIPMlp, CLIPTextConfig, CLIPTextEmbeddings,
     CLIPTextModel, CLIPTextTransformer, TextOutput,
 };
-pub use tokenizer::{CLIPTokenizer, Encoding, TokenizerError};
+pub use textual_inversion::{TextualInversion, TextualInversionError};
+pub use tokenizer::{AddedToken, CLIPTokenizer, Encoding, TokenizerError};
 
 pub use diffuse_nn::config::{ConfigError, ModelConfig};
 pub use diffuse_nn::pretrained::{LoadOptions, Pretrained, PretrainedError};

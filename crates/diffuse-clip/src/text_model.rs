@@ -1,7 +1,7 @@
 //! CLIP's text encoder (Radford et al. 2021, <https://arxiv.org/abs/2103.00020>, section 2.4): a
 //! causal transformer with the layer norms before its parts.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig};
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use diffuse_nn::config::{ConfigError, MAX_CHANNELS, MAX_LAYERS, ModelConfig, check_size};
@@ -303,6 +303,41 @@ impl<B: Backend> Pretrained<B> for CLIPTextModel<B> {
 }
 
 impl<B: Backend> CLIPTextModel<B> {
+    /// The vectors of the tokens, by id: `[vocab_size, hidden_size]`.
+    pub fn token_embedding(&self) -> Tensor<B, 2> {
+        self.text_model.embeddings.token_embedding.weight.val()
+    }
+
+    /// Gives the tokens from id `first_id` on the vectors `rows`, and extends the vocabulary to hold
+    /// them.
+    ///
+    /// # Shapes
+    /// - `rows`: `[tokens, hidden_size]`, in any floating point type
+    ///
+    /// # Panics
+    /// If the width is not `hidden_size`, or there are ids below `first_id` without a vector.
+    pub fn set_token_embeddings(&mut self, first_id: usize, rows: Tensor<B, 2>) {
+        let weight = self.token_embedding();
+        let [size, width] = weight.dims();
+        let [tokens, found] = rows.dims();
+        assert_eq!(found, width, "vectors have {found} numbers, not {width}");
+        assert!(
+            first_id <= size,
+            "ids from {size} to {first_id} have no vector"
+        );
+        let mut parts = vec![
+            weight.clone().narrow(0, 0, first_id),
+            rows.cast(weight.dtype()),
+        ];
+        let end = first_id + tokens;
+        if end < size {
+            parts.push(weight.narrow(0, end, size - end));
+        }
+        let embedding = &mut self.text_model.embeddings.token_embedding;
+        embedding.weight = Param::from_tensor(Tensor::cat(parts, 0));
+        self.config.vocab_size = size.max(end);
+    }
+
     /// All hidden states of a batch of token ids.
     ///
     /// # Shapes

@@ -120,3 +120,46 @@ fn text_encoder_with_gelu_and_without_the_outer_level_of_names() {
         assert!(std::env::var_os("DIFFUSE_REFERENCE").is_some());
     }
 }
+
+#[test]
+fn published_vocabulary_is_that_of_the_folders() {
+    let shipped = CLIPTokenizer::stable_diffusion_v1();
+    let folder = reference().join("tokenizer");
+    let expected = CLIPTokenizer::from_pretrained(&folder).unwrap();
+    for (token, id) in read_json(folder.join("vocab.json")).as_object().unwrap() {
+        assert_eq!(
+            shipped.token_to_id(token).map(u64::from),
+            id.as_u64(),
+            "{token}"
+        );
+    }
+    check_same(&shipped, &expected);
+
+    let copy = tempfile::tempdir().unwrap();
+    for name in ["vocab.json", "merges.txt", "tokenizer_config.json"] {
+        std::fs::copy(folder.join(name), copy.path().join(name)).unwrap();
+    }
+    // Stable Diffusion 2 fills up with `!`.
+    let mut special = read_json(folder.join("special_tokens_map.json"));
+    special["pad_token"] = "!".into();
+    let path = copy.path().join("special_tokens_map.json");
+    std::fs::write(path, special.to_string()).unwrap();
+    let expected = CLIPTokenizer::from_pretrained(copy.path()).unwrap();
+    let shipped = CLIPTokenizer::stable_diffusion_v2();
+    assert_eq!(shipped.pad_id(), 0);
+    check_same(&shipped, &expected);
+}
+
+fn check_same(shipped: &CLIPTokenizer, expected: &CLIPTokenizer) {
+    assert_eq!(shipped.vocab_size(), expected.vocab_size());
+    assert_eq!(shipped.added_tokens(), expected.added_tokens());
+    let prompts = read_json(reference().join("tokenizer/prompts.json"));
+    for case in prompts["cases"].as_array().unwrap() {
+        let text = case["text"].as_str().unwrap();
+        assert_eq!(
+            shipped.encode(text).unwrap(),
+            expected.encode(text).unwrap(),
+            "{text:?}"
+        );
+    }
+}

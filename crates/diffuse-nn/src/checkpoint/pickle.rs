@@ -20,7 +20,7 @@ use super::{Listed, TensorInfo, TensorSource};
 const MAX_PICKLE_BYTES: u64 = 64 << 20;
 const MAX_VALUES: usize = 1 << 20;
 const MAX_TEXT_BYTES: usize = 1 << 12;
-/// Dictionaries in one another: `{"string_to_param": {"_parameters": {"*": tensor}}}`.
+/// Dictionaries in one another.
 const MAX_DEPTH: usize = 4;
 /// An expanded tensor has elements that are stored once.
 const MAX_REPEATS: usize = 1 << 16;
@@ -614,19 +614,30 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// The tensors of a dictionary, which may be wrapped as `{"state_dict": ...}`. Those of
-    /// dictionaries inside it have keys with dots; what is no tensor is left out.
+    /// The tensors of a dictionary, which may be wrapped as `{"state_dict": ...}` or, in files of
+    /// textual inversions, as `{"string_to_param": ...}`; or a tensor alone, whose key is empty.
+    /// Those of dictionaries inside it have keys with dots; what is no tensor is left out.
     fn tensors(
         &self,
         root: Id,
         files: &HashMap<String, Range<u64>>,
     ) -> Result<BTreeMap<String, TensorInfo>, String> {
+        if let Value::Tensor(tensor) = &self.values[root] {
+            return Ok(BTreeMap::from([(String::new(), tensor.locate(files)?)]));
+        }
         let mut id = root;
         for _ in 0..MAX_DEPTH {
+            let wrappers: &[&str] = match &self.values[id] {
+                // A module's, as in a `ParameterDict`.
+                Value::Object(..) => &["state_dict", "_parameters"],
+                _ => &["state_dict", "string_to_param"],
+            };
             let items = self.items(id).unwrap_or_default();
             let wrapped = items.iter().find(|(key, value)| {
-                let is_wrapper =
-                    matches!(&self.values[*key], Value::Text(key) if **key == *"state_dict");
+                let is_wrapper = matches!(
+                    &self.values[*key],
+                    Value::Text(key) if wrappers.contains(&&**key)
+                );
                 is_wrapper && self.items(*value).is_some()
             });
             match wrapped {
@@ -769,5 +780,6 @@ mod tests {
     fn values_below_a_mark_are_out_of_reach() {
         check_error(b"K\x01(R.", "more values");
         check_error(b"K\x01(q\x00.", "more values");
+        check_error(b"K\x01(Nb.", "more values");
     }
 }

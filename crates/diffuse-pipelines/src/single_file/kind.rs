@@ -105,7 +105,8 @@ impl FileKind {
         if ADAPTERS.iter().any(|part| contains(part)) {
             return Self::Adapter;
         }
-        if starts("emb_params") || starts("string_to_param") || has("clip_l") {
+        let vectors = tensors.values().all(|tensor| tensor.shape.len() <= 2);
+        if has("emb_params") || has("clip_l") || tensors.len() == 1 && vectors {
             return Self::TextualInversion;
         }
         if starts("control_model.")

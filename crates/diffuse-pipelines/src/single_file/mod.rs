@@ -156,8 +156,8 @@ impl SingleFile {
     pub fn tokenizer(&self) -> Result<CLIPTokenizer, PipelineError> {
         Ok(match &self.config {
             Some(folder) => CLIPTokenizer::from_pretrained(component_folder(folder, "tokenizer"))?,
-            None if self.kind.version == 2 => todo!(),
-            None => todo!(),
+            None if self.kind.version == 2 => CLIPTokenizer::stable_diffusion_v2(),
+            None => CLIPTokenizer::stable_diffusion_v1(),
         })
     }
 

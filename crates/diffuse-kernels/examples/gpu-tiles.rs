@@ -113,7 +113,8 @@ fn sweep(name: &str, [rows, columns, depth]: [usize; 3], can_split: bool, launch
     results.sort_by(|a, b| a.0.total_cmp(&b.0));
     let work = 2.0 * rows as f64 * columns as f64 * depth as f64;
     println!(
-        "{name} [{rows}, {columns}, {depth}]: chosen {:.4} ms, best {:.4} ms = {:.0} TFLOP/s ({:.1} s)",
+        "{name} [{rows}, {columns}, {depth}]: chosen {:.4} ms, best {:.4} ms = {:.0} TFLOP/s \
+         ({:.1} s)",
         chosen * 1e3,
         results[0].0 * 1e3,
         work / results[0].0 / 1e12,

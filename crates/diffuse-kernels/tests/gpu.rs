@@ -360,7 +360,7 @@ fn check_convolution(case: &ConvCase, dtype: DType) {
             padding_start: padding,
             padding_end: kernel / 2,
         },
-        upsample: upsample,
+        upsample,
         channel_bias: Some(tensor(&cb, [batch, to], dtype)),
         residual: Some(tensor(&r, [batch, to, rows, columns], dtype)),
     };

@@ -1,8 +1,7 @@
-//! Times operations and networks on the CPU, one a line of the input: `cargo xtask bench cpu` asks
-//! it and PyTorch in turns.
+//! Times operations and networks on the CPU, one for each line of input. `cargo xtask bench cpu`
+//! runs it and PyTorch in turns.
 //!
-//! A line is a name and sizes, as in `conv 2 320 320 64 64 3`; the answer is the seconds that it
-//! takes.
+//! A line is a name and sizes, as in `conv 2 320 320 64 64 3`; the output is its seconds.
 
 use std::hint::black_box;
 use std::io::{self, BufRead, Write};
@@ -17,7 +16,7 @@ use diffuse_pipelines::unet::{PerLevel, Pretrained, UNet2DConditionModel, UNet2D
 use diffuse_pipelines::vae::AutoencoderKL;
 use rayon::prelude::*;
 
-/// An operation is done again until this much time has passed.
+/// An operation is repeated for this time.
 const AT_LEAST: f64 = 0.2;
 
 fn main() -> Result<()> {
@@ -38,7 +37,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Seconds of one call, after one that is not counted.
+/// Seconds per call, after a warm-up call.
 fn time(operation: &mut (dyn FnMut() + Send)) -> f64 {
     operation();
     let start = Instant::now();
@@ -176,9 +175,9 @@ fn numbers(words: &[&str]) -> Result<Vec<usize>> {
         .collect()
 }
 
-/// Seconds of a GFLOP at best, on all threads.
+/// The least seconds of a GFLOP, on all threads.
 fn peak() -> f64 {
-    // As many numbers as the registers have room for, and chains of operations that are as many.
+    // Independent accumulators that fill the registers.
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") {
         return (0..5)
@@ -188,7 +187,7 @@ fn peak() -> f64 {
     (0..5).map(|_| chains::<96>()).fold(f64::INFINITY, f64::min)
 }
 
-/// Multiplications and additions of numbers that never leave the registers.
+/// Multiply-adds of values in registers.
 fn chains<const LANES: usize>() -> f64 {
     const ROUNDS: usize = 1_000_000;
     let threads = rayon::current_num_threads();

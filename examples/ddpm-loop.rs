@@ -1,4 +1,4 @@
-//! The same image from the parts: a UNet, a scheduler, and the loop between them.
+//! A denoising loop by hand: a UNet and a scheduler make the same image as the pipeline.
 //!
 //! `cargo run --release -p diffuse-examples --example ddpm-loop -- FOLDER`; without a checkpoint, a
 //! tiny one of the tests is used.
@@ -21,7 +21,7 @@ fn main() -> Result<()> {
             .nth(1)
             .unwrap_or_else(|| tiny_model("ddpm/cat")),
     );
-    // In DDPM repositories all files lie at the top.
+    // DDPM repositories have all files in the top folder.
     let unet = UNet2DModel::<Backend>::from_pretrained(component_folder(&model, "unet"), &device)?;
     let config = SchedulerConfig::from_file(component_folder(&model, "scheduler"))?;
     let mut scheduler = DDPMScheduler::<Backend>::from_config(&config)?;

@@ -1,6 +1,6 @@
-//! What the examples share: the backend they compute on, and checkpoints that need no download.
+//! Shared by the examples: the backend, and checkpoints without a download.
 
-/// The CPU or, with a feature, something faster. Nothing else in an example changes with it.
+/// The CPU by default. Nothing else in an example depends on the backend.
 #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
 pub type Backend = burn_flex::Flex;
 /// A GPU through Vulkan, Metal, DirectX 12 or WebGPU.
@@ -9,9 +9,9 @@ pub type Backend = burn::backend::Wgpu;
 /// An NVIDIA GPU.
 #[cfg(feature = "cuda")]
 pub type Backend = burn::backend::Cuda;
-/// The default device of a [`Backend`]. From here on, what burn panics about, a missing driver for
-/// one, is a message and exit code 1: it panics in threads of its own, and goes on with buffers
-/// that were never written.
+/// The default device of a [`Backend`]. From here on, a panic of any thread, such as burn's for a
+/// missing driver, ends the program with a message and exit code 1: burn would catch it and
+/// continue with buffers that were never written.
 pub fn default_device<D: Default>() -> D {
     std::panic::set_hook(Box::new(|info| {
         match info.payload_as_str() {
@@ -36,7 +36,7 @@ pub fn tiny_model(name: &str) -> String {
     format!("{}/{reference}/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The folder of a model that the program carries: `scenes` or `scenes-ddpm`.
+/// The folder of a built-in model: `scenes` or `scenes-ddpm`.
 pub fn shipped_model(name: &str) -> String {
     format!(
         "{}/../crates/diffuse-cli/assets/{name}",

@@ -1,4 +1,4 @@
-//! Only the scheduler crate: a denoising loop around a "model" that knows the answer.
+//! The scheduler crate alone: a denoising loop with a "model" that knows the image.
 //!
 //! `cargo run --release -p diffuse-examples --example scheduler-only`
 
@@ -14,7 +14,7 @@ fn main() -> Result<()> {
     let mut scheduler = UniPCMultistepScheduler::<Backend>::new(UniPCMultistepConfig::default())?;
     scheduler.set_timesteps(&10.into())?;
 
-    // What a perfect network would find in any noise: an image that is 0.5 everywhere.
+    // The image that the perfect network finds in any noise: 0.5 everywhere.
     let answer = Tensor::<Backend, 4>::full([1, 3, 8, 8], 0.5, &device);
     let alphas_cumprod = scheduler.noise_schedule().alphas_cumprod().to_vec();
 
@@ -24,7 +24,7 @@ fn main() -> Result<()> {
     sample = sample * scheduler.init_noise_sigma();
     for timestep in scheduler.timesteps().to_vec() {
         let input = scheduler.scale_model_input(sample.clone(), timestep)?;
-        // The noise in `input`, given the answer: input = √ᾱ · answer + √(1 - ᾱ) · noise.
+        // The noise in `input`, from input = √ᾱ · image + √(1 - ᾱ) · noise.
         let alpha = f64::from(alphas_cumprod[timestep as usize]);
         let predicted = (input - answer.clone() * alpha.sqrt()) / (1.0 - alpha).sqrt();
         sample = scheduler

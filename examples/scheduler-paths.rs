@@ -1,9 +1,9 @@
-//! No model: draws what each sampler does, for choosing one by looking.
+//! Draws the paths and sigmas of every sampler, without a network.
 //!
-//! Images here are points in the plane, and the data are two moons: a mixture of normal
-//! distributions, for which the answer of a perfect network can be written down. Each sampler
-//! starts from the same noise with about the same number of model calls. One figure shows the ways
-//! of a few points, the other the noise levels that are visited.
+//! Images are points in the plane, and the data are two moons: a mixture of normal distributions,
+//! for which the output of a perfect network is known exactly. Each sampler starts from the same
+//! noise, with about the same number of model evaluations. One figure shows the paths of a few
+//! points, the other the sigma of each evaluation.
 //!
 //! `cargo run --release -p diffuse-examples --example scheduler-paths -- docs`
 
@@ -22,9 +22,9 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use serde_json::{Value, json};
 
-/// Model calls of a run, as nearly as a sampler's steps allow.
+/// Model evaluations of a run, or as nearly as a sampler's steps allow.
 const CALLS: usize = 20;
-/// Points that are drawn at their ends, and those of them whose way is drawn.
+/// Number of points whose ends are drawn, and of those whose paths are drawn.
 const POINTS: usize = 32;
 const WAYS: usize = 4;
 
@@ -39,34 +39,33 @@ fn main() -> Result<()> {
     let names: Vec<&str> = scheduler_catalog().map(|info| info.name).collect();
     let world = World::new()?;
 
-    let ways = folder.join("scheduler-paths.svg");
+    let paths = folder.join("scheduler-paths.svg");
     let variants = ["DPM++ 2M Karras", "DPM++ 2M SDE"];
-    grid(&ways, &[&names[..], &variants].concat(), |area, name| {
-        draw_ways(area, name, &world)
+    grid(&paths, &[&names[..], &variants].concat(), |area, name| {
+        draw_paths(area, name, &world)
     })?;
-    let levels = folder.join("scheduler-levels.svg");
-    grid(&levels, &[&names[..], &[LEGEND]].concat(), |area, name| {
-        draw_levels(area, name, &world)
+    let sigmas = folder.join("scheduler-sigmas.svg");
+    grid(&sigmas, &[&names[..], &[LEGEND]].concat(), |area, name| {
+        draw_sigmas(area, name, &world)
     })?;
-    println!("{}\n{}", ways.display(), levels.display());
+    println!("{}\n{}", paths.display(), sigmas.display());
     Ok(())
 }
 
-/// The noise of Stable Diffusion, and data that need no network.
+/// The noise schedule of Stable Diffusion, and data with an exact network.
 struct World {
     schedule: NoiseSchedule,
-    /// The middles of the normal distributions, along each moon.
+    /// The means of the normal distributions, along each moon.
     moons: [Vec<Point>; 2],
 }
 
-/// The deviation of each normal distribution.
+/// The standard deviation of each normal distribution.
 const BLUR: f64 = 0.08;
 
 impl World {
     fn new() -> Result<Self> {
         let scheduler = diffuse_schedulers::DDIMScheduler::<Flex>::from_config(&config())?;
-        // Along two half circles, moved and scaled so that the whole has about mean 0 and deviation
-        // 1.
+        // Two half circles, shifted and scaled to about mean 0 and deviation 1.
         let moon = |side: f64| {
             let angle = |k: usize| PI * k as f64 / 23.0;
             let point = |a: f64| (1.2 * side * (a.cos() - 0.5), 1.2 * side * (a.sin() - 0.25));
@@ -78,30 +77,29 @@ impl World {
         })
     }
 
-    /// The noise level `σ` in `x0 + σ ε` at a timestep, which each family of models counts
-    /// differently.
-    fn level(&self, class: &str, timestep: f64) -> f64 {
+    /// The sigma of `x0 + σ ε` at a timestep, whose unit depends on the family of models.
+    fn sigma(&self, class: &str, timestep: f64) -> f64 {
         match class {
             "IPNDMScheduler" => (timestep * PI / 2.0).tan().min(1e4),
             _ if class.starts_with("EDM") => (4.0 * timestep).exp(),
             _ => {
                 let table = self.schedule.alphas_cumprod();
-                let level = |t: usize| (1.0 / f64::from(table[t]) - 1.0).sqrt().ln();
+                let log_sigma = |t: usize| (1.0 / f64::from(table[t]) - 1.0).sqrt().ln();
                 let below = (timestep.max(0.0) as usize).min(table.len() - 2);
                 let share = timestep - below as f64;
-                (level(below) * (1.0 - share) + level(below + 1) * share).exp()
+                (log_sigma(below) * (1.0 - share) + log_sigma(below + 1) * share).exp()
             }
         }
     }
 
-    /// The mean of all data that `y = x0 + σ ε` may come from.
+    /// The posterior mean of the data, given `y = x0 + σ ε`.
     fn image(&self, y: Point, sigma: f64) -> Point {
         let variance = BLUR * BLUR + sigma * sigma;
-        let middles = || self.moons.iter().flatten();
+        let means = || self.moons.iter().flatten();
         let distance = |m: &Point| (y.0 - m.0).powi(2) + (y.1 - m.1).powi(2);
-        let nearest = middles().map(distance).fold(f64::INFINITY, f64::min);
+        let nearest = means().map(distance).fold(f64::INFINITY, f64::min);
         let (mut sum, mut total) = ((0.0, 0.0), 0.0);
-        for middle in middles() {
+        for middle in means() {
             let weight = (-(distance(middle) - nearest) / (2.0 * variance)).exp();
             sum = (sum.0 + weight * middle.0, sum.1 + weight * middle.1);
             total += weight;
@@ -111,22 +109,22 @@ impl World {
         (mean(sum.0, y.0), mean(sum.1, y.1))
     }
 
-    /// Where the ODE leads from `y`: the answer of a model distilled to one step.
+    /// The solution of the ODE from `y`: the output of a model distilled to one step.
     fn end(&self, mut y: Point, sigma: f64) -> Point {
-        let levels = |k: i32| sigma * (0.01 / sigma).powf(f64::from(k) / 100.0);
+        let sigmas = |k: i32| sigma * (0.01 / sigma).powf(f64::from(k) / 100.0);
         for k in 0..100 {
-            let (here, next) = (levels(k), levels(k + 1));
+            let (here, next) = (sigmas(k), sigmas(k + 1));
             let image = self.image(y, here);
             let step = |y: f64, image: f64| image + (y - image) * next / here;
             y = (step(y.0, image.0), step(y.1, image.1));
         }
-        self.image(y, levels(100))
+        self.image(y, sigmas(100))
     }
 
-    /// What the perfect network of a sampler's family answers to `x = (x0 + σ ε) / √(1 + σ²)`,
+    /// The output of the perfect network of a sampler's family for `x = (x0 + σ ε) / √(1 + σ²)`,
     /// `[points, 2, 1, 1]`.
     fn model(&self, class: &str, x: Tensor<Flex, 4>, timestep: f64) -> Tensor<Flex, 4> {
-        let sigma = self.level(class, timestep);
+        let sigma = self.sigma(class, timestep);
         let scale = (1.0 + sigma * sigma).sqrt();
         let answers = points(&x).into_iter().flat_map(|(a, b)| {
             let y = (a * scale, b * scale);
@@ -154,7 +152,7 @@ fn config() -> SchedulerConfig {
     SchedulerConfig::from_values(noise.as_object().cloned().unwrap_or_default())
 }
 
-/// A sampler with options that suit points in the plane.
+/// A sampler with options for points in the plane.
 fn scheduler(name: &str, options: Value) -> Result<Box<dyn Scheduler<Flex>>> {
     let mut overrides = options.as_object().cloned().unwrap_or_default();
     let plain = scheduler_from_config::<Flex>(&config(), Some(name), &Overrides::new())?;
@@ -170,7 +168,7 @@ fn scheduler(name: &str, options: Value) -> Result<Box<dyn Scheduler<Flex>>> {
     Ok(scheduler_from_config(&config(), Some(name), &overrides)?)
 }
 
-/// As many steps as the calls allow.
+/// The number of steps with this number of model evaluations.
 fn set_steps(scheduler: &mut dyn Scheduler<Flex>) -> Result<()> {
     scheduler.set_timesteps(&CALLS.div_ceil(scheduler.order()).into())?;
     Ok(())
@@ -191,11 +189,11 @@ fn points(x: &Tensor<Flex, 4>) -> Vec<Point> {
         .collect()
 }
 
-/// Sampling from start to end.
+/// A run of a sampler.
 struct Run {
-    /// All points at each model call, as the model sees them, and at the end.
-    ways: Vec<Vec<Point>>,
-    /// What can be said of it in a few words.
+    /// All points at each model evaluation, scaled as the model input, and at the end.
+    paths: Vec<Vec<Point>>,
+    /// A note of a few words.
     note: String,
 }
 
@@ -206,22 +204,22 @@ fn run(name: &str, world: &World) -> Result<Run> {
     let device = Default::default();
     let mut generator = Generator::new(7);
     let noise = randn_tensor::<Flex>(&mut generator, [POINTS, 2, 1, 1], DType::F32, &device)?;
-    let upwards = class.contains("Inverse");
-    let mut sample = match upwards {
-        // These start from data: the moons' middles, blurred.
+    let inverse = class.contains("Inverse");
+    let mut sample = match inverse {
+        // Inverse samplers start from data: blurred means.
         true => {
-            let middles = world.moons.iter().flatten().cycle().step_by(7).take(POINTS);
-            let middles: Vec<f64> = middles.flat_map(|&(a, b)| [a, b]).collect();
-            let middles = TensorData::new(middles, [POINTS, 2, 1, 1]);
-            noise * BLUR + Tensor::from_data(middles, (&device, DType::F32))
+            let means = world.moons.iter().flatten().cycle().step_by(7).take(POINTS);
+            let means: Vec<f64> = means.flat_map(|&(a, b)| [a, b]).collect();
+            let means = TensorData::new(means, [POINTS, 2, 1, 1]);
+            noise * BLUR + Tensor::from_data(means, (&device, DType::F32))
         }
         false => noise * scheduler.init_noise_sigma(),
     };
     let mut untouched = generator.clone();
-    let mut ways = Vec::new();
+    let mut paths = Vec::new();
     for timestep in scheduler.timesteps().to_vec() {
         let input = scheduler.scale_model_input(sample.clone(), timestep)?;
-        ways.push(points(&input));
+        paths.push(points(&input));
         let output = world.model(&class, input, timestep);
         sample = scheduler
             .step(
@@ -233,32 +231,32 @@ fn run(name: &str, world: &World) -> Result<Run> {
             )?
             .prev_sample;
     }
-    ways.push(points(&sample));
+    paths.push(points(&sample));
     let next = |generator: &mut Generator| generator.randn([1; 4], DType::F32);
     let kind = if next(&mut generator)? != next(&mut untouched)? {
         "with noise".into()
-    } else if upwards {
-        "upwards".into()
+    } else if inverse {
+        "inverse".into()
     } else {
-        // The mean distance of the ends from where the ODE leads.
-        let sigma = world.level(&class, scheduler.timesteps()[0]);
+        // The mean distance of the ends from the solution of the ODE.
+        let sigma = world.sigma(&class, scheduler.timesteps()[0]);
         let scale = (1.0 + sigma * sigma).sqrt();
         let distance = |(start, end): (&Point, &Point)| {
             let exact = world.end((start.0 * scale, start.1 * scale), sigma);
             (end.0 - exact.0).hypot(end.1 - exact.1)
         };
-        let distances = ways[0].iter().zip(&ways[ways.len() - 1]).map(distance);
-        format!("off by {:.3}", distances.sum::<f64>() / POINTS as f64)
+        let distances = paths[0].iter().zip(&paths[paths.len() - 1]).map(distance);
+        format!("error {:.3}", distances.sum::<f64>() / POINTS as f64)
     };
-    let note = format!("{} calls, {kind}", ways.len() - 1);
-    Ok(Run { ways, note })
+    let note = format!("{} evaluations, {kind}", paths.len() - 1);
+    Ok(Run { paths, note })
 }
 
 const PANEL: (u32, u32) = (440, 420);
 const COLUMNS: usize = 4;
 const INK: RGBColor = RGBColor(31, 35, 40);
 const FAINT: RGBColor = RGBColor(208, 215, 222);
-/// The name of the panel that explains the others.
+/// The name of the panel with the legend.
 const LEGEND: &str = "";
 const HUES: [RGBColor; WAYS] = [
     RGBColor(214, 39, 40),
@@ -267,7 +265,7 @@ const HUES: [RGBColor; WAYS] = [
     RGBColor(255, 127, 14),
 ];
 
-/// One panel a sampler, its name above and a note below the name.
+/// A panel for each sampler, with its name and a note.
 fn grid(path: &Path, names: &[&str], draw: impl Fn(&Area, &str) -> Result<String>) -> Result<()> {
     let rows = names.len().div_ceil(COLUMNS);
     let size = (PANEL.0 * COLUMNS as u32, PANEL.1 * rows as u32);
@@ -286,7 +284,7 @@ fn grid(path: &Path, names: &[&str], draw: impl Fn(&Area, &str) -> Result<String
         }
         root.present()?;
     }
-    // What SVG takes for granted makes half the file.
+    // Default attributes make up half of the file.
     for default in [
         r#" opacity="1""#,
         r#" stroke="none""#,
@@ -294,7 +292,7 @@ fn grid(path: &Path, names: &[&str], draw: impl Fn(&Area, &str) -> Result<String
     ] {
         svg = svg.replace(default, "");
     }
-    // Marks that fall on each other are drawn once.
+    // Draws coinciding marks once.
     let mut lines: Vec<&str> = svg.lines().collect();
     lines.dedup();
     std::fs::write(path, lines.join("\n") + "\n")?;
@@ -305,38 +303,38 @@ fn sans(size: u32) -> FontDesc<'static> {
     ("sans-serif", size).into_font()
 }
 
-/// The moons in the background, the ways of a few points, and where all end.
-fn draw_ways(area: &Area, name: &str, world: &World) -> Result<String> {
-    let Run { ways, note } = run(name, world)?;
+/// The moons in the background, the paths of a few points, and the ends of all.
+fn draw_paths(area: &Area, name: &str, world: &World) -> Result<String> {
+    let Run { paths, note } = run(name, world)?;
     let mut chart = ChartBuilder::on(area).build_cartesian_2d(-2.6..2.6, -2.3..2.3)?;
     for moon in &world.moons {
         chart.draw_series(LineSeries::new(moon.clone(), FAINT.stroke_width(34)))?;
     }
     for (which, hue) in HUES.iter().enumerate() {
-        let way = ways.iter().map(|points| points[which]);
-        chart.draw_series(LineSeries::new(way.clone(), hue.stroke_width(3)))?;
-        // The corners of a jagged way need no marks.
+        let path = paths.iter().map(|points| points[which]);
+        chart.draw_series(LineSeries::new(path.clone(), hue.stroke_width(3)))?;
+        // No marks at the corners of a jagged path.
         if !note.ends_with("noise") {
-            chart.draw_series(way.map(|point| Circle::new(point, 4, hue.filled())))?;
+            chart.draw_series(path.map(|point| Circle::new(point, 4, hue.filled())))?;
         }
     }
-    for (which, &end) in ways[ways.len() - 1].iter().enumerate() {
+    for (which, &end) in paths[paths.len() - 1].iter().enumerate() {
         let hue = HUES.get(which).unwrap_or(&INK);
         chart.draw_series([Circle::new(end, 6, hue.filled())])?;
     }
     Ok(note)
 }
 
-/// The noise levels of the model calls, as the sampler places them and by the curves that it takes.
-fn draw_levels(area: &Area, name: &str, world: &World) -> Result<String> {
-    let curves = [
-        ("as the sampler has it", "", INK),
+/// The sigmas of the model evaluations, by default and with the supported sigma schedules.
+fn draw_sigmas(area: &Area, name: &str, world: &World) -> Result<String> {
+    let schedules = [
+        ("default", "", INK),
         ("use_karras_sigmas", "use_karras_sigmas", HUES[1]),
         ("use_exponential_sigmas", "use_exponential_sigmas", HUES[3]),
         ("use_beta_sigmas", "use_beta_sigmas", HUES[2]),
     ];
     if name == LEGEND {
-        for (line, (text, _, hue)) in curves.iter().enumerate() {
+        for (line, (text, _, hue)) in schedules.iter().enumerate() {
             let at = 60 + 44 * line as i32;
             area.draw(&Circle::new((40, at), 8, hue.filled()))?;
             let left = Pos::new(HPos::Left, VPos::Center);
@@ -353,14 +351,14 @@ fn draw_levels(area: &Area, name: &str, world: &World) -> Result<String> {
         .disable_x_mesh()
         .disable_x_axis()
         .y_labels(5)
-        .y_label_formatter(&|level| level.to_string())
+        .y_label_formatter(&|sigma| sigma.to_string())
         .y_label_style(sans(22).color(&INK.mix(0.7)))
         .bold_line_style(FAINT)
         .light_line_style(TRANSPARENT)
         .axis_style(FAINT)
         .draw()?;
-    let mut calls = 0;
-    for (_, key, hue) in curves.into_iter().rev() {
+    let mut evaluations = 0;
+    for (_, key, hue) in schedules.into_iter().rev() {
         let options = match plain.config().get(key) {
             Some(_) => json!({ key: true }),
             None if key.is_empty() => json!({}),
@@ -370,12 +368,12 @@ fn draw_levels(area: &Area, name: &str, world: &World) -> Result<String> {
         set_steps(&mut *scheduler)?;
         let class = class(&*scheduler);
         let timesteps = scheduler.timesteps();
-        calls = timesteps.len();
-        let place = |call: usize| call as f64 / (calls - 1) as f64;
-        let level = |(call, &t): (usize, &f64)| (place(call), world.level(&class, t));
-        let levels: Vec<Point> = timesteps.iter().enumerate().map(level).collect();
-        chart.draw_series(LineSeries::new(levels.clone(), hue.stroke_width(3)))?;
-        chart.draw_series(levels.into_iter().map(|p| Circle::new(p, 5, hue.filled())))?;
+        evaluations = timesteps.len();
+        let place = |evaluation: usize| evaluation as f64 / (evaluations - 1) as f64;
+        let sigma = |(evaluation, &t): (usize, &f64)| (place(evaluation), world.sigma(&class, t));
+        let sigmas: Vec<Point> = timesteps.iter().enumerate().map(sigma).collect();
+        chart.draw_series(LineSeries::new(sigmas.clone(), hue.stroke_width(3)))?;
+        chart.draw_series(sigmas.into_iter().map(|p| Circle::new(p, 5, hue.filled())))?;
     }
-    Ok(format!("{calls} calls"))
+    Ok(format!("{evaluations} evaluations"))
 }

@@ -1,5 +1,5 @@
-//! Stable Diffusion taken apart: tokenizer, text encoder, UNet, autoencoder, and the checkpoint's
-//! scheduler swapped for UniPC, made from the same configuration.
+//! The parts of Stable Diffusion: tokenizer, text encoder, UNet, autoencoder, and a UniPC scheduler
+//! made from the configuration of the checkpoint's scheduler.
 //!
 //! `cargo run --release -p diffuse-examples --example stable-diffusion-loop -- FOLDER "PROMPT"`;
 //! without a checkpoint, a tiny one of the tests is used.
@@ -35,7 +35,7 @@ fn main() -> Result<()> {
     let config = SchedulerConfig::from_file(model.join("scheduler"))?;
     let mut scheduler = UniPCMultistepScheduler::<Backend>::from_config(&config)?;
 
-    // Text embeddings: the empty text's for the unconditional half, then the prompt's.
+    // Text embeddings: of the empty text for the unconditional half, then of the prompt.
     let mut ids = Vec::new();
     for text in ["", &prompt] {
         ids.extend(tokenizer.encode(text)?.ids.into_iter().map(i64::from));

@@ -1,4 +1,4 @@
-//! One function, two backends: the image is the same, since the code is.
+//! One function on two backends makes the same image.
 //!
 //! `cargo run --release -p diffuse-examples --example two-backends`; with `--features wgpu` or
 //! `--features cuda`, the GPU is the second backend.
@@ -15,7 +15,7 @@ type Second = diffuse_examples::Backend;
 #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
 type Second = burn_ndarray::NdArray;
 
-/// Nothing here names a backend.
+/// Generic over the backend.
 fn image<B: Backend>(model: &str, device: &B::Device) -> Result<RgbImage> {
     let pipeline = StableDiffusionPipeline::<B>::from_pretrained(model, device)?;
     let options = StableDiffusionOptions {
@@ -39,7 +39,7 @@ fn main() -> Result<()> {
     first.save("first.png")?;
     second.save("second.png")?;
     println!(
-        "first.png ({}) and second.png ({}) differ by at most {} of 255 levels",
+        "first.png ({}) and second.png ({}) differ by at most {} of 255",
         Flex::name(&Default::default()),
         Second::name(&Default::default()),
         largest.unwrap_or(0)

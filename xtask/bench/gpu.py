@@ -38,7 +38,7 @@ def seconds(call, calls):
     return (time.perf_counter() - start) / calls
 
 
-# Operations: `call_` and the name, the type, then the sizes.
+# Operations: `call_` and the name; arguments are the type and the sizes.
 
 
 def image(dtype, *shape):
@@ -104,8 +104,8 @@ def call_layer_norm(dtype, rows, width):
     return lambda: norm(x)
 
 
-# Networks in the published sizes; `models.py` writes the same ones into files. Their packages take
-# seconds to import, so operations do without.
+# Networks of the published sizes; `models.py` writes the same ones to files. Their packages take
+# seconds to import, so operations do not import them.
 
 
 def unet():
@@ -159,7 +159,7 @@ def ddpm():
 
 
 def on_card(make, dtype):
-    # Weights are drawn on the card, which is much faster.
+    # Weights are drawn on the GPU, which is much faster.
     with torch.device(DEVICE):
         network = make()
     # Diffusers warns of `to` with a type.
@@ -170,7 +170,7 @@ def on_card(make, dtype):
 def call_unet(dtype):
     network, x = on_card(unet, dtype), image(dtype, 2, 4, 64, 64)
     context = torch.randn(2, 77, 768, device=DEVICE, dtype=dtype)
-    # A number would be copied to the card in each call, which waits for it.
+    # A Python number would be copied to the GPU in each call, which waits for it.
     timestep = torch.tensor(500, device=DEVICE)
     return lambda: network(x, timestep, context).sample
 
@@ -192,7 +192,7 @@ def call_ddpm(dtype):
     return lambda: network(x, timestep).sample
 
 
-# Mostly, the one timed last is timed again.
+# Usually the last one is timed again.
 
 
 @functools.lru_cache(maxsize=1)
@@ -203,7 +203,7 @@ def eager(name, dtype, *sizes):
 @functools.lru_cache(maxsize=1)
 def graph(*words):
     call = eager(*words)
-    # Whatever a library does only once must not happen during the capture.
+    # Lazy initialisation must not happen during the capture.
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -242,7 +242,7 @@ def answer(line):
 @torch.inference_mode()
 def main():
     torch.backends.cudnn.benchmark = True
-    # Only answers go there, whatever a library prints.
+    # Only results go to stdout, whatever a library prints.
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         try:
@@ -252,7 +252,7 @@ def main():
             said = "failed"
             graph.cache_clear()
             eager.cache_clear()
-            # A card that works no more ends the program, which is then started again.
+            # After a device error, the program ends and is restarted.
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
         print(said, file=answers, flush=True)

@@ -71,7 +71,7 @@ CASES = [
     case("txt2img_two_prompts_seeds", [OWL, TEAPOT], DDPM, seed=[101, 102]),
     case("txt2img_72x104", OWL, EULER, steps=5, seed=103, width=72, height=104),
     case("txt2img_64x128", TRAIN, DDIM, steps=5, seed=104, width=64, height=128),
-    # One of the two alone is not listened to.
+    # One of the two alone is ignored.
     case("txt2img_latents", LIGHTHOUSE, EULER, seed=105, latents="inputs/latents.safetensors"),
     case("txt2img_empty_prompt", "", DDIM, seed=106),
     case("txt2img_long_prompt", LONG, UNIPC, seed=107, negative_prompt=LONG[::-1]),

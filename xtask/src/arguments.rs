@@ -1,16 +1,16 @@
-//! Arguments of a command: some by position, the others as `--name value`.
+//! Arguments of a command: positional ones, and options as `--name value`.
 
 use anyhow::{Result, bail};
 
-/// What was typed after a command.
+/// The arguments of a command.
 pub struct Arguments {
-    /// In order.
+    /// Positional arguments.
     pub positional: Vec<String>,
     named: Vec<(String, String)>,
 }
 
 impl Arguments {
-    /// Sorts arguments; `names` are the options, without dashes.
+    /// Parses arguments; `names` are the options, without dashes.
     pub fn parse(arguments: &[String], names: &[&str]) -> Result<Self> {
         let mut parsed = Self {
             positional: Vec::new(),

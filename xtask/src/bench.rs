@@ -1,6 +1,5 @@
-//! `cargo xtask bench`: the program `diffuse` on a model's folder and, if a Python is named, the
-//! reference on the same weights in the same run. The two take turns, each run in a process of its
-//! own; medians are printed.
+//! `cargo xtask bench`: times `diffuse` on a checkpoint and, with `--reference`, Diffusers on the
+//! same weights. The two take turns, each run in a process of its own; medians are printed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,19 +12,20 @@ use serde_json::Value;
 use crate::arguments::Arguments;
 use crate::{cargo, gpus, root, run, target};
 
-const USAGE: &str = "usage: cargo xtask bench MODEL [--backend flex|wgpu|cuda] [--dtype f32|f16|bf16] \
-                     [--weights f32|f16|bf16] [--steps N] [--width W] [--height H] [--rounds N] [--threads N] [--reference PYTHON]";
+const USAGE: &str = "usage: cargo xtask bench MODEL [--backend flex|wgpu|cuda] \
+                     [--dtype f32|f16|bf16] [--weights f32|f16|bf16] [--steps N] [--width W] \
+                     [--height H] [--rounds N] [--threads N] [--reference PYTHON]";
 
 const PROMPT: &str = "a photograph of an astronaut riding a horse";
 
-/// Seconds of each stage, calls of the network, bytes of memory at the peak.
+/// Seconds of each stage, calls of the network, and peak memory in bytes.
 type Figures = BTreeMap<String, f64>;
 
 struct Bench {
     model: String,
     backend: String,
     dtype: String,
-    /// Type that our weights are kept in, if it was asked for.
+    /// Storage type of the weights, if it is given.
     weights: Option<String>,
     steps: usize,
     size: [usize; 2],
@@ -189,7 +189,7 @@ impl Bench {
             ("all but loading", "total", "s"),
             ("peak memory", "peak", "GB"),
         ] {
-            // A stage that a pipeline does not have takes no time.
+            // A stage that a pipeline lacks takes no time.
             let Some(ours) = derived(ours, key).filter(|value| *value > 0.0) else {
                 continue;
             };
@@ -216,7 +216,7 @@ fn figures(json: &[u8]) -> Result<Figures> {
         .collect())
 }
 
-/// A figure as it is recorded, or made from others.
+/// A recorded figure, or one computed from others.
 fn derived(figures: &Figures, key: &str) -> Option<f64> {
     let get = |key: &str| figures.get(key).copied();
     match key {
@@ -230,7 +230,7 @@ fn derived(figures: &Figures, key: &str) -> Option<f64> {
     }
 }
 
-/// Of each figure the median of all runs.
+/// The median of each figure over all runs.
 fn median(runs: &[Figures]) -> Figures {
     let Some(first) = runs.first() else {
         return Figures::new();

@@ -1,6 +1,6 @@
-//! `cargo xtask bench cpu`: operations and networks of `diffuse` on the CPU and, if a Python is
-//! named, of PyTorch, OpenVINO or ONNX Runtime, or of candle, in turns on the same cores. Both are
-//! programs that time one line of input after the other, so that neither pays for starting.
+//! `cargo xtask bench cpu`: times operations and networks of `diffuse` on the CPU, in turns with
+//! those of PyTorch, OpenVINO, ONNX Runtime or candle on the same cores. Both are programs that
+//! time one line of input after the other, so that starting is not measured.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,7 +17,7 @@ const USAGE: &str = "usage: cargo xtask bench cpu [--reference PYTHON] \
                      [--runtime torch|compile|openvino|onnxruntime|candle] \
                      [--models FOLDER] [--threads N] [--rounds N]";
 
-/// Networks, their folders in `--models`, and what is asked of each.
+/// Networks, their folders in `--models`, and their sizes.
 const NETWORKS: [(&str, &str, &str); 3] = [
     ("unet", "sd/unet", "2 64 64 77"),
     ("vae", "sd/vae", "64 64"),
@@ -33,7 +33,7 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     let threads = arguments.number("threads", std::thread::available_parallelism()?.get())?;
     let rounds = arguments.number("rounds", 5)?;
     let runtime = arguments.get("runtime").unwrap_or("torch");
-    // What the other is called; PyTorch has operations, all have networks.
+    // The other program's name; PyTorch has operations, all have networks.
     let (other, mut lines): (_, Vec<String>) = match runtime {
         "torch" => ("PyTorch", OPERATIONS.map(String::from).into()),
         "compile" => ("PyTorch compiled", Vec::new()),
@@ -79,7 +79,7 @@ pub fn bench(arguments: &[String]) -> Result<()> {
         command
     };
     let mut ours = Timer::start(with_threads(Command::new(program)))?;
-    // Before the other program starts, which takes a core for a while.
+    // Before the other program starts and uses a core for a while.
     let peak = 1.0 / seconds(&mut ours, "peak")?;
     let mut reference = match python {
         Some(python) => {
@@ -124,7 +124,7 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Builds the program that runs candle's networks, which is not of this workspace.
+/// Builds the candle program, which is not part of this workspace.
 fn build_candle() -> Result<PathBuf> {
     let folder = target().join("candle");
     let mut build = cargo();
@@ -140,9 +140,9 @@ fn shown(line: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Seconds of a line, however long it takes.
+/// Seconds of a line, without a limit.
 fn seconds(timer: &mut Timer, line: &str) -> Result<f64> {
-    // The other's threads may still wait for work, which takes a core.
+    // Idle threads of the other program may still spin on a core.
     std::thread::sleep(Duration::from_millis(300));
     timer.seconds(line, Duration::MAX)
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask golden`: the tests' reference values, made by the scripts beside them.
+//! `cargo xtask golden`: records the expected values of the tests with the Python scripts.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::root;
 
-/// Scripts, each with the folder that it fills; paths from the workspace's folder.
+/// The scripts and their output folders, relative to the workspace.
 const SCRIPTS: [(&str, &str); 3] = [
     (
         "crates/diffuse-schedulers/tests/golden.py",

@@ -1,9 +1,9 @@
-//! `cargo xtask bench gpu`: operations and networks of `diffuse` on a GPU and, if a Python is
-//! named, of PyTorch, in turns on the same card; then the time of one step by kernel, where
+//! `cargo xtask bench gpu`: times operations and networks of `diffuse` on a GPU and, with
+//! `--reference`, of PyTorch, in turns on the same card; then the time of a step by kernel, if
 //! NVIDIA's profiler is installed.
 //!
-//! With `--program` nothing is built: this program, `gpu-speed` and a Python are all that the
-//! machine with the card needs.
+//! With `--program` nothing is built: the machine with the card needs only this program,
+//! `gpu-speed` and Python.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,16 +20,16 @@ use crate::{cargo, gpus, profile, run, target};
 const USAGE: &str = "usage: cargo xtask bench gpu [--reference PYTHON] [--program FILE] \
                      [--rounds N] [--seconds N]";
 
-/// PyTorch's side, which needs no file on the machine with the card.
+/// The script for PyTorch, embedded, so that the machine with the card needs no file.
 const REFERENCE: &str = include_str!("../bench/gpu.py");
 
-/// On GPUs these are part of other operations' kernels.
+/// On GPUs these are fused into other kernels.
 const FUSED: [&str; 2] = ["silu", "channel_bias"];
 
-/// The product whose rate in PyTorch counts as the card's limit.
+/// The product whose rate in PyTorch is taken as the card's peak.
 const LIMIT: &str = "product 8192 8192 8192";
 
-/// What is asked of both programs, and the names in the table.
+/// The lines for both programs, and their names in the table.
 const NETWORKS: [(&str, &str); 5] = [
     ("unet f16", "UNet, batch 2, latents of 64 x 64, f16"),
     ("vae f16", "VAE decode, latents of 64 x 64, f16"),
@@ -38,13 +38,13 @@ const NETWORKS: [(&str, &str); 5] = [
     ("ddpm f16", "ddpm-cat-256, batch 1, f16"),
 ];
 
-/// Calls of the first, uncounted answer to a line, which also builds kernels.
+/// Warm-up calls of a line, which also compile kernels.
 const FIRST_CALLS: usize = 3;
-/// A round has as many calls as take these seconds, within limits.
+/// Seconds of calls in a round, within limits of the number of calls.
 const ROUND: f64 = 0.1;
 const MOST_CALLS: f64 = 2000.0;
 
-/// Shares of the time: that of starting both programs, of a row, of the profile.
+/// Shares of the time: for starting both programs, for a row, and for the profile.
 const START: u32 = 4;
 const OPERATION: u32 = 1;
 const NETWORK: u32 = 6;
@@ -89,7 +89,7 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     bench.print_networks();
 
     let limit = bench.budget.take(PROFILE);
-    // Their memory is free then.
+    // Frees their memory.
     drop(bench);
     let (line, name) = NETWORKS[0];
     let mut profiler = Command::new("ncu");
@@ -100,8 +100,8 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The folder that `gpu-speed` runs in, with CubeCL's settings: that it keeps the kernels that it
-/// compiles, since the program is started again after a line took too long, and by the profiler.
+/// The working folder of `gpu-speed`, with CubeCL's settings: compiled kernels are kept, since the
+/// program is restarted after a timeout and by the profiler.
 struct Folder {
     path: PathBuf,
     temporary: bool,
@@ -148,7 +148,7 @@ fn build() -> Result<PathBuf> {
     Ok(target().join("release/examples/gpu-speed"))
 }
 
-/// The time that is left, shared out among what is still to be measured.
+/// The remaining time, shared among the remaining measurements.
 struct Budget {
     end: Instant,
     shares: u32,
@@ -162,8 +162,8 @@ impl Budget {
         }
     }
 
-    /// The limit of the next part. Most parts need less than their share, so each may take
-    /// three times as much, with something always left to those that follow.
+    /// The limit of the next measurement. Most need less than their share, so each may take three
+    /// times as much; a part is always reserved for those that follow.
     fn take(&mut self, share: u32) -> Duration {
         self.shares = self.shares.saturating_sub(share);
         let left = self.end.saturating_duration_since(Instant::now());
@@ -171,19 +171,19 @@ impl Budget {
     }
 }
 
-/// Who computes a line.
+/// The program that computes a line.
 #[derive(Clone, Copy, PartialEq)]
 enum Side {
     Ours,
     Reference,
 }
 
-/// What became of a line: the seconds of each round, and a note if it was given up on.
+/// The result of a line: the seconds of each round, and a note if it failed.
 #[derive(Default)]
 struct Times {
     rounds: Vec<f64>,
     note: String,
-    /// Calls a round; none if nothing is to be timed any more.
+    /// Calls per round; `None` if the line is no longer timed.
     calls: Option<usize>,
 }
 
@@ -230,7 +230,7 @@ impl Bench {
         }
     }
 
-    /// Times lines in turns, round by round, within their share of the time.
+    /// Times lines in turns, round by round, within the share of the time.
     fn times<const N: usize>(&mut self, share: u32, lines: [(Side, &str); N]) -> [Times; N] {
         let limit = self.budget.take(share);
         let end = Instant::now() + limit;
@@ -239,7 +239,7 @@ impl Bench {
         for i in 0..N {
             let (side, line) = lines[i];
             let (earlier, times) = times.split_at_mut(i);
-            // A network that fails needs no graph.
+            // No graph of a network that fails.
             let mut same_side = lines
                 .iter()
                 .zip(earlier)
@@ -248,7 +248,7 @@ impl Bench {
             let Some(timer) = self.side(side).filter(|_| !failed) else {
                 continue;
             };
-            // Something is left to the others, and to the rounds.
+            // Leaves time for the others, and for the rounds.
             let limit = left() * 2 / 3;
             if limit < Duration::from_millis(100) {
                 times[0].note = "no time left".into();
@@ -283,7 +283,7 @@ impl Bench {
         times
     }
 
-    /// The card, the date, and what computes on it.
+    /// The card, the date, and the versions of both programs.
     fn print_versions(&mut self) {
         let limit = self.budget.take(START);
         let end = Instant::now() + limit;
@@ -305,7 +305,7 @@ impl Bench {
             match reference.ask("card", left()) {
                 Ok(card) if !has_card => parts.insert(0, card),
                 Ok(_) => {}
-                // It may only have been slow to start, and has its files in memory now.
+                // It may have been slow to start only; its files are in the page cache now.
                 Err(error) if error.is::<TimedOut>() => complain!("{error:#}"),
                 Err(error) => {
                     complain!("PyTorch is left out: {error:#}");
@@ -372,7 +372,7 @@ impl Bench {
     }
 }
 
-/// The line of an operation: its type comes after its name.
+/// The line of an operation, with the type after the name.
 fn with_type(operation: &str) -> String {
     operation.replacen(' ', " f16 ", 1)
 }
@@ -382,7 +382,7 @@ fn rate(operation: &str, times: &Times) -> Option<f64> {
     Some(flops(operation)? / times.median()? / 1e12)
 }
 
-/// What a program of the system says, if it is there.
+/// The output of a system program, if it is installed.
 fn first_line(program: &str, arguments: &[&str], limit: Duration) -> Option<String> {
     let printed = output(Command::new(program).args(arguments), "", limit).ok()??;
     let line = printed.lines().next()?.trim();

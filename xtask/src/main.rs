@@ -1,5 +1,5 @@
 //! The workspace's own commands: `cargo xtask COMMAND`.
-// They panic when nobody reads; the macros below do not.
+// They panic if stdout is closed; the macros below do not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 /// `println!` that ignores a closed pipe.
@@ -41,22 +41,23 @@ usage: cargo xtask COMMAND
   check                    formatting, lints, documentation, dependency arrows, packages
   convert SRC DST [--dtype f16|f32|bf16] [--variant NAME]
                            rewrite a checkpoint as clean safetensors
-  bench MODEL [OPTIONS]    time the program and, with --reference PYTHON, Diffusers on the same weights
-  bench cpu [OPTIONS]      time single operations and networks on the CPU and, with --reference
-                           PYTHON, PyTorch's, or networks of others:
-                           --runtime torch|compile|openvino|onnxruntime|candle
-  bench gpu [OPTIONS]      time single operations and networks on a GPU, with --reference PYTHON
-                           PyTorch's, and list a step's kernels if NVIDIA's `ncu` is installed;
-                           --seconds N limits all of it, and with --program FILE, a built
-                           `gpu-speed`, neither cargo nor the sources are needed
-  bench quality [OPTIONS]  count what the built-in model draws right of prompts that are new to it
+  bench MODEL [OPTIONS]    time the program and, with --reference PYTHON, Diffusers on the same
+                           weights
+  bench cpu [OPTIONS]      time operations and networks on the CPU, beside those of
+                           --runtime torch|compile|openvino|onnxruntime|candle, which needs
+                           --reference PYTHON except for candle
+  bench gpu [OPTIONS]      time operations and networks on a GPU, beside PyTorch's with --reference
+                           PYTHON, and list the kernels of a step if NVIDIA's `ncu` is installed;
+                           --seconds N limits the time; with --program FILE, a built `gpu-speed`,
+                           it needs neither cargo nor the sources
+  bench quality [OPTIONS]  measure how often images of the built-in model follow new prompts
   fetch MODEL [--revision R] [--variant V] [--into FOLDER]
                            fetch a checkpoint from the hub: OWNER/NAME, or sd-v1-4, sd-v1-5,
                            ddpm-cat-256
-  golden [--python PYTHON] make the tests' reference values again, from the Python reference
+  golden [--python PYTHON] record the expected values of the tests again, from Diffusers
 
-With its features `wgpu` and `cuda`, which go before the command, `test` and `check` take in what
-those add, and `bench` measures on that GPU unless `--backend` is given:
+The features `wgpu` and `cuda` extend `test` and `check` to the code of that backend, and `bench`
+measures on that GPU unless `--backend` is given:
 
   cargo run --release --package xtask --features wgpu -- COMMAND
 ";
@@ -109,7 +110,7 @@ fn root() -> PathBuf {
         .to_path_buf()
 }
 
-/// The cargo that runs this.
+/// The running cargo.
 fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
@@ -127,7 +128,7 @@ fn gpus() -> Vec<&'static str> {
     .collect()
 }
 
-/// xtask's own features, for what it builds.
+/// xtask's own features, passed on to the programs that it builds.
 fn features() -> Vec<String> {
     let gpus = gpus();
     if gpus.is_empty() {
@@ -136,15 +137,14 @@ fn features() -> Vec<String> {
     vec!["--features".into(), gpus.join(",")]
 }
 
-/// Hands a command over to the program's own of that name: so that xtask itself needs neither TLS
-/// nor burn.
+/// Runs the command of the same name of `diffuse`, so that xtask depends on neither TLS nor burn.
 fn diffuse(name: &str, arguments: &[String]) -> Result<()> {
     start(&["diffuse-cli"], &[&[name.to_string()], arguments].concat())
 }
 
-/// Builds and runs a program of the workspace, `cargo run --package` with what comes after.
+/// Builds and runs a program of the workspace: `cargo run --package`, with arguments.
 fn start(package: &[&str], arguments: &[String]) -> Result<()> {
-    // From where the person is: paths may be relative.
+    // In the user's folder, since paths may be relative.
     let here = std::env::current_dir().context("cannot tell the current folder")?;
     run(cargo()
         .current_dir(here)
@@ -172,7 +172,7 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// An error for arguments where none are taken.
+/// An error if there are arguments.
 fn no_arguments(arguments: &[String]) -> Result<()> {
     match arguments {
         [] => Ok(()),

@@ -1,6 +1,6 @@
-//! The operations that are timed by themselves.
+//! The operations for single measurements.
 
-/// What Stable Diffusion v1 does for an image of 512 x 512 with guidance: names and sizes.
+/// Operations of Stable Diffusion v1 for an image of 512 x 512 with guidance: names and sizes.
 ///
 /// - `conv`, `conv_stride_2`: `BATCH CHANNELS OUTPUTS HEIGHT WIDTH KERNEL`
 /// - `linear ROWS INPUTS OUTPUTS`, and `linear_geglu` with twice the outputs before the gate
@@ -43,7 +43,7 @@ pub fn flops(operation: &str) -> Option<f64> {
         // `product` is a linear layer without a bias, for measurements only.
         "linear" | "product" => Some(2.0 * product),
         "linear_geglu" => Some(4.0 * product),
-        // The kernel's side counts twice.
+        // The kernel's height and width.
         "conv" => Some(2.0 * product * sizes?.last()?),
         // A quarter of the positions.
         "conv_stride_2" => Some(0.5 * product * sizes?.last()?),

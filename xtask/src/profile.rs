@@ -1,4 +1,4 @@
-//! The time of one call of a network by kernel, from NVIDIA's profiler.
+//! The time of a network by kernel, from NVIDIA's profiler.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::timer::output;
 
-/// What is measured of each launch.
+/// The metrics of each launch.
 const METRIC: &str = "gpu__time_duration.sum";
 
 /// A launch of a kernel.
@@ -21,8 +21,8 @@ struct Launch {
     microseconds: f64,
 }
 
-/// Profiles one call of a network in `gpu-speed`, and prints its kernels as a table; `command` is
-/// that of the profiler.
+/// Profiles one call of a network in `gpu-speed`, and prints a table of its kernels. `command` is
+/// the profiler's.
 pub fn print(
     mut command: Command,
     program: &Path,
@@ -30,7 +30,7 @@ pub fn print(
     name: &str,
     limit: Duration,
 ) -> Result<()> {
-    // The clocks and caches as they are when it runs alone.
+    // Clocks and caches as without the profiler.
     command.args(["--clock-control", "none", "--cache-control", "none"]);
     command.args(["--metrics", METRIC, "--csv"]).arg(program);
     let Some(printed) = output(&mut command, &format!("{line} 1\n"), limit)? else {
@@ -44,7 +44,7 @@ pub fn print(
 
 /// The launches in the profiler's output, in order.
 fn launches(printed: &str) -> Result<Vec<Launch>> {
-    // What the program and the profiler say besides has no quotes.
+    // Other output has no quotes.
     let mut rows = printed
         .lines()
         .filter(|line| line.starts_with('"'))
@@ -107,7 +107,7 @@ fn cells(row: &str) -> Vec<String> {
         .collect()
 }
 
-/// The launches of the last call: what the list ends with, twice or more.
+/// The launches of the last call: the sequence that the list ends with, twice or more.
 fn last_call(launches: &[Launch]) -> Option<&[Launch]> {
     let keys: Vec<_> = launches
         .iter()
@@ -116,8 +116,8 @@ fn last_call(launches: &[Launch]) -> Option<&[Launch]> {
     Some(&launches[launches.len() - period(&keys)?..])
 }
 
-/// The length of the sequence that repeats at the list's end. Of several, it is the one whose
-/// repetitions begin earliest: layers repeat within a call, but calls all the way.
+/// The length of the sequence that repeats at the end of the list: of several, the one whose
+/// repetitions begin earliest, since layers repeat within a call, and calls throughout.
 fn period<T: PartialEq>(list: &[T]) -> Option<usize> {
     let mut found = None;
     let mut longest = 0;
@@ -200,11 +200,11 @@ mod tests {
             assert_eq!(found, call);
         }
         check("wwwabcabcabc", Some("abc"));
-        // Two layers, and what comes after them.
+        // Two layers, and the kernels after them.
         check("wwxababcababcababc", Some("ababc"));
         // The call ends with the same layers.
         check("wwxcababcababcabab", Some("cabab"));
-        // The first call had more to do.
+        // The first call has more launches.
         check("wwabxcabcabc", Some("abc"));
         check("wabc", None);
         check("", None);

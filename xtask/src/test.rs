@@ -1,4 +1,4 @@
-//! `cargo xtask test`: all tests, in the profile that users run, so that nothing is built twice.
+//! `cargo xtask test`: all tests, in the release profile, so that nothing is built twice.
 
 use anyhow::Result;
 

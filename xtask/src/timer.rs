@@ -1,4 +1,4 @@
-//! Programs that are timed, and the medians of what they say.
+//! Timed programs, and medians of their results.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-/// A program that answers each line of its input with a line. It is started again after it ended.
+/// A program that prints a line for each line of input. It is restarted after it has ended.
 pub struct Timer {
     command: Command,
     running: Option<Running>,
@@ -20,7 +20,7 @@ struct Running {
     answers: Receiver<String>,
 }
 
-/// The error of a line that was not answered in time.
+/// The error of a line without a result in time.
 #[derive(Debug)]
 pub struct TimedOut;
 
@@ -43,15 +43,15 @@ impl Timer {
         Ok(timer)
     }
 
-    /// The answer to a line. A program that does not give it within `limit` is killed.
+    /// The result of a line. A program without a result within `limit` is killed.
     pub fn ask(&mut self, line: &str, limit: Duration) -> Result<String> {
-        // It stays out of `self` until it has answered: on errors, it is dropped and killed.
+        // It is not in `self` until it has a result: on errors, it is dropped and killed.
         let mut running = match self.running.take() {
             Some(running) => running,
             None => Running::start(&mut self.command)?,
         };
         let context = || format!("`{line}`");
-        // A program that has ended takes no input; the missing answer says so.
+        // A program that has ended reads no input; the missing result is the error.
         let _ = writeln!(running.input, "{line}").and_then(|()| running.input.flush());
         let answer = match running.answers.recv_timeout(limit) {
             Ok(answer) => answer,
@@ -62,7 +62,7 @@ impl Timer {
         Ok(answer)
     }
 
-    /// The seconds that a line takes; otherwise as [`ask`](Self::ask).
+    /// The seconds of a line; otherwise like [`ask`](Self::ask).
     pub fn seconds(&mut self, line: &str, limit: Duration) -> Result<f64> {
         let answer = self.ask(line, limit)?;
         let seconds = answer.trim().parse();
@@ -98,13 +98,13 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It waits for input, or took too long; nothing is lost.
+        // It waits for input, or took too long: nothing is lost.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// All that a program prints for an input; none if there is no such program.
+/// The output of a program for an input; `None` if there is no such program.
 ///
 /// # Errors
 /// If it takes longer than `limit`, and is killed.
@@ -116,7 +116,7 @@ pub fn output(command: &mut Command, input: &str, limit: Duration) -> Result<Opt
         child => child.with_context(|| format!("cannot run `{name}`"))?,
     };
     if let Some(mut stdin) = child.stdin.take() {
-        // A program that reads nothing may have closed it.
+        // A program that reads nothing may have closed its input.
         let _ = stdin.write_all(input.as_bytes());
     }
     let (sender, printed) = channel();
@@ -146,8 +146,7 @@ pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-/// The median of the rounds' own ratios: neighbours in time are compared, so that what slows the
-/// machine down for a while slows both.
+/// The median of the ratios of each round: both programs of a round are slowed down alike.
 pub fn ratio(ours: &[f64], others: &[f64]) -> Option<f64> {
     median(
         ours.iter()

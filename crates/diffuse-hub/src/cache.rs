@@ -1,10 +1,10 @@
-//! The cache that all programs for the hub share.
+//! The cache of Python's `huggingface_hub`, shared with other programs.
 //!
 //! ```text
 //! models--owner--name/refs/main                      the commit of a revision
 //! models--owner--name/snapshots/COMMIT/unet/...      links to blobs
 //! models--owner--name/blobs/ETAG                     contents, complete and checked
-//! models--owner--name/blobs/ETAG.incomplete          contents that are still arriving
+//! models--owner--name/blobs/ETAG.incomplete          incomplete contents
 //! models--owner--name/.no_exist/COMMIT/FILE          files that a commit is known not to have
 //! .locks/models--owner--name/ETAG.lock               held while a blob is being fetched
 //! ```
@@ -22,10 +22,10 @@ use hf_hub::{Cache, CacheRepo, Repo};
 use crate::client::Remote;
 use crate::{HubError, Listing};
 
-/// How often to try again for a lock that another program holds.
+/// The interval between attempts to take a lock that another program holds.
 const LOCK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// One repository's part of the cache.
+/// The folder of a repository in the cache.
 pub struct RepoCache {
     root: PathBuf,
     folder_name: String,
@@ -46,7 +46,7 @@ impl RepoCache {
         self.root.join(&self.folder_name)
     }
 
-    /// The commit of a revision, if the cache knows it.
+    /// The commit of a revision, if it is in the cache.
     pub fn commit(&self, revision: &str) -> Option<String> {
         if self.snapshot(revision).is_dir() {
             return Some(revision.to_string());
@@ -56,7 +56,7 @@ impl RepoCache {
         is_file_name(commit).then(|| commit.to_string())
     }
 
-    /// Notes the commit of a revision.
+    /// Records the commit of a revision.
     pub fn set_commit(&self, revision: &str, commit: &str) -> Result<(), HubError> {
         if revision == commit {
             return Ok(());
@@ -71,19 +71,19 @@ impl RepoCache {
         self.paths.pointer_path(commit)
     }
 
-    /// The files of a commit that the cache has.
+    /// The cached files of a commit.
     pub fn listing(&self, commit: &str) -> Listing {
         let mut files = Vec::new();
         list(&self.snapshot(commit), "", &mut files);
         files.into_iter().collect()
     }
 
-    /// Whether a commit is known not to have a file.
+    /// Whether the cache has recorded that a commit lacks a file.
     pub fn is_absent(&self, commit: &str, file: &str) -> bool {
         self.absent(commit, file).is_file()
     }
 
-    /// Notes that a commit does not have a file.
+    /// Records that a commit lacks a file.
     pub fn set_absent(&self, commit: &str, file: &str) -> Result<(), HubError> {
         let path = self.absent(commit, file);
         make_folder_of(&path)
@@ -99,18 +99,18 @@ impl RepoCache {
         self.paths.blob_path(etag).is_file()
     }
 
-    /// The file of a blob that is not complete yet.
+    /// The path of an incomplete blob.
     pub fn incomplete(&self, etag: &str) -> PathBuf {
         self.paths.blob_path(&format!("{etag}.incomplete"))
     }
 
-    /// Renames a complete and checked file to its blob's name.
+    /// Renames a complete and checked file to its final name.
     pub fn complete(&self, etag: &str) -> Result<(), HubError> {
         let blob = self.paths.blob_path(etag);
         fs::rename(self.incomplete(etag), &blob).map_err(HubError::writing(&blob))
     }
 
-    /// Puts a blob into its commit's snapshot under its own name, by a link or a copy.
+    /// Adds a blob to the snapshot of its commit, as a link or a copy.
     pub fn link(&self, remote: &Remote, no_links: bool) -> Result<(), HubError> {
         let path = self.snapshot(&remote.commit).join(&remote.file);
         if path.is_file() {
@@ -125,7 +125,7 @@ impl RepoCache {
             .map_err(HubError::writing(&path))
     }
 
-    /// Waits until no other program fetches this blob. The lock ends when it is dropped.
+    /// Waits until no other program fetches this blob, and locks it until the lock is dropped.
     pub fn lock(
         &self,
         remote: &Remote,
@@ -139,7 +139,7 @@ impl RepoCache {
         loop {
             match file.try_lock() {
                 Err(TryLockError::WouldBlock) => thread::sleep(LOCK_INTERVAL),
-                // Not every file system has locks; a cache on one is for one program at a time.
+                // A file system without locks: only one program at a time may use the cache.
                 Ok(()) | Err(TryLockError::Error(_)) => return Ok(file),
             }
             let arrived = fs::metadata(self.incomplete(&remote.etag)).map_or(0, |meta| meta.len());
@@ -150,7 +150,7 @@ impl RepoCache {
     }
 }
 
-/// Adds the files below a folder. A link whose contents are gone is not one.
+/// Adds the files below a folder. Broken links do not count.
 fn list(folder: &Path, prefix: &str, files: &mut Vec<String>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let Ok(name) = entry.file_name().into_string() else {
@@ -165,7 +165,7 @@ fn list(folder: &Path, prefix: &str, files: &mut Vec<String>) {
     }
 }
 
-/// Whether a commit or an etag can be a file's name.
+/// Whether a commit or an etag is a valid file name.
 pub fn is_file_name(text: &str) -> bool {
     (1..=128).contains(&text.len())
         && text
@@ -177,8 +177,8 @@ fn make_folder_of(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)
 }
 
-/// Writes a file under another name and then renames it. Several threads may do so at once, which
-/// the process's number alone does not tell apart.
+/// Writes a file under a temporary name and renames it. The process id alone does not make the name
+/// unique, since several threads may write at once.
 fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let mut name = path.file_name().unwrap_or_default().to_os_string();
@@ -192,7 +192,7 @@ fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Resu
         })
 }
 
-/// Links a blob, or copies it where links are not supported. Another program may be doing the same.
+/// Links a blob, or copies it if links are not supported. Another program may do the same at once.
 fn link(blob: &Path, path: &Path) -> io::Result<()> {
     // `path` is `snapshots/COMMIT/...`, and blobs are beside `snapshots`.
     let folders = path

@@ -12,7 +12,7 @@ use crate::cache::is_file_name;
 use crate::{FetchOptions, HubError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// Longest wait for the next bytes.
+/// Timeout for the next bytes.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_REDIRECTS: u32 = 10;
 
@@ -23,15 +23,15 @@ pub struct Remote {
     pub file: String,
     /// Its commit.
     pub commit: String,
-    /// Its name among the blobs: a SHA-256 or, for small files, git's SHA-1.
+    /// Its name in `blobs`: a SHA-256 or, for small files, git's SHA-1.
     pub etag: String,
-    /// Number of bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Its address.
+    /// Its URL.
     pub url: String,
 }
 
-/// The subject of a request, which decides about the meaning of a 404.
+/// The subject of a request, which determines the meaning of a 404.
 #[derive(Clone, Copy)]
 enum About<'a> {
     Revision,
@@ -43,7 +43,7 @@ pub struct Client {
     api: ApiRepo,
     id: String,
     revision: String,
-    /// The repository's address.
+    /// The URL of the repository.
     page: String,
     endpoint: String,
 }
@@ -102,11 +102,11 @@ impl Client {
         Ok((info.sha, files.filter(|file| is_plain(file)).collect()))
     }
 
-    /// The checksum, size and address of a file.
+    /// The checksum, size and URL of a file.
     pub fn remote(&self, commit: &str, file: &str) -> Result<Remote, HubError> {
         let mut url = format!("{}/resolve/{commit}/{}", self.page, encode(file));
-        // Redirects that stay at the hub are followed. The one that leaves it, to where large files
-        // are, is an answer: the checksum is in its headers, and no longer in those behind it.
+        // Follows redirects within the hub only. The redirect to the storage of large files has the
+        // checksum in its headers; later responses have not.
         for _ in 0..MAX_REDIRECTS {
             let response = self.get(&url, Some(0..=0), 0)?;
             let response = self.accept(response, &url, About::File(file))?;
@@ -150,18 +150,18 @@ impl Client {
         })
     }
 
-    /// The bytes of a file from a position on.
+    /// The bytes of a file from an offset on.
     pub fn read(&self, remote: &Remote, from: u64) -> Result<Response<Body>, HubError> {
         let range = from..=remote.size.saturating_sub(1).max(from);
         let response = self.get(&remote.url, Some(range), MAX_REDIRECTS)?;
-        // Out of range: the caller starts again.
+        // Out of range: the caller starts from the beginning.
         if response.status() == 416 {
             return Ok(response);
         }
         self.accept(response, &remote.url, About::File(&remote.file))
     }
 
-    /// Sends a request. The token goes with redirects only as far as they stay on the same host.
+    /// Sends a request. Redirects get the token only on the same host.
     fn get(
         &self,
         url: &str,
@@ -177,13 +177,13 @@ impl Client {
             .config()
             .http_status_as_error(false)
             .max_redirects(redirects)
-            // A compressed answer has other positions.
+            // A compressed response has other offsets.
             .accept_encoding("identity")
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_recv_response(Some(READ_TIMEOUT))
             .timeout_per_read(Some(READ_TIMEOUT));
         if is_loopback(url) {
-            // A proxy is of no use for this machine.
+            // No proxy for a local server.
             config = config.proxy(None);
         }
         config
@@ -195,7 +195,7 @@ impl Client {
             })
     }
 
-    /// The response, or the error that its status stands for.
+    /// The response, or the error of its status.
     fn accept(
         &self,
         response: Response<Body>,
@@ -246,14 +246,14 @@ fn is_loopback(url: &str) -> bool {
     })
 }
 
-/// Whether a path stays in the folder that it is joined to, on any system.
+/// Whether a path stays in the folder that it is joined to, on any operating system.
 fn is_plain(file: &str) -> bool {
     let is_name =
         |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['\\', ':', '\0']);
     file.split('/').all(is_name)
 }
 
-/// A path as a part of an address.
+/// A path, encoded for a URL.
 fn encode(file: &str) -> String {
     let mut encoded = String::new();
     for byte in file.bytes() {
@@ -266,7 +266,7 @@ fn encode(file: &str) -> String {
     encoded
 }
 
-/// `https://host:port` of an address.
+/// `https://host:port` of a URL.
 fn origin(url: &str) -> &str {
     let host = url.find("://").map_or(0, |at| at + 3);
     let end = url[host..].find('/').map_or(url.len(), |at| host + at);

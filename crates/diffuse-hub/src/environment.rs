@@ -1,8 +1,7 @@
 //! The environment variables that Python's `huggingface_hub` reads, by its rules (its
 //! `constants.py`).
 //!
-//! One difference: a variable that is set to nothing counts as unset, also where Python would take
-//! the current folder.
+//! One difference: an empty variable counts as unset, also where Python uses the current folder.
 
 use std::env;
 use std::ffi::OsString;
@@ -21,13 +20,13 @@ impl FetchOptions {
     /// | `HF_HUB_CACHE`, else `HUGGINGFACE_HUB_CACHE` | folder of the cache |
     /// | `HF_TOKEN`, else `HUGGING_FACE_HUB_TOKEN` | access token |
     /// | `HF_TOKEN_PATH` | file of the token, if no variable has it |
-    /// | `HF_HUB_DISABLE_IMPLICIT_TOKEN` | no token at all |
-    /// | `HF_ENDPOINT` | the hub's address |
-    /// | `HF_HUB_OFFLINE`, else `TRANSFORMERS_OFFLINE` | never ask the hub |
-    /// | `HF_HUB_DISABLE_SYMLINKS` | copy in place of links |
+    /// | `HF_HUB_DISABLE_IMPLICIT_TOKEN` | send no token |
+    /// | `HF_ENDPOINT` | URL of the hub |
+    /// | `HF_HUB_OFFLINE`, else `TRANSFORMERS_OFFLINE` | make no request |
+    /// | `HF_HUB_DISABLE_SYMLINKS` | copies, not symbolic links |
     ///
     /// A switch is on at `1`, `on`, `yes` and `true`. In paths a leading `~` is the home folder,
-    /// and `$NAME` and `${NAME}` are variables; one that is not set stays as it is written.
+    /// and `$NAME` and `${NAME}` are variables; unset ones are not replaced.
     pub fn from_env() -> Self {
         Environment {
             variable: |name: &str| env::var_os(name),
@@ -93,7 +92,7 @@ impl<F: Fn(&str) -> Option<OsString>> Environment<F> {
         let value = self.value(names)?;
         Some(match value.to_str() {
             Some(text) => self.expand(text).into(),
-            // Only text can have variables in it.
+            // Only UTF-8 text has variables.
             None => value.into(),
         })
     }
@@ -126,8 +125,8 @@ impl<F: Fn(&str) -> Option<OsString>> Environment<F> {
     }
 }
 
-/// The variable at the start of a text, as it is written and by its name: `("${A}", "A")` of
-/// `${A}/b`. The name is empty where the dollar sign is only that.
+/// The variable at the start of a text, with and without its syntax: `("${A}", "A")` of `${A}/b`.
+/// The name is empty after a plain dollar sign.
 fn variable_at_start(text: &str) -> (&str, &str) {
     if let Some(braced) = text.strip_prefix("${")
         && let Some(end) = braced.find('}')
@@ -254,7 +253,7 @@ mod tests {
             let options = from(&[("HF_HUB_DISABLE_SYMLINKS", value)]);
             assert_eq!(options.no_links, offline, "{value}");
         }
-        // The second counts only where the first says nothing.
+        // The second counts only if the first is unset.
         let both = |own| [("HF_HUB_OFFLINE", own), ("TRANSFORMERS_OFFLINE", "1")];
         check(&both("0"), false);
         check(&both(""), true);

@@ -12,12 +12,12 @@ pub enum HubError {
     #[error("`{0}` is neither a folder nor the name of a repository (`owner/name`)")]
     NotAnId(String),
     /// The revision's name is not valid.
-    #[error("`{0}` cannot be a revision: that is a branch, a tag or a commit")]
+    #[error("`{0}` is not a valid revision: give a branch, a tag or a commit")]
     BadRevision(String),
-    /// There is no folder for the cache.
-    #[error("there is no home folder to keep the cache in: say where with `HF_HOME`")]
+    /// The folder of the cache is unknown.
+    #[error("the home folder is unknown: set `HF_HOME` to the folder of the cache")]
     NoCache,
-    /// The hub may not be asked, and the cache has nothing of the revision.
+    /// Offline, and the cache does not have the revision.
     #[error(
         "`{id}` (revision `{revision}`) is not in the cache `{}`, and the program works offline: \
          unset `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` to fetch it", cache.display()
@@ -30,7 +30,7 @@ pub enum HubError {
         /// The repository's folder in the cache.
         cache: PathBuf,
     },
-    /// The hub may not be asked, and the cache has a part of the revision only.
+    /// Offline, and the cache does not have all files of the revision.
     #[error(
         "`{file}` of `{id}` (revision `{revision}`) is not in the cache `{}`{hint}, and the \
          program works offline: unset `HF_HUB_OFFLINE` and `TRANSFORMERS_OFFLINE` to fetch \
@@ -43,7 +43,7 @@ pub enum HubError {
         revision: String,
         /// The file.
         file: String,
-        /// What exists instead; may be empty.
+        /// The available files; may be empty.
         hint: String,
         /// The repository's folder in the cache.
         cache: PathBuf,
@@ -54,32 +54,32 @@ pub enum HubError {
          `HF_ENDPOINT`; to work without one, fetch the model elsewhere and copy its folder here"
     )]
     Unreachable {
-        /// The hub's address.
+        /// The URL of the hub.
         endpoint: String,
-        /// The network's error.
+        /// The error of the network.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The hub shows the repository only to those who may see it.
+    /// The hub denies access: the repository is private, or does not exist.
     #[error(
-        "the hub does not let us see `{id}`: check the name and, if the repository is private, \
-         give a token that may read it in `HF_TOKEN`"
+        "the hub denies access to `{id}`: check the name and, if the repository is private, set \
+         `HF_TOKEN` to a token that can read it"
     )]
     Unauthorized {
         /// The repository.
         id: String,
     },
-    /// A licence has to be accepted.
+    /// The repository is gated: its licence has to be accepted.
     #[error(
-        "`{id}` is only for those who accepted its licence: do so at {page}, then give your token \
-         in `HF_TOKEN`"
+        "`{id}` requires that you accept its licence: do so at {page}, then set `HF_TOKEN` to your \
+         token"
     )]
     Gated {
         /// The repository.
         id: String,
-        /// Its page.
+        /// The URL of its page.
         page: String,
     },
-    /// There is no such repository.
+    /// The repository does not exist.
     #[error(
         "there is no repository `{id}` on the hub: check the name; a private one needs a token in \
          `HF_TOKEN`"
@@ -88,15 +88,15 @@ pub enum HubError {
         /// The repository.
         id: String,
     },
-    /// There is no such revision.
-    #[error("`{id}` has no revision `{revision}`: that is a branch, a tag or a commit of it")]
+    /// The revision does not exist.
+    #[error("`{id}` has no revision `{revision}`: give a branch, a tag or a commit")]
     NoRevision {
         /// The repository.
         id: String,
         /// The revision.
         revision: String,
     },
-    /// There is no such file.
+    /// The file does not exist.
     #[error("`{id}` has no file `{file}` in revision `{revision}`{hint}")]
     NoFile {
         /// The repository.
@@ -105,74 +105,73 @@ pub enum HubError {
         revision: String,
         /// The file.
         file: String,
-        /// What exists instead; may be empty.
+        /// The available files; may be empty.
         hint: String,
     },
-    /// The repository is not what is wanted, or its first file is damaged.
+    /// The repository is of another kind, or its first file is damaged.
     #[error("`{id}` cannot be used, and nothing more of it was fetched")]
     Unfit {
         /// The repository.
         id: String,
-        /// What is wrong with it.
+        /// The cause.
         source: Box<dyn Error + Send + Sync>,
     },
     /// The hub is overloaded or down.
-    #[error("the hub answers {status} for `{url}`: try again later")]
+    #[error("the hub returned {status} for `{url}`: try again later")]
     Busy {
         /// The HTTP status.
         status: u16,
-        /// The requested address.
+        /// The requested URL.
         url: String,
     },
-    /// The response is not a hub's: a proxy's, for example.
-    #[error("the answer for `{url}` is not the hub's: {message}")]
+    /// The response is not the hub's, but that of a proxy, for example.
+    #[error("the response for `{url}` is not the hub's: {message}")]
     Protocol {
-        /// The requested address.
+        /// The requested URL.
         url: String,
-        /// What is wrong.
+        /// The cause.
         message: String,
     },
-    /// A transfer broke off.
+    /// A transfer was interrupted.
     #[error(
-        "the transfer of `{file}` broke off at {done} of {size} bytes: run again to continue from \
-         there"
+        "the transfer of `{file}` was interrupted at {done} of {size} bytes: run again to continue"
     )]
     Interrupted {
         /// The file.
         file: String,
-        /// How many bytes have arrived.
+        /// Received bytes.
         done: u64,
-        /// How many it has.
+        /// Size in bytes.
         size: u64,
-        /// The network's error.
+        /// The error of the network.
         source: Box<dyn Error + Send + Sync>,
     },
     /// The callback stopped the fetch.
-    #[error("stopped at `{0}`: what has arrived is kept")]
+    #[error("stopped at `{0}`: the received bytes are kept")]
     Stopped(String),
-    /// The file's checksum is not the hub's.
+    /// The checksum of the file differs from the hub's.
     #[error(
-        "`{file}` arrived damaged and was removed: its checksum is {found}, the hub's {expected}; \
-         run again to fetch it anew"
+        "`{file}` was damaged in transfer and removed: its checksum is {found}, the hub's \
+         {expected}; run again to fetch it"
     )]
     Checksum {
         /// The file.
         file: String,
         /// The hub's checksum.
         expected: String,
-        /// The checksum of what arrived.
+        /// The checksum of the received file.
         found: String,
     },
     /// The disk is full.
     #[error(
-        "no room for `{}`: make some, or move the cache with `HF_HOME`, and run again; what has \
-         arrived is kept",
+        "the disk is full, no room for `{}`: free some space, or move the cache with `HF_HOME`, and \
+         run again; the received bytes are kept",
         path.display()
     )]
     DiskFull {
         /// The file in the cache.
         path: PathBuf,
-        /// The operating system's error.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// The cache cannot be written.
@@ -180,13 +179,13 @@ pub enum HubError {
     Write {
         /// The file in the cache.
         path: PathBuf,
-        /// The operating system's error.
+        /// The error of the operating system.
         source: io::Error,
     },
 }
 
 impl HubError {
-    /// The error of a file of the cache that could not be written.
+    /// The error for a file of the cache that could not be written.
     pub(crate) fn writing(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| match source.kind() {

@@ -1,4 +1,4 @@
-//! From a repository's name to a folder in the cache.
+//! Fetches files of a repository into the cache.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -12,29 +12,29 @@ use crate::{FetchOptions, HubError, Refusal, Selection, Wanted, as_hub_id, is_hu
 pub struct Snapshot {
     /// The folder to load from.
     pub folder: PathBuf,
-    /// The commit of the files. As a revision, it will never mean another one.
+    /// The commit of the files. As a revision, it always means the same files.
     pub commit: String,
-    /// The wanted files, by their paths in the folder, which may have others as well.
+    /// The wanted files, as paths in the folder; the folder may have others as well.
     pub files: Vec<String>,
 }
 
-/// How far a fetch has come.
+/// The progress of a fetch.
 #[derive(Debug, Clone, Copy)]
 pub struct FetchEvent<'a> {
-    /// The file that is arriving.
+    /// The current file.
     pub file: &'a str,
-    /// How many of its bytes have arrived.
+    /// Received bytes of the file.
     pub file_done: u64,
-    /// How many bytes it has.
+    /// Size of the file in bytes.
     pub file_size: u64,
-    /// How many bytes of all files have arrived.
+    /// Received bytes of all files.
     pub done: u64,
-    /// How many bytes all files have.
+    /// Size of all files in bytes.
     pub size: u64,
 }
 
-/// The folder of a checkpoint: a path that exists is returned as it is; `owner/name` is fetched, if
-/// the cache lacks a file, and gives its snapshot in the cache.
+/// The folder of a checkpoint. A path that exists is returned unchanged; for `owner/name` it is the
+/// snapshot in the cache, after missing files are fetched.
 ///
 /// # Errors
 /// If it is neither, or cannot be fetched.
@@ -53,15 +53,13 @@ pub fn resolve(
     }
 }
 
-/// A repository's snapshot. The callback is called for each piece that arrives, and may stop the
+/// The snapshot of a repository. The callback is called for each received chunk, and may stop the
 /// fetch.
 ///
-/// Where the cache has all wanted files, the hub is not asked, unless [`FetchOptions::update`] says
-/// so.
+/// If the cache has all wanted files, no request is made, unless [`FetchOptions::update`] is set.
 ///
 /// # Errors
-/// If a file is neither in the cache nor can be fetched. What has arrived until then is kept for
-/// the next time.
+/// If a file is not in the cache and cannot be fetched. Received bytes are kept for the next time.
 pub fn fetch(
     id: &str,
     wanted: &(impl Wanted + ?Sized),
@@ -113,11 +111,11 @@ pub fn fetch(
 /// A snapshot that has all wanted files.
 struct Cached {
     snapshot: Snapshot,
-    /// Whether the cache knows that the repository lacks the absent files.
+    /// Whether the cache has recorded that the repository lacks the absent files.
     whole: bool,
 }
 
-/// What the cache has of a revision; `None` if it has nothing.
+/// The cached files of a revision; `None` if there are none.
 fn cached(
     cache: &RepoCache,
     wanted: &(impl Wanted + ?Sized),
@@ -179,7 +177,7 @@ fn fetch_from(
     for file in &absent {
         cache.set_absent(&commit, file)?;
     }
-    // Last, so that the revision's name means a snapshot that is whole.
+    // Last, so that the revision always refers to a complete snapshot.
     cache.set_commit(client.revision(), &commit)?;
     Ok(Snapshot {
         folder,
@@ -188,7 +186,7 @@ fn fetch_from(
     })
 }
 
-/// Fetches files that the cache does not have.
+/// Fetches the files that the cache lacks.
 fn fetch_files(
     client: &Client,
     cache: &RepoCache,
@@ -210,7 +208,7 @@ fn fetch_files(
         };
         if !cache.has_blob(&remote.etag) {
             let _lock = cache.lock(remote, &mut on_bytes)?;
-            // Another program may have fetched it while we waited.
+            // Another program may have fetched it meanwhile.
             if !cache.has_blob(&remote.etag) {
                 let incomplete = cache.incomplete(&remote.etag);
                 transfer::transfer(client, remote, &incomplete, options.retries, &mut on_bytes)?;

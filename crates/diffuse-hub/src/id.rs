@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-/// The longest that the hub gives; a folder of the cache has to have such a name.
+/// The hub's limit; the name is also that of a folder of the cache.
 const MAX_LENGTH: usize = 193;
 
 /// The `owner/name` in a path that does not exist; `None` if the path exists, or cannot be a

@@ -1,32 +1,33 @@
-//! Which revision to fetch, from where, and where to.
+//! Options of a fetch.
 
 use std::env;
 use std::path::PathBuf;
 
 use crate::HubError;
 
-/// The revision by default.
+/// The default revision.
 const DEFAULT_REVISION: &str = "main";
 
-/// How to fetch a repository. A program uses [`from_env`](Self::from_env); the default reads no
-/// environment variable.
+/// Options of a fetch. Programs use [`from_env`](Self::from_env); the default reads no environment
+/// variable.
 #[derive(Clone)]
 pub struct FetchOptions {
     /// A branch, a tag or a commit; `main` by default.
     pub revision: Option<String>,
-    /// Ask the hub for the revision's commit even if the cache has all files.
+    /// Request the revision's commit even if the cache has all files.
     pub update: bool,
-    /// Never ask the hub.
+    /// Make no request.
     pub offline: bool,
-    /// The hub's address; its own by default.
+    /// The URL of the hub; the official one by default.
     pub endpoint: Option<String>,
     /// Access token.
     pub token: Option<String>,
     /// The folder of the cache; `.cache/huggingface/hub` in the home folder by default.
     pub cache: Option<PathBuf>,
-    /// Copy files into snapshots in place of linking them to the cache's blobs.
+    /// Copy files into snapshots in place of symbolic links.
     pub no_links: bool,
-    /// How many attempts in a row may fail, without a new byte, before the transfer is an error.
+    /// Number of failed attempts in a row, without a new byte, after which the transfer is an
+    /// error.
     pub retries: u32,
 }
 
@@ -51,7 +52,7 @@ impl FetchOptions {
         self.cache.clone().or_else(own).ok_or(HubError::NoCache)
     }
 
-    /// The revision, which becomes a part of addresses and of paths.
+    /// The revision, checked, since it becomes a part of URLs and paths.
     pub(crate) fn checked_revision(&self) -> Result<&str, HubError> {
         let revision = self.revision.as_deref().unwrap_or(DEFAULT_REVISION);
         let is_name = |part: &str| {

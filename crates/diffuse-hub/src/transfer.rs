@@ -1,5 +1,4 @@
-//! Transfers: a file's bytes, continued where an earlier transfer broke off and compared with the
-//! hub's checksum.
+//! Transfers of files: interrupted ones continue, and checksums are compared with the hub's.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -14,11 +13,11 @@ use sha2::{Digest, Sha256};
 use crate::HubError;
 use crate::client::{Client, Remote};
 
-/// How long to wait after a failure, times the number of failures in a row.
+/// The wait after a failure, times the number of failures in a row.
 const PAUSE: Duration = Duration::from_millis(500);
 const BUFFER: usize = 1 << 18;
 
-/// Completes the partial file at `path`. After an error it is kept, unless it is damaged.
+/// Completes the partial file at `path`, which is kept after an error unless it is damaged.
 pub fn transfer(
     client: &Client,
     remote: &Remote,
@@ -64,7 +63,7 @@ fn interrupted(
     }
 }
 
-/// Sends one request and appends what arrives.
+/// Sends one request and appends the received bytes.
 fn continue_part(
     client: &Client,
     remote: &Remote,
@@ -82,7 +81,7 @@ fn continue_part(
         _ => None,
     };
     if start != Some(part.done) {
-        // Not the requested range. A response from 0 on can be used; after any other, the next
+        // Not the requested range. A response from 0 on is usable; after any other, the next
         // request is for the whole file.
         part.restart()?;
         if start != Some(0) {
@@ -134,7 +133,7 @@ impl<'a> Part<'a> {
         Ok(part)
     }
 
-    /// Reads what an earlier transfer left, for its length and checksum.
+    /// Reads the bytes of an earlier transfer, for length and checksum.
     fn resume(&mut self) -> io::Result<()> {
         let length = self.file.metadata()?.len();
         if length > self.remote.size {
@@ -185,13 +184,13 @@ impl<'a> Part<'a> {
     }
 }
 
-/// The checksum that an etag stands for.
+/// The checksum in an etag.
 enum Checksum {
-    /// A large file's.
+    /// SHA-256, of a large file.
     Sha256(Sha256),
-    /// A small file's: git's object id.
+    /// git's object id, of a small file.
     GitBlob(Sha1),
-    /// The etag is no checksum, as with some mirrors.
+    /// No checksum, as with some mirrors.
     None,
 }
 

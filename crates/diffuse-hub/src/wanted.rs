@@ -1,10 +1,10 @@
-//! Which files of a repository are wanted.
+//! The choice of files of a repository.
 
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::path::Path;
 
-/// The paths of a repository's files, `unet/config.json` for example. None leads out of its folder.
+/// The paths of a repository's files, such as `unet/config.json`; none leaves the folder.
 #[derive(Debug, Clone, Default)]
 pub struct Listing(BTreeSet<String>);
 
@@ -26,33 +26,33 @@ impl FromIterator<String> for Listing {
     }
 }
 
-/// What to fetch of a repository.
+/// The files to fetch of a repository.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// The files, in the order to fetch them in.
+    /// The files in the order of their transfers.
     pub files: Vec<String>,
-    /// Optional files that the repository does not have. The cache notes that, so that the next
-    /// fetch need not ask.
+    /// Optional files that the repository lacks. The cache records that, so that the next fetch
+    /// needs no request.
     pub absent: Vec<String>,
 }
 
-/// Why nothing is fetched of a repository.
+/// The reason why a repository is not fetched.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// It lacks a file.
+    /// A file is missing.
     Missing {
         /// The file.
         file: String,
-        /// The end of the message: what exists instead. May be empty.
+        /// The end of the message: the available files. May be empty.
         hint: String,
     },
-    /// It is of another kind, or its first file is damaged.
+    /// The repository is of another kind, or its first file is damaged.
     Unfit(Box<dyn Error + Send + Sync>),
 }
 
 impl Refusal {
-    /// A file is missing, and there is nothing to add.
+    /// A missing file, without a hint.
     pub fn missing(file: impl Into<String>) -> Self {
         Self::Missing {
             file: file.into(),
@@ -61,9 +61,9 @@ impl Refusal {
     }
 }
 
-/// A choice of files. A slice of names wants these files.
+/// A choice of files. A slice of names chooses these files.
 pub trait Wanted {
-    /// The file that decides about the others, and so is fetched first.
+    /// The file that determines the others, and is fetched first.
     fn first(&self) -> Option<&str> {
         None
     }
@@ -71,7 +71,7 @@ pub trait Wanted {
     /// Chooses files. `folder` holds the [first](Self::first) one.
     ///
     /// # Errors
-    /// If the repository lacks a file, or is not what is wanted.
+    /// If the repository lacks a file, or is of another kind.
     fn select(&self, folder: &Path, listing: &Listing) -> Result<Selection, Refusal>;
 }
 

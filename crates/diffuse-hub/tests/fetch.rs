@@ -1,5 +1,4 @@
-//! Fetching from a hub on this machine: what is asked for, what goes wrong, and what the cache is
-//! like afterwards.
+//! Fetches from a local hub: requests, errors, and the state of the cache.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -70,7 +69,7 @@ impl World {
         let hub = HubServer::start();
         hub.publish(SD, reference().join("sd/base"));
         hub.publish(CAT, reference().join("ddpm/cat"));
-        // Nobody wants it.
+        // Not wanted.
         hub.publish_file(SD, "v1-5-pruned.ckpt", "not wanted");
         Self {
             hub,
@@ -91,7 +90,7 @@ impl World {
         fetch(id, &Files, &self.options(), |_| ControlFlow::Continue(()))
     }
 
-    /// Sorted names of the files whose contents were asked for since the last call.
+    /// Sorted names of the files whose contents were requested since the last call.
     fn fetched(&self) -> Vec<String> {
         let requests = self.hub.requests().into_iter();
         let contents = requests.filter(|request| request.from.is_some());
@@ -112,7 +111,7 @@ impl World {
         name.into()
     }
 
-    /// No file of the cache is half-written: blobs are whole, and names in snapshots lead to them.
+    /// Checks the cache: blobs are complete, and snapshots have no broken links.
     fn check_cache(&self, id: &str) {
         let folder = self
             .cache
@@ -148,7 +147,7 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// What a person reads.
+/// The message that a user reads.
 fn message(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -400,7 +399,7 @@ fn transfer_that_broke_off_goes_on_when_run_again() {
     });
     let error = world.fetch(CAT).unwrap_err();
     let text = message(&error);
-    let expected = format!("`{ROOT_UNET}` broke off at 123456 of 442172 bytes: run again");
+    let expected = format!("`{ROOT_UNET}` was interrupted at 123456 of 442172 bytes: run again");
     assert!(text.contains(&expected), "{text}");
     assert!(!world.blob(CAT, ROOT_UNET).exists());
     assert_eq!(
@@ -410,7 +409,7 @@ fn transfer_that_broke_off_goes_on_when_run_again() {
         123_456
     );
     world.check_cache(CAT);
-    // A revision's name means a snapshot that is whole.
+    // A revision refers to a complete snapshot.
     assert!(
         !world
             .cache
@@ -455,7 +454,7 @@ fn left_over_that_is_too_long_or_whole() {
     world.fetch(CAT).unwrap();
     world.check_cache(CAT);
 
-    // Whole, but never renamed.
+    // Complete, but not renamed.
     fs::rename(world.blob(CAT, ROOT_UNET), &incomplete).unwrap();
     world.fetched();
     world.fetch(CAT).unwrap();
@@ -482,7 +481,7 @@ fn wrong_checksum_removes_the_file() {
         assert!(
             error
                 .to_string()
-                .contains("arrived damaged and was removed"),
+                .contains("was damaged in transfer and removed"),
             "{error}"
         );
         assert!(!world.blob(CAT, file).exists() && !world.incomplete(CAT, file).exists());
@@ -527,7 +526,7 @@ fn refusals_say_what_to_do() {
         revision("v9"),
         &["`someone/stable-diffusion` has no revision `v9`"],
     );
-    check(SD, revision("../x"), &["`../x` cannot be a revision"]);
+    check(SD, revision("../x"), &["`../x` is not a valid revision"]);
     check(
         "a/b/c",
         world.options(),
@@ -657,7 +656,7 @@ fn several_at_once_fetch_everything_once() {
     world.check_cache(SD);
 }
 
-/// `/dev/full` is a disk without room: where the contents go, there is a link to it.
+/// `/dev/full` is a full disk; a link to it takes the place of the contents.
 #[cfg(target_os = "linux")]
 #[test]
 fn full_disk() {

@@ -1,5 +1,5 @@
-//! Times every way of cutting a product for the sizes of Stable Diffusion v1 on a CUDA device, and
-//! attention and norms beside it: from this `gpu/tiles.rs` was written.
+//! Measures all tilings of products with the sizes of Stable Diffusion v1 on a CUDA device, and the
+//! times of attention and norms. `gpu/tiles.rs` has its results.
 //!
 //! `cargo run --release -p diffuse-kernels --example gpu-tiles --features cuda,tuning [FILTER]`
 
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use burn::backend::Cuda;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Distribution, Tensor};
-use diffuse_kernels::tuning::{Cut, FORCED, FORCED_ATTENTION, tile};
+use diffuse_kernels::tuning::{FORCED, FORCED_ATTENTION, Tiling, tile};
 use diffuse_kernels::{
     ArrangeConvWeight, Attention, ConcatChannels, Conv2d, ConvGeometry, GroupNorm, LayerNorm,
     Linear, LinearGeglu,
@@ -28,12 +28,12 @@ fn sync() {
     B::sync(&Default::default()).expect("a device that works");
 }
 
-/// Whether a profiler takes the times, so that each way is launched twice and named.
+/// Whether a profiler measures: then each tiling is only printed and launched twice.
 fn profiled() -> bool {
     std::env::var_os("PROFILED").is_some()
 }
 
-/// Seconds a launch: the shortest of three rounds of some milliseconds.
+/// Seconds per launch: the minimum of three rounds of a few milliseconds.
 fn time(mut launch: impl FnMut()) -> f64 {
     launch();
     sync();
@@ -53,7 +53,7 @@ fn time(mut launch: impl FnMut()) -> f64 {
         .fold(f64::INFINITY, f64::min)
 }
 
-fn cuts() -> Vec<Cut> {
+fn tilings() -> Vec<Tiling> {
     let tiles = [
         tile(256, 160, [4, 2], 3),
         tile(128, 160, [2, 2], 3),
@@ -71,38 +71,38 @@ fn cuts() -> Vec<Cut> {
         tile(64, 32, [2, 1], 6),
         tile(32, 160, [1, 2], 4),
     ];
-    let parts = [1, 2, 3, 4, 6, 8];
+    let splits = [1, 2, 3, 4, 6, 8];
     tiles
         .into_iter()
-        .flat_map(|tile| parts.map(|parts| Cut { tile, parts }))
+        .flat_map(|tile| splits.map(|splits| Tiling { tile, splits }))
         .collect()
 }
 
-fn sweep(name: &str, [rows, columns, depth]: [usize; 3], splits: bool, launch: impl Fn()) {
+fn sweep(name: &str, [rows, columns, depth]: [usize; 3], can_split: bool, launch: impl Fn()) {
     let steps = depth.div_ceil(64);
-    let mut results: Vec<(f64, Cut)> = Vec::new();
+    let mut results: Vec<(f64, Tiling)> = Vec::new();
     let begin = Instant::now();
-    for cut in cuts() {
-        let cubes = rows.div_ceil(cut.tile.rows) * columns.div_ceil(cut.tile.columns);
-        let useful =
-            cut.parts == 1 || (splits && steps / cut.parts >= 4 && cubes * cut.parts <= 800);
-        // What is far too small or too large for the size is not tried.
-        if !useful || (cubes < 16 && cut.tile.rows > 64 && rows > 64) || cubes > 9000 {
+    for tiling in tilings() {
+        let cubes = rows.div_ceil(tiling.tile.rows) * columns.div_ceil(tiling.tile.columns);
+        let useful = tiling.splits == 1
+            || (can_split && steps / tiling.splits >= 4 && cubes * tiling.splits <= 800);
+        // Skips tiles that are far too small or too large.
+        if !useful || (cubes < 16 && tiling.tile.rows > 64 && rows > 64) || cubes > 9000 {
             continue;
         }
-        *FORCED.lock().unwrap() = Some(cut);
+        *FORCED.lock().unwrap() = Some(tiling);
         if profiled() {
             launch();
             launch();
-            let Cut { tile, parts } = cut;
+            let Tiling { tile, splits } = tiling;
             let [p, q] = tile.planes.unwrap_or_default();
             println!(
-                "way {name} {rows} {columns} {depth} {} {} {p} {q} {} {parts}",
+                "tiling {name} {rows} {columns} {depth} {} {} {p} {q} {} {splits}",
                 tile.rows, tile.columns, tile.stages
             );
             continue;
         }
-        results.push((time(&launch), cut));
+        results.push((time(&launch), tiling));
     }
     *FORCED.lock().unwrap() = None;
     if profiled() {
@@ -113,15 +113,16 @@ fn sweep(name: &str, [rows, columns, depth]: [usize; 3], splits: bool, launch: i
     results.sort_by(|a, b| a.0.total_cmp(&b.0));
     let work = 2.0 * rows as f64 * columns as f64 * depth as f64;
     println!(
-        "{name} [{rows}, {columns}, {depth}]: chosen {:.4} ms, best {:.4} ms = {:.0} TFLOP/s ({:.1} s)",
+        "{name} [{rows}, {columns}, {depth}]: chosen {:.4} ms, best {:.4} ms = {:.0} TFLOP/s \
+         ({:.1} s)",
         chosen * 1e3,
         results[0].0 * 1e3,
         work / results[0].0 / 1e12,
         begin.elapsed().as_secs_f64()
     );
-    for (seconds, Cut { tile, parts }) in results.iter().take(6) {
+    for (seconds, Tiling { tile, splits }) in results.iter().take(6) {
         println!(
-            "    {:.4} ms  {}x{} {:?} stages {} parts {parts}",
+            "    {:.4} ms  {}x{} {:?} stages {} splits {splits}",
             seconds * 1e3,
             tile.rows,
             tile.columns,
@@ -164,7 +165,7 @@ fn main() {
         });
         let work = 4.0 * (batch * heads * queries * keys * size) as f64;
         if size <= 160 {
-            for cut in [
+            for tiling in [
                 [4, 2, 64],
                 [4, 2, 32],
                 [4, 1, 64],
@@ -174,11 +175,11 @@ fn main() {
                 [4, 2, 128],
                 [2, 2, 64],
             ] {
-                *FORCED_ATTENTION.lock().unwrap() = Some(cut);
+                *FORCED_ATTENTION.lock().unwrap() = Some(tiling);
                 let seconds = time(|| {
                     attention.clone().run().expect("a kernel");
                 });
-                println!("    {cut:?} {:.4} ms", seconds * 1e3);
+                println!("    {tiling:?} {:.4} ms", seconds * 1e3);
             }
             *FORCED_ATTENTION.lock().unwrap() = None;
         }
@@ -203,7 +204,7 @@ fn main() {
             break;
         }
         let x = random([batch, channels, side, side]);
-        // As the networks have it: channels last.
+        // Concatenation returns channels last, as in the networks.
         let halves = ConcatChannels {
             a: x.clone().narrow(1, 0, channels / 2),
             b: x.narrow(1, channels / 2, channels / 2),

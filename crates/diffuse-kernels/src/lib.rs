@@ -11,11 +11,11 @@ pub use operations::*;
 
 use burn::tensor::backend::Backend;
 
-/// Measuring how products on GPUs are best cut.
+/// Measures the tiling of products on GPUs.
 #[cfg(feature = "tuning")]
 pub use gpu::tuning;
 
-/// Whether a backend is a GPU's for which there are kernels.
+/// Whether a backend is one of the GPU backends that have kernels.
 #[cfg_attr(not(feature = "gpu"), allow(clippy::extra_unused_type_parameters))]
 pub fn has_gpu_kernels<B: Backend>() -> bool {
     #[cfg(feature = "gpu")]
@@ -24,14 +24,13 @@ pub fn has_gpu_kernels<B: Backend>() -> bool {
     false
 }
 
-/// Runs a network on one of the threads that share the work of its operations.
+/// Runs a network on a thread of the pool that computes its operations.
 ///
-/// On the CPU each operation would otherwise be handed to them, and its result back, by a thread
-/// that sleeps meanwhile: waking up takes longer than small operations. Other backends run where
-/// they are called.
+/// On the CPU, an operation that is called from outside of the pool is handed over, and the caller
+/// sleeps; waking it takes longer than a small operation. Other backends run on the calling thread.
 ///
-/// A thread that waits for others takes on other tasks, among them other networks: of networks that
-/// run at the same time, one may return only after another.
+/// While a pool thread waits, it runs other tasks, which may be other networks: a network may
+/// return only after another one that runs at the same time.
 #[cfg_attr(not(feature = "flex"), allow(clippy::extra_unused_type_parameters))]
 pub fn on_worker<B: Backend, R: Send>(network: impl FnOnce() -> R + Send) -> R {
     #[cfg(feature = "flex")]
@@ -40,7 +39,7 @@ pub fn on_worker<B: Backend, R: Send>(network: impl FnOnce() -> R + Send) -> R {
     network()
 }
 
-/// Frees the memory that CPU kernels keep for their next results, at most 512 MiB.
+/// Frees the memory that CPU kernels keep for later results, at most 512 MiB.
 pub fn free_pooled_memory() {
     #[cfg(feature = "flex")]
     cpu::free_pooled_memory();

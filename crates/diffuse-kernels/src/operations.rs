@@ -1,5 +1,4 @@
-//! The operations that have kernels, each with its inputs by name, and the one place that says
-//! which kernels an operation has.
+//! The operations, structs with named inputs, and the list of the kernels of each.
 
 use burn::tensor::{Tensor, backend::Backend};
 
@@ -8,10 +7,10 @@ use crate::cpu;
 #[cfg(feature = "gpu")]
 use crate::gpu;
 
-/// Runs the first kernel that takes the operation, or returns the operation.
+/// Runs the first kernel that supports the operation, or returns the operation.
 ///
-/// A kernel of the CPU takes the operation, since it may compute in place, and returns it if it is
-/// not for it. One of a GPU reads it.
+/// A CPU kernel takes the operation by value, since it may compute in place, and returns it if it
+/// does not support it. A GPU kernel borrows it.
 macro_rules! run {
     ($operation:expr $(, flex: $cpu:path)? $(, gpu: $gpu:path)?) => {{
         let operation = $operation;
@@ -35,16 +34,16 @@ macro_rules! run {
 /// Stride and zero padding of a convolution, the same for height and width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConvGeometry {
-    /// Step between output positions.
+    /// Distance of neighbouring receptive fields, at least 1.
     pub stride: usize,
     /// Zeros added above and to the left.
     pub padding_start: usize,
-    /// Zeros added below and to the right, at least as many.
+    /// Zeros added below and to the right; not fewer than `padding_start`.
     pub padding_end: usize,
 }
 
 impl ConvGeometry {
-    /// A convolution that keeps the size of an image, for an odd kernel.
+    /// Stride 1, and the padding with which an odd kernel keeps the size of an image.
     pub fn same(kernel: usize) -> Self {
         Self {
             stride: 1,
@@ -53,14 +52,17 @@ impl ConvGeometry {
         }
     }
 
-    /// Height or width of the output; none if the kernel is larger than the padded input.
+    /// Height or width of the output; `None` if the kernel is larger than the padded input.
+    ///
+    /// # Panics
+    /// If the stride is 0.
     pub fn output(self, input: usize, kernel: usize) -> Option<usize> {
         let steps = (input + self.padding_start + self.padding_end).checked_sub(kernel)?;
         Some(steps / self.stride + 1)
     }
 }
 
-/// A 2-D convolution (cross-correlation), and what is added to its result.
+/// A 2-D convolution (cross-correlation), `conv(x) + bias + channel_bias + residual`.
 #[derive(Debug, Clone)]
 pub struct Conv2d<B: Backend> {
     /// `[batch, in, height, width]`
@@ -71,16 +73,19 @@ pub struct Conv2d<B: Backend> {
     pub bias: Option<Tensor<B, 1>>,
     /// Stride and padding.
     pub geometry: ConvGeometry,
-    /// `x` is enlarged to twice its height and width first, each pixel repeated.
+    /// `x` is first upsampled to twice its height and width, each pixel repeated.
     pub upsample: bool,
     /// `[batch, out]`
     pub channel_bias: Option<Tensor<B, 2>>,
-    /// As the output.
+    /// The shape of the output.
     pub residual: Option<Tensor<B, 4>>,
 }
 
 impl<B: Backend> Conv2d<B> {
-    /// Height and width of the output; none if the kernel is larger than the padded input.
+    /// Height and width of the output; `None` if the kernel is larger than the padded input.
+    ///
+    /// # Panics
+    /// If the stride is 0.
     pub fn output_size(&self) -> Option<[usize; 2]> {
         let ([_, _, height, width], [_, _, kernel, _]) = (self.x.dims(), self.weight.dims());
         let factor = if self.upsample { 2 } else { 1 };
@@ -89,6 +94,9 @@ impl<B: Backend> Conv2d<B> {
     }
 
     /// `[batch, out, height', width']`
+    ///
+    /// # Panics
+    /// On `Flex`, mismatched shapes may panic; otherwise the result is unspecified.
     pub fn run(self) -> Result<Tensor<B, 4>, Self> {
         run!(self, flex: cpu::conv2d, gpu: gpu::conv2d)
     }
@@ -103,18 +111,21 @@ pub struct Linear<B: Backend, const D: usize> {
     pub weight: Tensor<B, 2>,
     /// `[out]`
     pub bias: Option<Tensor<B, 1>>,
-    /// As the output.
+    /// The shape of the output.
     pub residual: Option<Tensor<B, D>>,
 }
 
 impl<B: Backend, const D: usize> Linear<B, D> {
     /// `[.., out]`
+    ///
+    /// # Panics
+    /// On `Flex`, mismatched shapes may panic; otherwise the result is unspecified.
     pub fn run(self) -> Result<Tensor<B, D>, Self> {
         run!(self, flex: cpu::linear, gpu: gpu::linear)
     }
 }
 
-/// `x Wᵀ` for several weights of one size.
+/// `x Wᵀ` for several weights of the same shape.
 #[derive(Debug, Clone)]
 pub struct Linears<B: Backend, const D: usize, const N: usize> {
     /// `[.., in]`
@@ -143,12 +154,15 @@ pub struct LinearGeglu<B: Backend> {
 
 impl<B: Backend> LinearGeglu<B> {
     /// `[batch, tokens, out]`
+    ///
+    /// # Panics
+    /// On `Flex`, mismatched shapes may panic; otherwise the result is unspecified.
     pub fn run(self) -> Result<Tensor<B, 3>, Self> {
         run!(self, flex: cpu::linear_geglu, gpu: gpu::linear_geglu)
     }
 }
 
-/// `x Wᵀ + bias` from tokens to the positions of an image, and the residual.
+/// `x Wᵀ + bias` of tokens, as an image, plus the residual.
 #[derive(Debug, Clone)]
 pub struct LinearToImage<B: Backend> {
     /// `[batch, height · width, in]`
@@ -163,6 +177,9 @@ pub struct LinearToImage<B: Backend> {
 
 impl<B: Backend> LinearToImage<B> {
     /// `[batch, out, height, width]`
+    ///
+    /// # Panics
+    /// On `Flex`, mismatched shapes may panic; otherwise the result is unspecified.
     pub fn run(self) -> Result<Tensor<B, 4>, Self> {
         run!(self, flex: cpu::linear_to_image, gpu: gpu::linear_to_image)
     }
@@ -177,20 +194,24 @@ pub struct Attention<B: Backend> {
     pub key: Tensor<B, 3>,
     /// `[batch, context tokens, heads · d]`
     pub value: Tensor<B, 3>,
-    /// Number of heads, which divides the size of a token.
+    /// Number of heads, a divisor of the size of a token.
     pub heads: usize,
-    /// A token attends to itself and to those before it only.
+    /// A token attends to itself and earlier tokens only.
     pub causal: bool,
 }
 
 impl<B: Backend> Attention<B> {
     /// `[batch, tokens, heads · d]`
+    ///
+    /// # Panics
+    /// On `Flex`, a number of heads that does not divide the size of a token may panic; otherwise
+    /// the result is unspecified.
     pub fn run(self) -> Result<Tensor<B, 3>, Self> {
         run!(self, flex: cpu::attention, gpu: gpu::attention)
     }
 }
 
-/// Group normalisation, and the SiLU of its result.
+/// Group normalisation, optionally followed by SiLU.
 #[derive(Debug, Clone)]
 pub struct GroupNorm<B: Backend> {
     /// `[batch, channels, height, width]`
@@ -199,16 +220,19 @@ pub struct GroupNorm<B: Backend> {
     pub weight: Tensor<B, 1>,
     /// `[channels]`
     pub bias: Tensor<B, 1>,
-    /// Number of groups, which divides the channels.
+    /// Number of groups, a divisor of the number of channels.
     pub groups: usize,
     /// Added to the variance.
     pub eps: f64,
-    /// Whether the SiLU is applied.
+    /// Whether SiLU is applied to the result.
     pub silu: bool,
 }
 
 impl<B: Backend> GroupNorm<B> {
     /// `[batch, channels, height, width]`
+    ///
+    /// # Panics
+    /// On `Flex`, mismatched shapes may panic; otherwise the result is unspecified.
     pub fn run(self) -> Result<Tensor<B, 4>, Self> {
         run!(self, flex: cpu::group_norm, gpu: gpu::group_norm)
     }
@@ -229,6 +253,9 @@ pub struct LayerNorm<B: Backend, const D: usize> {
 
 impl<B: Backend, const D: usize> LayerNorm<B, D> {
     /// `[.., features]`
+    ///
+    /// # Panics
+    /// On `Flex`, mismatched shapes may panic; otherwise the result is unspecified.
     pub fn run(self) -> Result<Tensor<B, D>, Self> {
         run!(self, flex: cpu::layer_norm, gpu: gpu::layer_norm)
     }
@@ -245,7 +272,7 @@ pub enum Function {
     QuickGelu,
 }
 
-/// An activation function of each value.
+/// An activation function, element-wise.
 #[derive(Debug, Clone)]
 pub struct Activation<B: Backend, const D: usize> {
     /// Any shape.
@@ -261,7 +288,7 @@ impl<B: Backend, const D: usize> Activation<B, D> {
     }
 }
 
-/// Adds a value to each channel.
+/// Adds a bias to each channel of each image.
 #[derive(Debug, Clone)]
 pub struct AddChannelBias<B: Backend> {
     /// `[batch, channels, height, width]`
@@ -272,12 +299,15 @@ pub struct AddChannelBias<B: Backend> {
 
 impl<B: Backend> AddChannelBias<B> {
     /// `[batch, channels, height, width]`
+    ///
+    /// # Panics
+    /// On `Flex`, mismatched shapes may panic; otherwise the result is unspecified.
     pub fn run(self) -> Result<Tensor<B, 4>, Self> {
         run!(self, flex: cpu::add_channel_bias)
     }
 }
 
-/// The channels of `a`, then those of `b`.
+/// Concatenates the channels of two images.
 #[derive(Debug, Clone)]
 pub struct ConcatChannels<B: Backend> {
     /// `[batch, channels, height, width]`
@@ -288,12 +318,15 @@ pub struct ConcatChannels<B: Backend> {
 
 impl<B: Backend> ConcatChannels<B> {
     /// `[batch, channels + other channels, height, width]`
+    ///
+    /// # Panics
+    /// On `Flex`, mismatched shapes may panic; otherwise the result is unspecified.
     pub fn run(self) -> Result<Tensor<B, 4>, Self> {
         run!(self, flex: cpu::concat_channels, gpu: gpu::concat_channels)
     }
 }
 
-/// Each pixel repeated, to twice the height and width.
+/// Upsampling to twice the height and width, each pixel repeated.
 #[derive(Debug, Clone)]
 pub struct Upsample2x<B: Backend> {
     /// `[batch, channels, height, width]`
@@ -307,7 +340,7 @@ impl<B: Backend> Upsample2x<B> {
     }
 }
 
-/// From the channels of an image to a token for each position.
+/// The pixels of an image as tokens.
 #[derive(Debug, Clone)]
 pub struct ImageToTokens<B: Backend> {
     /// `[batch, channels, height, width]`
@@ -321,7 +354,7 @@ impl<B: Backend> ImageToTokens<B> {
     }
 }
 
-/// From a token for each position to the channels of an image.
+/// Tokens as the pixels of an image.
 #[derive(Debug, Clone)]
 pub struct TokensToImage<B: Backend> {
     /// `[batch, height · width, channels]`
@@ -332,12 +365,15 @@ pub struct TokensToImage<B: Backend> {
 
 impl<B: Backend> TokensToImage<B> {
     /// `[batch, channels, height, width]`
+    ///
+    /// # Panics
+    /// On `Flex`, mismatched shapes may panic; otherwise the result is unspecified.
     pub fn run(self) -> Result<Tensor<B, 4>, Self> {
         run!(self, flex: cpu::tokens_to_image, gpu: gpu::tokens_to_image)
     }
 }
 
-/// The order in memory in which the backend's convolutions read a weight.
+/// Changes the memory order of a weight to the one that the backend's convolutions read.
 #[derive(Debug, Clone)]
 pub struct ArrangeConvWeight<B: Backend> {
     /// `[out, in, kernel, kernel]`

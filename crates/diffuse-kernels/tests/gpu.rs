@@ -1,9 +1,8 @@
-//! Every kernel against its formula in `f64`, at sampled positions, in `f32` and, where the device
-//! has it, `f16`.
+//! Compares every kernel with its formula in `f64` at sampled positions, in `f32` and, if the
+//! device supports it, `f16`.
 //!
-//! With the feature `wgpu` they run on Mesa's software driver where there is no graphics card, with
-//! `cuda` alone on the first CUDA device. With `DIFFUSE_GPU_SIZES=full` they run the sizes of
-//! Stable Diffusion v1 as well, for a card.
+//! The feature `wgpu` runs on any adapter, such as Mesa's software driver; `cuda` alone runs on the
+//! first CUDA device. `DIFFUSE_GPU_SIZES=full` adds the sizes of Stable Diffusion v1.
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use diffuse_kernels::{
@@ -17,7 +16,7 @@ type B = burn::backend::Wgpu;
 #[cfg(not(feature = "wgpu"))]
 type B = burn::backend::Cuda;
 
-/// Repeatable numbers, different for each seed, uniform in `[-1, 1)`, as `dtype` holds them.
+/// Pseudo-random numbers in `[-1, 1)`, rounded to `dtype`; each seed gives others.
 fn numbers(len: usize, seed: u64, dtype: DType) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     (0..len)
@@ -43,7 +42,7 @@ fn read<const D: usize>(x: Tensor<B, D>) -> Vec<f32> {
     x.cast(DType::F32).into_data().to_vec().expect("f32 values")
 }
 
-/// `f32`, and `f16` where the device computes in it.
+/// `f32`, and `f16` if the device supports it.
 fn dtypes() -> Vec<DType> {
     [DType::F32, DType::F16]
         .into_iter()
@@ -55,7 +54,7 @@ fn full() -> bool {
     std::env::var("DIFFUSE_GPU_SIZES").is_ok_and(|sizes| sizes == "full")
 }
 
-/// Compares at up to a few thousand positions; `expected` computes one value.
+/// Compares a few thousand values at max; `expected` computes one.
 #[track_caller]
 fn compare(name: &str, dtype: DType, got: &[f32], expected: impl Fn(usize) -> f64) {
     let step = (got.len() / 3000).max(1);
@@ -182,7 +181,7 @@ fn check_linears<const N: usize>([rows, from, to]: [usize; 3], dtype: DType) {
         x: tensor(&x, [rows, from], dtype),
         weights: w.each_ref().map(|w| tensor(w, [to, from], dtype)),
     };
-    // Without tensor cores they are computed one by one.
+    // Without tensor cores there is no kernel.
     let Ok(results) = linears.run() else {
         return;
     };
@@ -238,7 +237,8 @@ fn gated_linear_layers() {
     }
 }
 
-/// `x Φ(x)`, the distribution function summed up (Abramowitz & Stegun 1964, formula 26.2.11).
+/// `x Φ(x)`, with the series of the distribution function (Abramowitz & Stegun 1964, formula
+/// 26.2.11).
 fn gelu(x: f64) -> f64 {
     let z = x.abs().min(9.0);
     let (mut term, mut sum) = (z, z);
@@ -259,7 +259,7 @@ struct ConvCase {
     stride: usize,
     padding: usize,
     output: [usize; 2],
-    enlarged: bool,
+    upsample: bool,
 }
 
 impl ConvCase {
@@ -273,7 +273,7 @@ impl ConvCase {
             stride: 1,
             padding: kernel / 2,
             output: [side; 2],
-            enlarged: false,
+            upsample: false,
         }
     }
 }
@@ -306,7 +306,7 @@ fn convolutions() {
         ConvCase {
             input: [5, 7],
             output: [10, 14],
-            enlarged: true,
+            upsample: true,
             ..ConvCase::same(2, 16, 48, 0, 3)
         },
     ];
@@ -344,7 +344,7 @@ fn check_convolution(case: &ConvCase, dtype: DType) {
         stride,
         padding,
         output: [rows, columns],
-        enlarged,
+        upsample,
     } = case;
     let x = numbers(batch * from * height * width, 1, dtype);
     let w = numbers(to * from * kernel * kernel, 2, dtype);
@@ -360,14 +360,14 @@ fn check_convolution(case: &ConvCase, dtype: DType) {
             padding_start: padding,
             padding_end: kernel / 2,
         },
-        upsample: enlarged,
+        upsample,
         channel_bias: Some(tensor(&cb, [batch, to], dtype)),
         residual: Some(tensor(&r, [batch, to, rows, columns], dtype)),
     };
     assert_eq!(conv.output_size(), Some(case.output));
     let y = conv.run().expect("a kernel");
     let name = format!("conv {batch} {from} {to} {height}x{width} {kernel} {stride}");
-    let factor = if enlarged { 2 } else { 1 };
+    let factor = if upsample { 2 } else { 1 };
     compare(&name, dtype, &read(y), |at| {
         let (image, channel) = (at / (to * rows * columns), at / (rows * columns) % to);
         let (row, column) = (at / columns % rows, at % columns);
@@ -415,7 +415,7 @@ fn group_norms() {
     }
     for (batch, channels, height, width, groups) in cases {
         for dtype in dtypes() {
-            // Far from zero, where sums of squares lose digits.
+            // Far from zero, where sums of squares lose precision.
             let x: Vec<f32> = numbers(batch * channels * height * width, 1, dtype)
                 .into_iter()
                 .map(|x| f16::from_f32(x + 8.0).to_f32())
@@ -609,9 +609,9 @@ fn attentions() {
                             sum / (size as f64).sqrt()
                         })
                         .collect();
-                    let most = scores.iter().copied().fold(f64::MIN, f64::max);
+                    let max = scores.iter().copied().fold(f64::MIN, f64::max);
                     let weights: Vec<f64> =
-                        scores.iter().map(|score| (score - most).exp()).collect();
+                        scores.iter().map(|score| (score - max).exp()).collect();
                     let values =
                         (0..last).map(|key| f64::from(v[(image * keys + key) * width + column]));
                     values.zip(&weights).map(|(v, w)| v * w).sum::<f64>()

@@ -1,9 +1,9 @@
-//! What all samplers do the same way, once: the schedule of a run, the position in it, the history
-//! of model outputs, and Diffusers' verbs.
+//! The part that all samplers share: the schedule of a run, the step index, the history of model
+//! outputs, and Diffusers' methods.
 //!
-//! A sampler is a struct of options that implements [`Sampler`]: it places a run
-//! ([`Sampler::place`]) and takes one step of it ([`Sampler::step`]). Both are pure: the [`Driver`]
-//! keeps what changes, so that a refused `set_timesteps` changes nothing.
+//! A sampler is a struct of options that implements [`Sampler`]: it makes the schedule of a run
+//! ([`Sampler::place`]) and computes one step of it ([`Sampler::step`]). Both are pure. The
+//! [`Driver`] has all state, so a `set_timesteps` that fails changes nothing.
 
 use std::fmt::Debug;
 
@@ -19,14 +19,14 @@ use crate::{
     StepNoise, StepOptions, StepOutput, TimestepRequest,
 };
 
-/// What a sampler is called.
+/// The names of a sampler.
 #[derive(Clone, Copy, Debug)]
 pub struct Names {
     /// The short name (`euler-a`).
     pub short: &'static str,
-    /// What it is, in a line.
+    /// A description of one line.
     pub about: &'static str,
-    /// What other programs call it, with options that go with the name, as JSON.
+    /// Its names in other programs, with the options that they imply, as JSON.
     pub popular: &'static [Popular],
 }
 
@@ -40,23 +40,23 @@ pub(crate) const KARRAS: (&str, &str) = ("use_karras_sigmas", "true");
 pub trait Sampler: Options {
     /// Diffusers' name of the class.
     const CLASS: &'static str;
-    /// What it is called.
+    /// Its names.
     const NAMES: Names;
     /// The number of model evaluations in a step.
     const ORDER: usize = 1;
 
-    /// What a run remembers from one step to the next.
+    /// The state of a run between steps.
     type History<B: Backend>: Default + Debug + Send + Sync;
 
-    /// What it takes beyond what all take.
+    /// Its optional features.
     fn capabilities(&self) -> Capabilities {
         Capabilities::COUNTED
     }
 
-    /// How a sample is composed of image and noise.
+    /// The forward process: how a sample is composed of image and noise.
     fn process(&self) -> Process;
 
-    /// Refuses options that cannot be used, and settles those that have another name here.
+    /// Checks the options, and replaces other spellings.
     fn check(&mut self) -> Result<(), SchedulerError> {
         Ok(())
     }
@@ -64,7 +64,7 @@ pub trait Sampler: Options {
     /// The noise schedule that the model was trained on.
     fn noise_schedule(&self) -> Result<NoiseSchedule, SchedulerError>;
 
-    /// The schedule of a run. What has no finite result is refused here, before the first step.
+    /// The schedule of a run. A run without finite results is an error here, before the first step.
     fn place(
         &self,
         request: &TimestepRequest,
@@ -80,12 +80,12 @@ pub trait Sampler: Options {
         Ok(Self::History::default())
     }
 
-    /// Changes options that a run changes for good.
+    /// Changes options permanently for a run.
     fn settle(&mut self, schedule: &Schedule) {
         let _ = schedule;
     }
 
-    /// The sampler's formula: one model evaluation of a run.
+    /// The sampler's formula, for one model evaluation of a run.
     fn step<B: Backend>(
         &self,
         step: Step<'_, B>,
@@ -94,19 +94,20 @@ pub trait Sampler: Options {
     ) -> Result<StepOutput<B>, SchedulerError>;
 }
 
-/// A sampler under way: its options `S`, the run's schedule, the position in it, and the history.
+/// A sampler with its state: the options `S`, the schedule of the run, the step index, and the
+/// history.
 ///
 /// The schedulers of this crate are aliases of this type, named as Diffusers' classes
-/// ([`DDIMScheduler`](crate::DDIMScheduler) is `Driver<B, DDIMConfig>`); their verbs are those of
+/// ([`DDIMScheduler`](crate::DDIMScheduler) is `Driver<B, DDIMConfig>`); their methods are those of
 /// [`Scheduler`].
 #[derive(Debug)]
 pub struct Driver<B: Backend, S: Sampler> {
     resolved: Resolved<S>,
     noise_schedule: NoiseSchedule,
     schedule: Schedule,
-    /// Where the run begins, if the caller has said so.
+    /// The first index of the run, if the caller has set it.
     begin_index: Option<usize>,
-    /// The position of the next step, once a run has begun.
+    /// The index of the next step, after the first one.
     step_index: Option<usize>,
     history: S::History<B>,
 }
@@ -140,14 +141,13 @@ impl<B: Backend, S: Sampler> Driver<B, S> {
         &self.resolved.options
     }
 
-    /// The noise schedule of the forward process; empty for models that have a process of their
-    /// own.
+    /// The noise schedule of the forward process; empty for models with another process.
     pub fn noise_schedule(&self) -> &NoiseSchedule {
         &self.noise_schedule
     }
 
-    /// The position of the next step. A run counts its steps from `begin_index`, or else from the
-    /// position of its first timestep. Samplers without a history go by the timestep alone.
+    /// The index of the next step. A run counts its steps from `begin_index`, or else from the
+    /// index of its first timestep. Samplers without a history use the timestep alone.
     fn index(&self, timestep: f64) -> Result<usize, SchedulerError> {
         let timesteps = &self.schedule.timesteps;
         if timesteps.is_empty() {
@@ -172,7 +172,7 @@ impl<B: Backend, S: Sampler> Driver<B, S> {
         Ok(index)
     }
 
-    /// The same, for a caller who must go in the order of the schedule.
+    /// The same, and an error if the timestep is out of order.
     fn index_in_order(&self, timestep: f64) -> Result<usize, SchedulerError> {
         let index = self.index(timestep)?;
         match self.schedule.timesteps[index] {
@@ -184,8 +184,8 @@ impl<B: Backend, S: Sampler> Driver<B, S> {
         }
     }
 
-    /// `α` and `σ` at which images are noised: those of the timesteps, or, on a sigma grid with a
-    /// `begin_index`, those of the run's position, as in Diffusers.
+    /// `α` and `σ` of `add_noise`: those of the timesteps, or, on a sigma grid with a
+    /// `begin_index`, those of the step index, as in Diffusers.
     fn alpha_sigmas(&self, timesteps: &[f64]) -> Result<Vec<AlphaSigma>, SchedulerError> {
         let process = self.resolved.options.process();
         if process == Process::Own {
@@ -282,7 +282,7 @@ impl<B: Backend, S: Sampler> Scheduler<B> for Driver<B, S> {
 
     fn advance(&mut self, step: Step<'_, B>) -> Result<StepOutput<B>, SchedulerError> {
         let index = match self.index(step.timestep) {
-            // Inside another sampler the timesteps are that one's.
+            // Inside another sampler, the timesteps are those of the outer one.
             Err(SchedulerError::NotInSchedule { .. }) if !self.capabilities().begin_index => {
                 let last = self.schedule.timesteps.len() - 1;
                 self.step_index.unwrap_or(0).min(last)

@@ -1,10 +1,10 @@
-//! Everything that can go wrong in this crate, one cause a variant.
+//! The errors of this crate, one variant for each cause.
 
 use std::path::PathBuf;
 
 /// Why a scheduler could not be built, scheduled or stepped.
 ///
-/// Tensors of the wrong shape are mistakes in code and panic instead.
+/// Tensors of the wrong shape panic instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SchedulerError {
@@ -13,7 +13,7 @@ pub enum SchedulerError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// A file could not be written.
@@ -21,7 +21,7 @@ pub enum SchedulerError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// A text is not JSON, not even in Python's dialect of it.
@@ -30,21 +30,21 @@ pub enum SchedulerError {
         /// Where and why the parser stopped.
         source: serde_json::Error,
     },
-    /// A file was read but holds no configuration.
+    /// A file has no valid configuration.
     #[error("`{}` is no scheduler configuration", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         source: Box<SchedulerError>,
     },
     /// The JSON is well formed but not an object of options.
     #[error("a scheduler configuration is a JSON object, not {found}")]
     NotAnObject {
-        /// What was found instead.
+        /// The kind of value.
         found: &'static str,
     },
-    /// The configuration does not say which sampler it is for and nobody else did.
+    /// Neither the configuration nor the caller names a sampler.
     #[error(
         "`_class_name` is missing from the scheduler configuration: name a sampler, one of {known}"
     )]
@@ -55,7 +55,7 @@ pub enum SchedulerError {
     /// No sampler of this crate has that name.
     #[error("unknown scheduler `{name}`, expected one of {known}")]
     UnknownClass {
-        /// The name that was asked for.
+        /// The given name.
         name: String,
         /// The samplers of this crate.
         known: String,
@@ -65,12 +65,12 @@ pub enum SchedulerError {
     UnknownKey {
         /// The sampler.
         class: &'static str,
-        /// The option that was asked for.
+        /// The given option.
         key: String,
         /// The options of the sampler.
         known: String,
     },
-    /// An option has a value that the sampler does not compute.
+    /// The sampler does not support the value of an option.
     #[error("`{key}` is `{value}`, which `{class}` does not support: {expected}")]
     Value {
         /// The sampler.
@@ -79,37 +79,37 @@ pub enum SchedulerError {
         key: &'static str,
         /// Its value.
         value: String,
-        /// What is supported.
+        /// The supported values.
         expected: String,
     },
-    /// The betas make no noise schedule that a sampler can follow.
+    /// No sampler can use the noise schedule of the betas.
     #[error("`{class}` cannot use these betas ({betas}): {reason}")]
     NoiseSchedule {
         /// The sampler.
         class: &'static str,
         /// The options that the betas come from.
         betas: String,
-        /// What is wrong with them.
+        /// The cause.
         reason: String,
     },
-    /// Options that are fine alone have no finite result together.
+    /// A combination of options has no finite result.
     #[error("{keys} do not go together in `{class}`: {advice}")]
     Clash {
         /// The sampler.
         class: &'static str,
         /// The options and their values.
         keys: String,
-        /// Why, and what to choose instead.
+        /// The cause, and the options to choose instead.
         advice: String,
     },
-    /// The number of steps is not one that the sampler can take.
+    /// The sampler does not support the number of steps.
     #[error("`num_inference_steps` is `{steps}`, `{class}` supports {supported}")]
     Steps {
         /// The sampler.
         class: &'static str,
         /// The number of steps.
         steps: usize,
-        /// What is supported.
+        /// The supported values.
         supported: String,
     },
     /// A list of timesteps or sigmas cannot be used as a schedule.
@@ -119,7 +119,7 @@ pub enum SchedulerError {
         class: &'static str,
         /// `timesteps` or `sigmas`.
         what: &'static str,
-        /// What is wrong with it.
+        /// The cause.
         reason: String,
     },
     /// There is no schedule yet.
@@ -147,31 +147,31 @@ pub enum SchedulerError {
         /// The length of the noise schedule.
         num_train_timesteps: usize,
     },
-    /// All steps of the schedule have been taken.
+    /// The run is complete.
     #[error("all {steps} steps have been taken: call `set_timesteps` to start again")]
     Finished {
         /// The number of steps in the schedule.
         steps: usize,
     },
-    /// A multistep sampler is asked for a step that needs earlier ones.
+    /// A step of a multistep sampler needs the steps before it.
     #[error("`{class}` cannot start here: {reason}")]
     WarmUp {
         /// The sampler.
         class: &'static str,
-        /// What is missing.
+        /// The missing step.
         reason: String,
     },
-    /// An option of a step has a value without a finite result.
+    /// An option of a step has no finite result.
     #[error("step option `{name}` is `{value}`, expected {expected}")]
     StepOption {
         /// The option.
         name: &'static str,
         /// Its value.
         value: f64,
-        /// What is supported.
+        /// The supported values.
         expected: &'static str,
     },
-    /// There is not one timestep for each row of the batch.
+    /// The number of timesteps is neither 1 nor the batch size.
     #[error("{given} timesteps were given for a batch of {batch}: give one, or one for each row")]
     TimestepCount {
         /// The number of timesteps.
@@ -179,7 +179,7 @@ pub enum SchedulerError {
         /// The number of rows.
         batch: usize,
     },
-    /// There is not one generator for each image of the batch.
+    /// The number of generators is not the number of images.
     #[error(
         "You have passed a list of generators of length {generators}, but requested an effective \
          batch size of {batch}. Make sure the batch size matches the length of the generators."
@@ -190,12 +190,12 @@ pub enum SchedulerError {
         /// The number of images.
         batch: usize,
     },
-    /// A noise source gave more or fewer numbers than were asked for.
+    /// A noise source returned a wrong number of values.
     #[error("the noise source gave {given} numbers for a tensor of {expected}")]
     NoiseLength {
-        /// The numbers given.
+        /// The returned number.
         given: usize,
-        /// The numbers asked for.
+        /// The requested number.
         expected: usize,
     },
     /// The sampler does not have this operation.
@@ -209,7 +209,7 @@ pub enum SchedulerError {
 }
 
 impl SchedulerError {
-    /// Options that have no finite result together, and what to choose instead.
+    /// Options that have no finite result together, and the ones to choose instead.
     pub(crate) fn clash(
         class: &'static str,
         keys: impl Into<String>,

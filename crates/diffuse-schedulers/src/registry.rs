@@ -6,7 +6,7 @@ use crate::config::{Options, Overrides, Resolved, list_names};
 use crate::driver::{Driver, Names, Sampler};
 use crate::{Scheduler, SchedulerConfig, SchedulerError};
 
-/// What the registry knows of a sampler.
+/// An entry of the registry.
 struct Entry {
     class: &'static str,
     names: Names,
@@ -23,7 +23,7 @@ impl Entry {
     }
 }
 
-/// Lists the samplers: a new one is one line.
+/// The list of samplers: one line each.
 macro_rules! registry {
     ($($options:ident,)*) => {
         fn entries() -> Vec<Entry> {
@@ -73,13 +73,13 @@ registry! {
     EDMDPMSolverMultistepConfig,
 }
 
-/// Builds the sampler that a configuration, or `name`, asks for: Diffusers' `from_pretrained` and
-/// `from_config`.
+/// Builds the sampler of a configuration, or the one called `name`: Diffusers' `from_pretrained`
+/// and `from_config`.
 ///
-/// `name` is a class (`DDIMScheduler`), a short name (`ddim`), or what other programs call a
-/// sampler (`DPM++ 2M Karras`), in upper or lower case, with the options that go with it
-/// ([`scheduler_catalog`]); `None` takes the class that the configuration was written for.
-/// `overrides` win over the configuration. Options pass from one sampler to another as
+/// `name` is a class (`DDIMScheduler`), a short name (`ddim`), or the name in other programs
+/// (`DPM++ 2M Karras`), in upper or lower case, with the options that it implies
+/// ([`scheduler_catalog`]). `None` is the class of the configuration. `overrides` take precedence
+/// over the configuration. Options pass from one sampler to another as
 /// `docs/schedulers.md` says; keys without effect are listed by [`SchedulerConfig::ignored`] of
 /// [`Scheduler::config`].
 ///
@@ -143,7 +143,7 @@ pub fn scheduler_names() -> impl Iterator<Item = (&'static str, &'static str)> {
     entries.map(|entry| (entry.names.short, entry.class))
 }
 
-/// A sampler of this crate and the names it goes by.
+/// A sampler of this crate, with its names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SchedulerInfo {
@@ -151,9 +151,9 @@ pub struct SchedulerInfo {
     pub name: &'static str,
     /// The class (`EulerAncestralDiscreteScheduler`).
     pub class: &'static str,
-    /// What other programs call it, some names with options of their own (`DPM++ 2M Karras`).
+    /// Its names in other programs, some of which imply options (`DPM++ 2M Karras`).
     pub popular: Vec<&'static str>,
-    /// What it is, in a line.
+    /// A description of one line.
     pub about: &'static str,
 }
 

@@ -1,6 +1,4 @@
-//! What every sampler can do.
-//!
-//! A denoising loop knows only this:
+//! The interface of every sampler. A denoising loop is:
 //!
 //! ```text
 //! scheduler.set_timesteps(&50.into())?;
@@ -20,15 +18,15 @@ use burn::tensor::DType;
 use crate::step::tensor::cast;
 use crate::{NoiseSource, SchedulerConfig, SchedulerError, randn_tensor};
 
-/// Which timesteps to visit.
+/// The timesteps of a run.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum TimestepRequest {
-    /// That many, placed by the sampler.
+    /// This number of steps; the sampler chooses the timesteps.
     Steps(usize),
-    /// These, largest first ([`Capabilities::custom_timesteps`]).
+    /// These timesteps, largest first ([`Capabilities::custom_timesteps`]).
     Timesteps(Vec<f64>),
-    /// Those of these sigmas, largest first, with the sigma of the result at the end
+    /// The timesteps of these sigmas, largest first, with the sigma of the result at the end
     /// ([`Capabilities::custom_sigmas`]).
     Sigmas(Vec<f64>),
 }
@@ -39,27 +37,27 @@ impl From<usize> for TimestepRequest {
     }
 }
 
-/// What a sampler takes beyond what all take.
+/// The optional features of a sampler.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// `set_timesteps` takes [`TimestepRequest::Timesteps`].
+    /// `set_timesteps` supports [`TimestepRequest::Timesteps`].
     pub custom_timesteps: bool,
-    /// `set_timesteps` takes [`TimestepRequest::Sigmas`].
+    /// `set_timesteps` supports [`TimestepRequest::Sigmas`].
     pub custom_sigmas: bool,
     /// `step` uses [`StepOptions::eta`].
     pub eta: bool,
     /// `step` may draw noise.
     pub noise: bool,
-    /// The position in the schedule is counted, and [`Scheduler::set_begin_index`] sets where a run
-    /// begins. The others take their place from the timestep.
+    /// The step index is counted, and [`Scheduler::set_begin_index`] sets the first one. Other
+    /// samplers use the timestep.
     pub begin_index: bool,
-    /// There is [`Scheduler::get_velocity`].
+    /// [`Scheduler::get_velocity`] is supported.
     pub velocity: bool,
 }
 
 impl Capabilities {
-    /// Those of a sampler that counts its steps.
+    /// The features of a sampler that counts its steps.
     pub(crate) const COUNTED: Self = Self {
         custom_timesteps: false,
         custom_sigmas: false,
@@ -76,7 +74,7 @@ pub struct StepOptions {
     /// How much noise a step adds, from 0 (none) to 1 (as in DDPM); `None` is the sampler's default
     /// (DDIM: 0).
     pub eta: Option<f64>,
-    /// DDIM: whether the predicted noise is computed again from the clipped image.
+    /// DDIM: whether the noise is recomputed from the clipped image.
     pub use_clipped_model_output: bool,
     /// Euler: how much noise is added before a step.
     pub s_churn: f64,
@@ -131,15 +129,15 @@ impl StepOptions {
 pub struct StepOutput<B: Backend> {
     /// The sample at the next timestep, `[batch, channels, height, width]`.
     pub prev_sample: Tensor<B, 4>,
-    /// The predicted image, where the sampler computes it: `[batch, channels, height, width]`, in
+    /// The predicted image, if the sampler computes it: `[batch, channels, height, width]`, in
     /// `[-1, 1]` for models of pixels.
     pub pred_original_sample: Option<Tensor<B, 4>>,
 }
 
 /// The arguments of a step; the tensors have at least single precision.
 pub struct Step<'a, B: Backend> {
-    /// The model output: `[batch, channels, height, width]`, with twice the channels if it predicts
-    /// a variance too.
+    /// The model output: `[batch, channels, height, width]`, with twice the channels if it includes
+    /// a variance.
     pub model_output: Tensor<B, 4>,
     /// The timestep of the sample.
     pub timestep: f64,
@@ -147,7 +145,7 @@ pub struct Step<'a, B: Backend> {
     pub sample: Tensor<B, 4>,
     /// The caller's options.
     pub options: &'a StepOptions,
-    /// Where noise comes from.
+    /// The source of noise.
     pub noise: StepNoise<'a>,
 }
 
@@ -164,18 +162,18 @@ impl<'a> StepNoise<'a> {
 }
 
 impl StepNoise<'_> {
-    /// Draws noise of the shape, precision and device of a tensor
+    /// Draws noise with the shape, precision and device of a tensor
     /// `[batch, channels, height, width]`.
     pub fn like<B: Backend>(&mut self, x: &Tensor<B, 4>) -> Result<Tensor<B, 4>, SchedulerError> {
         self.draw(x, self.dtype)
     }
 
-    /// The same drawn in single precision, whatever the sample's is.
+    /// The same in single precision, whatever the precision of the sample.
     pub fn in_f32<B: Backend>(&mut self, x: &Tensor<B, 4>) -> Result<Tensor<B, 4>, SchedulerError> {
         self.draw(x, DType::F32)
     }
 
-    /// Seeds for sources of their own, one for each image of a batch.
+    /// Seeds for other sources of noise, one for each image of a batch.
     pub fn seeds(&mut self, batch: usize) -> Result<Vec<u64>, SchedulerError> {
         let numbers = self.source.randn([batch, 1, 1, 2], DType::F32)?;
         if numbers.len() != 2 * batch {
@@ -202,19 +200,19 @@ impl StepNoise<'_> {
     }
 }
 
-/// A sampler: it decides where a model is evaluated, and computes the next sample from each output.
+/// A sampler: it chooses the timesteps at which a model is evaluated, and computes the next sample
+/// from each output.
 pub trait Scheduler<B: Backend>: Debug + Send + Sync {
-    /// The options in effect, with the keys kept for other samplers.
+    /// The options in effect, and the keys kept for other samplers.
     fn config(&self) -> &SchedulerConfig;
 
-    /// A scheduler with the same options that has no run yet, so that several runs can share this
-    /// one.
+    /// A scheduler with the same options and no run, so that several runs can share this one.
     fn fresh(&self) -> Result<Box<dyn Scheduler<B>>, SchedulerError>;
 
-    /// What this sampler takes beyond what all take.
+    /// The optional features of this sampler.
     fn capabilities(&self) -> Capabilities;
 
-    /// Chooses the timesteps of a run and forgets the run before. An error changes nothing.
+    /// Chooses the timesteps of a run, and resets the state. An error changes nothing.
     fn set_timesteps(&mut self, request: &TimestepRequest) -> Result<(), SchedulerError>;
 
     /// The timesteps of the run in the order of the model evaluations, in `0..num_train_timesteps`;
@@ -231,8 +229,8 @@ pub trait Scheduler<B: Backend>: Debug + Send + Sync {
     /// The number of entries in [`timesteps`](Self::timesteps) for one step of the sampler.
     fn order(&self) -> usize;
 
-    /// Starts a run inside the schedule, at this entry of [`timesteps`](Self::timesteps). Samplers
-    /// that take their place from the timestep ignore it.
+    /// Starts a run inside the schedule, at this index of [`timesteps`](Self::timesteps). Samplers
+    /// that use the timestep ignore it.
     fn set_begin_index(&mut self, begin_index: usize);
 
     /// The model input for a sample, `[batch, channels, height, width]`.
@@ -242,14 +240,14 @@ pub trait Scheduler<B: Backend>: Debug + Send + Sync {
         timestep: f64,
     ) -> Result<Tensor<B, 4>, SchedulerError>;
 
-    /// Goes from the sample at `timestep` to the sample at the next one.
+    /// Computes the sample at the next timestep from the sample at `timestep`.
     ///
     /// `model_output` and `sample` are `[batch, channels, height, width]`; the output has twice the
-    /// channels for models that predict a variance. Half precision is widened for the computation;
-    /// the results have the sample's type.
+    /// channels for models that predict a variance. Half precision is computed in f32; the results
+    /// have the type of the sample.
     ///
     /// # Panics
-    /// If the shapes of the two do not fit.
+    /// If the shapes of the two do not match.
     fn step(
         &mut self,
         model_output: Tensor<B, 4>,
@@ -259,11 +257,11 @@ pub trait Scheduler<B: Backend>: Debug + Send + Sync {
         noise: &mut dyn NoiseSource,
     ) -> Result<StepOutput<B>, SchedulerError>;
 
-    /// The formula of [`step`](Self::step) alone, for a sampler inside another: it checks neither
-    /// the arguments nor their order.
+    /// The formula of [`step`](Self::step), without checks of the arguments and their order, for a
+    /// sampler inside another.
     fn advance(&mut self, step: Step<'_, B>) -> Result<StepOutput<B>, SchedulerError>;
 
-    /// Noises images to given timesteps, one for each row of the batch or one for all.
+    /// Adds noise to images for given timesteps, one for each row of the batch or one for all.
     ///
     /// `original` and `noise` are `[batch, channels, height, width]`.
     ///
@@ -276,8 +274,8 @@ pub trait Scheduler<B: Backend>: Debug + Send + Sync {
         timesteps: &[f64],
     ) -> Result<Tensor<B, 4>, SchedulerError>;
 
-    /// The velocity that a model should predict for a sample and its noise, both
-    /// `[batch, channels, height, width]`, at one timestep for each row of the batch or one for
+    /// The velocity of a sample and its noise, the target of a model; both are
+    /// `[batch, channels, height, width]`, with one timestep for each row of the batch or one for
     /// all.
     ///
     /// # Panics

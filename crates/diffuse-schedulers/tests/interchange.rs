@@ -1,4 +1,4 @@
-//! Options on their way from one sampler to another, against Diffusers' `from_config`.
+//! Options passed from one sampler to another, against Diffusers' `from_config`.
 
 mod common;
 
@@ -310,7 +310,7 @@ fn names() {
     );
 }
 
-/// What other programs call a sampler means a class and options, which the caller's win over.
+/// A name of another program is a class and options; the caller's options take precedence.
 #[test]
 fn popular_names() {
     let none = SchedulerConfig::default();

@@ -1,4 +1,4 @@
-//! How fast errors fall as steps double, on an equation whose solution is known.
+//! The order of convergence, on an equation with a known solution.
 //!
 //! If images are normally distributed with deviation 1, the best model predicts `x0 = x / (1 + σ²)`
 //! from `x = x0 + σ ε`, and the ODE from `σ` to `σ'` takes `x` to `x √((1 + σ'²) / (1 + σ²))`. The

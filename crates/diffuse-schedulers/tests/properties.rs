@@ -1,4 +1,4 @@
-//! Random options, samplers and numbers of steps: a run is finite or refused, and never panics.
+//! Random options, samplers and numbers of steps: a run is finite or an error, and never panics.
 
 mod common;
 
@@ -209,7 +209,7 @@ fn attempt(
                 let mut noise = Generator::new(0);
                 (None, run(scheduler, begin, options, &mut noise))
             }
-            // What is refused changes nothing.
+            // An error changes nothing.
             Err(error) => (Some(before), Err(error)),
         };
         if let Some(before) = timesteps {

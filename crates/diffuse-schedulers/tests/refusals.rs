@@ -1,4 +1,5 @@
-//! What is refused: all that Diffusers refuses, all that it makes a NaN of, and nonsense.
+//! Errors: everything that Diffusers rejects, everything with which it computes NaN, and invalid
+//! input.
 
 mod common;
 
@@ -583,7 +584,7 @@ fn order_of_the_steps() {
             }
             (_, skipped) => panic!("{name}: {skipped:?}"),
         }
-        // What is refused changes nothing.
+        // An error changes nothing.
         step(scheduler.as_mut(), timesteps[1], default).unwrap();
     }
 }

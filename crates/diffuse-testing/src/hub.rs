@@ -1,8 +1,8 @@
-//! A hub on this machine: a small HTTP server that answers as the Hugging Face hub does, and
-//! misbehaves on demand.
+//! A local hub: a small HTTP server that responds like the Hugging Face hub, with failures on
+//! demand.
 //!
-//! Large files are redirected to another host (`localhost` in place of `127.0.0.1`), as the hub
-//! redirects to where it stores them; small ones are redirected within the hub first.
+//! Large files are redirected to another host (`localhost` in place of `127.0.0.1`), like the hub's
+//! storage; small ones are redirected within the hub first.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,35 +21,35 @@ use sha2::{Digest, Sha256};
 /// Files that the hub redirects to its storage.
 const LARGE: [&str; 3] = [".safetensors", ".bin", ".ckpt"];
 
-/// What a hub is like, beyond being one.
+/// The failures of the hub.
 #[derive(Debug, Clone, Default)]
 pub struct Behaviour {
-    /// Whoever has not this token gets 401.
+    /// Requests without this token get 401.
     pub token: Option<String>,
-    /// Everyone gets told to accept the licence first.
+    /// Every request gets the error of a gated repository.
     pub gated: bool,
-    /// So many bytes of a large file, and the connection breaks.
+    /// The connection closes after this number of bytes of a large file.
     pub break_after: Option<usize>,
-    /// How many times it breaks.
+    /// How many times it closes.
     pub breaks: usize,
-    /// The file whose last byte arrives wrong.
+    /// The file whose last byte is wrong.
     pub corrupt: Option<String>,
-    /// Always the whole file.
+    /// Ranges are ignored: responses have the whole file.
     pub ignore_range: bool,
-    /// How many requests get 503 first.
+    /// Number of requests that get 503 first.
     pub busy: usize,
 }
 
-/// A request that was made.
+/// A received request.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// The file that was asked for; empty for the repository itself.
+    /// The requested file; empty for the repository itself.
     pub file: String,
-    /// The path in the address.
+    /// The path in the URL.
     pub path: String,
-    /// The host it was sent to.
+    /// The host.
     pub host: String,
-    /// First byte asked for, of requests for contents.
+    /// The first requested byte, for requests of contents.
     pub from: Option<usize>,
     /// Whether it had a token.
     pub token: bool,
@@ -57,13 +57,13 @@ pub struct Request {
 
 #[derive(Default)]
 struct State {
-    /// By id; of each, its files.
+    /// The files of each repository, by id.
     repositories: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
     behaviour: Behaviour,
     requests: Vec<Request>,
 }
 
-/// A running hub. It ends with the process.
+/// A running hub, until the end of the process.
 #[derive(Clone)]
 pub struct HubServer {
     port: u16,
@@ -74,7 +74,7 @@ impl HubServer {
     /// Starts a hub without repositories.
     ///
     /// # Panics
-    /// If no port can be had.
+    /// If no port is available.
     pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port on this machine");
         let port = listener.local_addr().expect("an address").port();
@@ -92,7 +92,7 @@ impl HubServer {
         server
     }
 
-    /// Its address.
+    /// Its URL.
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
@@ -121,31 +121,31 @@ impl HubServer {
         }
     }
 
-    /// Publishes one file, which may replace another.
+    /// Publishes or replaces one file.
     pub fn publish_file(&self, id: &str, file: &str, bytes: impl Into<Vec<u8>>) {
         let mut state = self.state();
         let files = state.repositories.entry(id.to_string()).or_default();
         files.insert(file.to_string(), bytes.into());
     }
 
-    /// Takes a file out of a repository.
+    /// Removes a file from a repository.
     pub fn remove_file(&self, id: &str, file: &str) {
         let mut state = self.state();
         let files = state.repositories.get_mut(id).expect("a repository");
         files.remove(file).expect("a file");
     }
 
-    /// The name of a file among the cache's blobs.
+    /// The name of a file in the cache's `blobs`.
     pub fn etag(&self, id: &str, file: &str) -> String {
         etag(file, &self.state().repositories[id][file])
     }
 
-    /// The commit that `main` means.
+    /// The commit of `main`.
     pub fn commit(&self, id: &str) -> String {
         commit(&self.state().repositories[id])
     }
 
-    /// Makes it behave otherwise.
+    /// Changes its failures.
     pub fn behave(&self, behaviour: Behaviour) {
         self.state().behaviour = behaviour;
     }
@@ -160,7 +160,7 @@ impl HubServer {
     }
 
     fn serve(&self, stream: TcpStream) {
-        // A client that goes away is no concern of ours.
+        // Errors of a client that disconnects are ignored.
         let _ = stream.set_read_timeout(Some(Duration::from_secs(20)));
         let Some(head) = Head::read(&stream) else {
             return;
@@ -197,7 +197,7 @@ impl HubServer {
         let place = place(&head.path);
         if let Some(Place { file, .. }) = &place {
             request.file = file.clone();
-            // The first byte alone is what a client asks for that wants the headers.
+            // Clients request the first byte to get the headers.
             let range = head.range().filter(|range| *range != (0, Some(0)));
             request.from = range.map(|(from, _)| from);
         }
@@ -225,7 +225,7 @@ impl HubServer {
             return Answer::status("401 Unauthorized");
         }
         if kind == Kind::Storage && head.get("authorization").is_some() {
-            // What real storage does, whose addresses are signed.
+            // Like the real storage, whose URLs are signed.
             return Answer::status("400 Bad Request");
         }
         let Some(files) = state.repositories.get(&id) else {
@@ -391,7 +391,7 @@ struct Place {
     file: String,
 }
 
-/// What an address means.
+/// The parts of a URL.
 fn place(path: &str) -> Option<Place> {
     let (kind, rest) = if let Some(rest) = path.strip_prefix("/api/models/") {
         (Kind::Info, rest.replace("/revision/", "/"))
@@ -413,7 +413,7 @@ fn place(path: &str) -> Option<Place> {
     })
 }
 
-/// An address without its `%20`s. An encoded slash, which parts nothing, becomes a line break.
+/// A decoded URL path. An encoded slash, which is no separator, becomes a line break.
 fn decode(path: &str) -> Option<String> {
     let mut parts = path.split('%');
     let mut bytes = parts.next()?.as_bytes().to_vec();

@@ -1,7 +1,7 @@
-//! The reference's values, and how tests compare with them.
+//! Values recorded from Diffusers, and comparisons with them.
 //!
-//! The values lie in `crates/diffuse-pipelines/tests/reference`, made by `cargo xtask golden`. A
-//! larger set of the same layout can be named in the environment variable `DIFFUSE_REFERENCE`.
+//! The values are in `crates/diffuse-pipelines/tests/reference`; `cargo xtask golden` records them.
+//! The environment variable `DIFFUSE_REFERENCE` names another folder of the same layout.
 
 pub mod hub;
 #[cfg(feature = "values")]
@@ -12,7 +12,7 @@ pub use values::{Values, assert_close, assert_stage, read_json};
 
 use std::path::{Path, PathBuf};
 
-/// The folder of reference values.
+/// The folder of recorded values.
 pub fn reference() -> PathBuf {
     match std::env::var_os("DIFFUSE_REFERENCE") {
         Some(folder) => folder.into(),

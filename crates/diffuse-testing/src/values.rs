@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData, backend::Backend};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-/// A JSON file of the set.
+/// A JSON file of the folder.
 ///
 /// # Panics
 /// If it is missing or damaged.
@@ -18,7 +18,7 @@ pub fn read_json(path: impl AsRef<Path>) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The tensors of a safetensors file of the set.
+/// The tensors of a safetensors file of the folder.
 #[derive(Debug)]
 pub struct Values {
     path: PathBuf,
@@ -50,7 +50,7 @@ impl Values {
             .collect()
     }
 
-    /// One tensor as numbers; integers are converted.
+    /// One tensor as `f32` values; integers are converted.
     ///
     /// # Panics
     /// If it does not exist.
@@ -90,8 +90,8 @@ fn numbers<const N: usize>(bytes: &[u8], convert: impl Fn([u8; N]) -> f32) -> Ve
     numbers.iter().map(|number| convert(*number)).collect()
 }
 
-/// Panics unless shapes are equal and each value is within `absolute + relative · |expected|`;
-/// names the worst value.
+/// Panics unless shapes are equal and each value is within `absolute + relative · |expected|`; the
+/// message has the worst value.
 #[track_caller]
 pub fn assert_close<B: Backend, const D: usize>(
     what: &str,

@@ -1,9 +1,9 @@
-//! What the programs compute on.
+//! The backend of the training programs.
 
 /// [`Backend`] with gradients.
 pub type Differentiable = burn::backend::Autodiff<Backend>;
 
-/// The CPU or, with a feature, something faster.
+/// The CPU by default.
 #[cfg(not(any(feature = "wgpu", feature = "cuda", feature = "libtorch")))]
 pub type Backend = burn_flex::Flex;
 /// A GPU through Vulkan, Metal, DirectX 12 or WebGPU.
@@ -16,9 +16,9 @@ pub type Backend = burn::backend::Cuda;
 #[cfg(all(feature = "libtorch", not(any(feature = "wgpu", feature = "cuda"))))]
 pub type Backend = burn::backend::LibTorch;
 
-/// The default device of a [`Backend`]. From here on, what burn panics about, a missing driver for
-/// one, is a message and exit code 1: it panics in threads of its own, and goes on with buffers
-/// that were never written.
+/// The default device of a [`Backend`]. From here on, a panic of any thread, such as burn's for a
+/// missing driver, ends the program with a message and exit code 1: burn would catch it and
+/// continue with buffers that were never written.
 pub fn default_device<D: Default>() -> D {
     std::panic::set_hook(Box::new(|info| {
         match info.payload_as_str() {
@@ -37,7 +37,7 @@ pub fn default_device<D: Default>() -> D {
     D::default()
 }
 
-/// The folder of a model that the program carries: `scenes` or `scenes-ddpm`.
+/// The folder of a built-in model: `scenes` or `scenes-ddpm`.
 pub fn shipped_model(name: &str) -> String {
     format!(
         "{}/../diffuse-cli/assets/{name}",

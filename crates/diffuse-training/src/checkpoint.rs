@@ -1,5 +1,4 @@
-//! What a run needs to go on: weights, averaged weights, the optimizer's state, and the number of
-//! steps taken.
+//! The state of a run: weights, averaged weights, the optimizer's state, and the number of steps.
 
 use std::fs;
 use std::path::Path;
@@ -21,7 +20,7 @@ pub struct Checkpoint<B: AutodiffBackend, M: AutodiffModule<B>, O> {
 }
 
 impl<B: AutodiffBackend, M: AutodiffModule<B>, O: Optimizer<M, B>> Checkpoint<B, M, O> {
-    /// Reads the checkpoint in a run's folder; without one, the run begins with these weights.
+    /// Reads the checkpoint in a run's folder; without one, the run starts from these weights.
     pub fn resume(folder: &Path, model: M, optimizer: O, device: &B::Device) -> Result<Self> {
         let folder = folder.join("checkpoint");
         let Ok(step) = fs::read_to_string(folder.join("step")) else {

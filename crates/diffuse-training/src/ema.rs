@@ -1,5 +1,4 @@
-//! An exponential moving average of a model's weights, which samples better than the weights
-//! themselves.
+//! An exponential moving average of a model's weights, which makes better samples.
 
 use std::collections::VecDeque;
 

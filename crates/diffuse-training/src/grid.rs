@@ -1,4 +1,4 @@
-//! Between images and tensors, and many images on one sheet.
+//! Conversion of images to tensors, and a grid of images.
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use image::{RgbImage, imageops};

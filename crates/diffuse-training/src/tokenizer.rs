@@ -11,14 +11,14 @@ use tokenizers::{Model, Trainer};
 
 const END_OF_WORD: &str = "</w>";
 
-/// Learns `merges` pairs from texts and writes a tokenizer's folder. Texts are encoded to at most
+/// Trains `merges` merges on texts, and writes the folder of a tokenizer. Texts have at most
 /// `max_length` ids.
 ///
 /// # Errors
 /// If a file cannot be written.
 pub fn train(texts: &[String], merges: usize, max_length: usize, folder: &Path) -> Result<()> {
-    // CLIP's vocabulary begins with all bytes, in the order of the characters that stand for them,
-    // then the same at a word's end, so that any text can be encoded.
+    // CLIP's vocabulary begins with all bytes, in the order of their characters, and the same with
+    // the end-of-word mark, so that any text can be encoded.
     let bytes = byte_characters();
     let mut vocabulary: Vec<String> = bytes.iter().map(char::to_string).collect();
     vocabulary.extend(bytes.iter().map(|byte| format!("{byte}{END_OF_WORD}")));
@@ -43,7 +43,7 @@ pub fn train(texts: &[String], merges: usize, max_length: usize, folder: &Path) 
         .train(&mut model)
         .map_err(|error| anyhow!("{error}"))?;
 
-    // In the order in which they were learned, which is that of their ids.
+    // In the order of training, which is that of their ids.
     let mut learned: Vec<(String, u32)> = model
         .get_vocab()
         .into_iter()
@@ -108,8 +108,8 @@ pub fn train(texts: &[String], merges: usize, max_length: usize, folder: &Path) 
     Ok(())
 }
 
-/// The characters that stand for the 256 bytes in vocabularies (Radford et al. 2019): printable
-/// bytes for themselves, the others shifted out of the way.
+/// The characters of the 256 bytes in vocabularies (Radford et al. 2019): printable bytes are
+/// themselves, the others are shifted beyond them.
 fn byte_characters() -> Vec<char> {
     let is_printable = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let printable = (0..256).filter(|byte| is_printable(*byte));

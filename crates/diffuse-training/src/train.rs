@@ -1,8 +1,7 @@
-//! Training on any backend that burn differentiates on: steps, averaged weights, checkpoints and a
-//! log.
+//! The training loop for any backend with gradients: steps, averaged weights, checkpoints, a log.
 //!
-//! Every step draws its own random numbers from the seed and the step's number, so a run that is
-//! stopped and goes on from its checkpoint sees the same data as one that is not.
+//! The random numbers of a step depend only on the seed and the step, so a run that continues from
+//! its checkpoint sees the same data as an uninterrupted one.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -21,24 +20,22 @@ use serde_json::Value;
 use crate::checkpoint::Checkpoint;
 use crate::ema;
 
-/// What every training program takes.
+/// The options of every training program.
 #[derive(Debug, Clone, Args)]
 pub struct Settings {
-    /// Folder for checkpoint, log and sample images; a run goes on from the checkpoint that it
-    /// finds there
+    /// Folder for checkpoint, log and sample images; a run continues from the checkpoint in it
     #[arg(long, default_value = "training")]
     pub folder: PathBuf,
-    /// Number of steps, of which the learning rate knows: it falls along a cosine to zero at the
-    /// last
+    /// Number of steps; the learning rate follows a cosine to zero at the last one
     #[arg(long)]
     pub steps: usize,
-    /// Scenes a step
+    /// Batch size
     #[arg(long)]
     pub batch: usize,
-    /// The learning rate after the first steps
+    /// Learning rate after the warm-up
     #[arg(long, default_value_t = 1e-3)]
     pub learning_rate: f64,
-    /// Where random numbers start
+    /// Seed of the random numbers
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Steps between sample images
@@ -50,7 +47,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Steps in which the learning rate rises.
+    /// Warm-up steps of the learning rate.
     const WARM_UP: usize = 200;
 
     /// The learning rate of a step.
@@ -61,9 +58,9 @@ impl Settings {
         self.learning_rate * warm_up * cosine
     }
 
-    /// Where a step's random numbers start.
+    /// The seed of a step's random numbers.
     pub fn step_seed(&self, step: usize) -> u64 {
-        // Far enough apart for different seeds not to meet.
+        // Far apart, so that the steps of different seeds have different seeds.
         (self.seed << 32) + step as u64
     }
 }
@@ -71,15 +68,15 @@ impl Settings {
 /// A loss, and its parts by name for the log.
 pub type Loss<B> = (Tensor<B, 1>, Vec<(&'static str, Tensor<B, 1>)>);
 
-/// What a training program learns.
+/// A training task.
 pub trait Task<B: AutodiffBackend> {
-    /// The weights that are learned.
+    /// The trained weights.
     type Model: AutodiffModule<B>;
 
     /// The loss of a step, and its parts by name for the log.
     fn loss(&self, model: &Self::Model, seed: u64) -> Result<Loss<B>>;
 
-    /// Makes an image of what averaged weights can do.
+    /// Makes a sample image with averaged weights.
     fn sample(
         &self,
         model: <Self::Model as AutodiffModule<B>>::InnerModule,
@@ -100,7 +97,7 @@ pub fn train<B: AutodiffBackend, T: Task<B>>(
     fs::create_dir_all(folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
     let optimizer = AdamWConfig::new()
         .with_beta_2(0.99)
-        // Gradients of a text encoder are so small that burn's default would drown them.
+        // burn's default is too large for the small gradients of a text encoder.
         .with_epsilon(1e-8)
         .with_weight_decay(0.01)
         .with_grad_clipping(Some(GradientClippingConfig::Norm(1.0)))
@@ -115,7 +112,7 @@ pub fn train<B: AutodiffBackend, T: Task<B>>(
         let gradients = GradientsParams::from_grads(loss.backward(), &state.model);
         let rate = settings.learning_rate(step);
         state.model = state.optimizer.step(rate, state.model, gradients);
-        // Early weights are forgotten soon, later ones over a thousand steps.
+        // Averages few steps at the beginning, and about a thousand later.
         let decay = ((step + 1) as f64 / (step + 10) as f64).min(0.999);
         state.average = ema::update::<B, _>(state.average, &state.model, decay);
         state.step += 1;
@@ -134,16 +131,16 @@ pub fn train<B: AutodiffBackend, T: Task<B>>(
     Ok(state.average)
 }
 
-/// Fresh weights times a factor, which are learned like any other.
+/// Initial weights times a factor, as trainable parameters.
 pub fn scaled<B: Backend, const D: usize>(
     weight: Param<Tensor<B, D>>,
     factor: f64,
 ) -> Param<Tensor<B, D>> {
-    // What is computed from a weight is no weight itself, and would stay as it is.
+    // The result of a computation is no parameter, and would not be trained.
     weight.map(|weight| (weight * factor).detach().require_grad())
 }
 
-/// Writes the configurations of a pipeline's folder, by their names in it.
+/// Writes the configuration files of a pipeline's folder, by name.
 pub fn write_configs(folder: &Path, configs: [(&str, Value); 2]) -> Result<()> {
     for (name, config) in configs {
         let path = folder.join(name);
@@ -162,8 +159,8 @@ struct Log {
 }
 
 impl Log {
-    /// Continues the log of a run that has taken `step` steps: later lines are of steps that will
-    /// be taken again.
+    /// Continues the log of a run after `step` steps; later lines are removed, since these steps
+    /// will be repeated.
     fn open(folder: &Path, step: usize) -> Result<Self> {
         let path = folder.join("log.csv");
         if let Ok(text) = fs::read_to_string(&path) {
@@ -237,7 +234,7 @@ mod tests {
 
     type B = burn::backend::Autodiff<Flex>;
 
-    /// The noise in an image that is always the same.
+    /// The noise in a constant image.
     struct Noise {
         fails_at: Option<u64>,
     }
@@ -276,7 +273,7 @@ mod tests {
             ..UNet2DConfig::default()
         };
         let device = Default::default();
-        // The same fresh weights for both runs.
+        // The same initial weights for both runs.
         let start = folder.join("start");
         if !start.exists() {
             UNet2DModel::<B>::from_config(&config, &device).save_pretrained(&start)?;

@@ -1,5 +1,5 @@
-//! What both UNets share: levels down, a middle, levels up with skip connections (Ronneberger et
-//! al. 2015, <https://arxiv.org/abs/1505.04597>).
+//! The parts that both UNets share: down blocks, a middle block, and up blocks with skip
+//! connections (Ronneberger et al. 2015, <https://arxiv.org/abs/1505.04597>).
 
 use burn::tensor::{Tensor, backend::Backend};
 use diffuse_nn::config::{ConfigError, MAX_CHANNELS, MAX_LAYERS, MAX_LEVELS, check_size};
@@ -8,11 +8,11 @@ use diffuse_nn::{
     SpatialAttentionConfig, TimeScaleShift, UpBlock2D, UpBlock2DConfig, ops,
 };
 
-/// Numbers that describe the levels of a UNet.
+/// The sizes of the resolution levels of a UNet.
 pub(crate) struct Levels<'a> {
-    /// Channels of each level, from the first down.
+    /// Channels of each level, from the highest resolution.
     pub channels: &'a [usize],
-    /// Residual blocks of each level on the way down; there is one more on the way up.
+    /// Residual blocks of each down block; an up block has one more.
     pub layers: Vec<usize>,
     pub time_embed_dim: usize,
     pub norm_num_groups: usize,
@@ -22,7 +22,7 @@ pub(crate) struct Levels<'a> {
 }
 
 impl Levels<'_> {
-    /// A residual block of this network.
+    /// The configuration of a residual block.
     pub fn resnet(&self, in_channels: usize, out_channels: usize) -> ResnetBlock2DConfig {
         ResnetBlock2DConfig::new(
             in_channels,
@@ -34,7 +34,7 @@ impl Levels<'_> {
         .with_time_scale_shift(self.time_scale_shift)
     }
 
-    /// The way down; `attention(level)` is what follows each residual block of a level.
+    /// The down blocks; `attention(level)` follows each residual block of a level.
     pub fn down_blocks<B: Backend>(
         &self,
         attention: impl Fn(usize) -> Option<SpatialAttentionConfig>,
@@ -55,8 +55,8 @@ impl Levels<'_> {
             .collect()
     }
 
-    /// The way up, from the last level; `attention(index, level)` gets the position among the
-    /// blocks, too.
+    /// The up blocks, from the lowest resolution; `attention(index, level)` also gets the index of
+    /// the block.
     pub fn up_blocks<B: Backend>(
         &self,
         attention: impl Fn(usize, usize) -> Option<SpatialAttentionConfig>,
@@ -69,7 +69,7 @@ impl Levels<'_> {
             .map(|(index, level)| {
                 let channels = self.channels[level];
                 let below = self.channels[(level + 1).min(last)];
-                // The last skip connection of a level comes from the level above.
+                // The last skip connection of a level comes from the next higher resolution.
                 let mut skip_channels = vec![channels; self.layers[level]];
                 skip_channels.push(self.channels[level.saturating_sub(1)]);
                 UpBlock2DConfig {
@@ -84,7 +84,7 @@ impl Levels<'_> {
     }
 }
 
-/// Checks of the numbers that both configurations have.
+/// Checks of the sizes that both configurations have.
 pub(crate) fn validate_levels(
     class: &'static str,
     channels: &[usize],
@@ -144,7 +144,7 @@ impl<B: Backend> Network<'_, B> {
         context: Option<&Tensor<B, 3>>,
     ) -> Tensor<B, 4> {
         ops::on_worker::<B, _>(move || {
-            // Each residual block would else compute it.
+            // Once for all residual blocks.
             let temb = &Activation::Silu.forward(temb.clone());
             let mut x = self.conv_in.forward(sample);
             let mut skips = vec![x.clone()];

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::levels::{Levels, Network, validate_levels};
 
-/// A level on the way down.
+/// The type of a down block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UNet2DDownBlock {
     /// Residual blocks.
@@ -32,14 +32,14 @@ impl UNet2DDownBlock {
     }
 }
 
-/// The level at the bottom.
+/// The type of the middle block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UNet2DMidBlock {
     /// Two residual blocks with self-attention between them.
     UNetMidBlock2D,
 }
 
-/// A level on the way up.
+/// The type of an up block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UNet2DUpBlock {
     /// Residual blocks.
@@ -57,7 +57,7 @@ impl UNet2DUpBlock {
     }
 }
 
-/// What a [`UNet2DModel`]'s `config.json` holds; defaults are the reference's.
+/// The `config.json` of a [`UNet2DModel`], with Diffusers' defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UNet2DConfig {
@@ -67,27 +67,27 @@ pub struct UNet2DConfig {
     pub in_channels: usize,
     /// Channels of the output.
     pub out_channels: usize,
-    /// Whether inputs in `[0, 1]` are moved to `[-1, 1]`.
+    /// Whether inputs in `[0, 1]` are scaled to `[-1, 1]`.
     pub center_input_sample: bool,
-    /// Length of the time embedding; four times the first level's channels by default.
+    /// Size of the time embedding; four times the first level's channels by default.
     pub time_embedding_dim: Option<usize>,
     /// Shift of the sinusoidal embedding's frequencies.
     pub freq_shift: f64,
-    /// Cosines before sines.
+    /// Whether cosines precede sines in the time embedding.
     pub flip_sin_to_cos: bool,
-    /// Levels on the way down.
+    /// Types of the down blocks.
     pub down_block_types: Vec<UNet2DDownBlock>,
-    /// The middle; null for none.
+    /// Type of the middle block; null for none.
     pub mid_block_type: Option<UNet2DMidBlock>,
-    /// Levels on the way up, from the last.
+    /// Types of the up blocks, from the lowest resolution.
     pub up_block_types: Vec<UNet2DUpBlock>,
-    /// Channels of each level.
+    /// Channels of each resolution level.
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks of each level on the way down.
+    /// Residual blocks of each down block.
     pub layers_per_block: usize,
-    /// The results of the middle's blocks are divided by it.
+    /// Divisor of the outputs of the middle block's parts.
     pub mid_block_scale_factor: f64,
-    /// Padding where the size is halved: one on each side, or zero for below and right only.
+    /// Padding of downsampling convolutions: 1 on each side, or 0 for below and right only.
     pub downsample_padding: usize,
     /// Activation function.
     pub act_fn: Activation,
@@ -95,13 +95,13 @@ pub struct UNet2DConfig {
     pub attention_head_dim: Option<usize>,
     /// Groups of all norms.
     pub norm_num_groups: usize,
-    /// Groups of the norm before the middle's attention, if not `norm_num_groups`.
+    /// Groups of the norm before the middle block's attention, if not `norm_num_groups`.
     pub attn_norm_num_groups: Option<usize>,
     /// Epsilon of all norms.
     pub norm_eps: f64,
-    /// How residual blocks take the time embedding.
+    /// How residual blocks use the time embedding.
     pub resnet_time_scale_shift: TimeScaleShift,
-    /// Whether the middle has attention.
+    /// Whether the middle block has attention.
     pub add_attention: bool,
 }
 
@@ -235,7 +235,7 @@ impl UNet2DConfig {
             .unwrap_or(4 * self.block_out_channels[0])
     }
 
-    /// Channels of each place that may have attention, and whether it has.
+    /// Channels of each block that may have attention, and whether it has.
     fn attending_levels(&self) -> impl Iterator<Item = (usize, bool)> {
         let channels = &self.block_out_channels;
         let down = channels.iter().zip(&self.down_block_types);
@@ -255,7 +255,7 @@ impl UNet2DConfig {
             .with_norm_eps(self.norm_eps)
     }
 
-    /// A model with fresh weights, which are drawn when they are first used.
+    /// A model with random weights, which are drawn at their first use.
     ///
     /// # Panics
     /// If the configuration is not [valid](ModelConfig::validate).
@@ -275,7 +275,7 @@ impl UNet2DConfig {
             attends.then_some(SpatialAttentionConfig::Image(config))
         };
         let bottom = *channels.last().expect("a UNet has levels");
-        // The reference leaves this norm out for blocks that scale and shift.
+        // Diffusers has no such norm in blocks that scale and shift.
         let mid_groups = self.attn_norm_num_groups.or_else(|| {
             let plain = self.resnet_time_scale_shift == TimeScaleShift::Default;
             plain.then_some(self.norm_num_groups)
@@ -325,23 +325,23 @@ impl UNet2DConfig {
     }
 }
 
-/// A UNet that predicts, from a noisy image and its timestep, the noise in it (or what the
-/// scheduler's `prediction_type` says).
+/// The UNet of DDPM. It predicts the noise in an image, or another target (the scheduler's
+/// `prediction_type`), from the image and its timestep.
 #[derive(Module, Debug)]
 pub struct UNet2DModel<B: Backend> {
-    /// From the image to the first level's channels.
+    /// Input convolution, to the first level's channels.
     pub conv_in: Conv2d<B>,
-    /// From the sinusoidal embedding to the one that blocks take.
+    /// MLP of the sinusoidal time embedding.
     pub time_embedding: TimestepEmbedding<B>,
-    /// The way down.
+    /// Down blocks.
     pub down_blocks: Vec<DownBlock2D<B>>,
-    /// The bottom.
+    /// Middle block.
     pub mid_block: Option<MidBlock2D<B>>,
-    /// The way up.
+    /// Up blocks.
     pub up_blocks: Vec<UpBlock2D<B>>,
-    /// The norm before the output.
+    /// Norm before the output convolution.
     pub conv_norm_out: GroupNorm<B>,
-    /// To the image's channels.
+    /// Output convolution, to the channels of the image.
     pub conv_out: Conv2d<B>,
     #[module(skip)]
     config: UNet2DConfig,
@@ -364,11 +364,11 @@ impl<B: Backend> Pretrained<B> for UNet2DModel<B> {
 }
 
 impl<B: Backend> UNet2DModel<B> {
-    /// Predicts.
+    /// The prediction for a batch.
     ///
     /// # Shapes
     /// - `sample`: `[batch, in_channels, height, width]`, sides multiples of `2^(levels - 1)`
-    /// - `timestep`: in `0..num_train_timesteps`, one for all or one a batch row
+    /// - `timestep`: in `0..num_train_timesteps`, one for all or one for each batch row
     /// - output: `[batch, out_channels, height, width]`
     pub fn forward(&self, sample: Tensor<B, 4>, timestep: impl Into<Timestep>) -> Tensor<B, 4> {
         let sample = if self.config.center_input_sample {

@@ -16,12 +16,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::levels::{Levels, Network, validate_levels};
 
-/// A level on the way down.
+/// The type of a down block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UNet2DConditionDownBlock {
     /// Residual blocks.
     DownBlock2D,
-    /// Residual blocks, each followed by a transformer that sees the text.
+    /// Residual blocks, each followed by a transformer that is conditioned on the text.
     CrossAttnDownBlock2D,
 }
 
@@ -35,19 +35,19 @@ impl UNet2DConditionDownBlock {
     }
 }
 
-/// The level at the bottom.
+/// The type of the middle block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UNet2DConditionMidBlock {
     /// Two residual blocks with a transformer between them.
     UNetMidBlock2DCrossAttn,
 }
 
-/// A level on the way up.
+/// The type of an up block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UNet2DConditionUpBlock {
     /// Residual blocks.
     UpBlock2D,
-    /// Residual blocks, each followed by a transformer that sees the text.
+    /// Residual blocks, each followed by a transformer that is conditioned on the text.
     CrossAttnUpBlock2D,
 }
 
@@ -61,11 +61,11 @@ impl UNet2DConditionUpBlock {
     }
 }
 
-/// What a [`UNet2DConditionModel`]'s `config.json` holds; defaults are the reference's.
+/// The `config.json` of a [`UNet2DConditionModel`], with Diffusers' defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UNet2DConditionConfig {
-    /// Version of the reference that wrote the file.
+    /// Version of Diffusers that wrote the file.
     #[serde(rename = "_diffusers_version", skip_serializing_if = "Option::is_none")]
     pub diffusers_version: Option<String>,
     /// Height and width of the latents.
@@ -74,25 +74,25 @@ pub struct UNet2DConditionConfig {
     pub in_channels: usize,
     /// Channels of the output.
     pub out_channels: usize,
-    /// Whether inputs in `[0, 1]` are moved to `[-1, 1]`.
+    /// Whether inputs in `[0, 1]` are scaled to `[-1, 1]`.
     pub center_input_sample: bool,
-    /// Cosines before sines.
+    /// Whether cosines precede sines in the time embedding.
     pub flip_sin_to_cos: bool,
     /// Shift of the sinusoidal embedding's frequencies.
     pub freq_shift: f64,
-    /// Levels on the way down.
+    /// Types of the down blocks.
     pub down_block_types: Vec<UNet2DConditionDownBlock>,
-    /// The middle; null for none.
+    /// Type of the middle block; null for none.
     pub mid_block_type: Option<UNet2DConditionMidBlock>,
-    /// Levels on the way up, from the last.
+    /// Types of the up blocks, from the lowest resolution.
     pub up_block_types: Vec<UNet2DConditionUpBlock>,
-    /// Channels of each level.
+    /// Channels of each resolution level.
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks of each level on the way down.
+    /// Residual blocks of each down block.
     pub layers_per_block: PerLevel<usize>,
-    /// Padding where the size is halved: one on each side, or zero for below and right only.
+    /// Padding of downsampling convolutions: 1 on each side, or 0 for below and right only.
     pub downsample_padding: usize,
-    /// The results of the middle's residual blocks are divided by it.
+    /// Divisor of the outputs of the middle block's residual blocks.
     pub mid_block_scale_factor: f64,
     /// Activation function.
     pub act_fn: Activation,
@@ -100,19 +100,19 @@ pub struct UNet2DConditionConfig {
     pub norm_num_groups: usize,
     /// Epsilon of the residual blocks' norms.
     pub norm_eps: f64,
-    /// Length of the text embeddings.
+    /// Size of the text embeddings.
     pub cross_attention_dim: PerLevel<usize>,
     /// Transformer blocks in each transformer.
     pub transformer_layers_per_block: PerLevel<usize>,
-    /// *Number* of attention heads: the reference keeps the key's wrong name for old files' sake.
+    /// *Number* of attention heads: Diffusers keeps the key's wrong name for old files.
     pub attention_head_dim: PerLevel<usize>,
-    /// Linear layers instead of 1x1 convolutions at both ends of each transformer.
+    /// Whether transformers have linear layers, not 1x1 convolutions, at both ends.
     pub use_linear_projection: bool,
-    /// How residual blocks take the time embedding.
+    /// How residual blocks use the time embedding.
     pub resnet_time_scale_shift: TimeScaleShift,
-    /// Length of the time embedding; four times the first level's channels by default.
+    /// Size of the time embedding; four times the first level's channels by default.
     pub time_embedding_dim: Option<usize>,
-    /// Length of the guidance embedding of distilled networks.
+    /// Size of the guidance embedding of distilled networks.
     pub time_cond_proj_dim: Option<usize>,
 }
 
@@ -158,7 +158,7 @@ impl Default for UNet2DConditionConfig {
     }
 }
 
-/// The per-level lists of a configuration, written out.
+/// The per-level lists of a configuration, with one entry for each level.
 struct PerLevelValues {
     layers: Vec<usize>,
     heads: Vec<usize>,
@@ -263,7 +263,7 @@ impl UNet2DConditionConfig {
             .unwrap_or(4 * self.block_out_channels.first().copied().unwrap_or(0))
     }
 
-    /// Channels and number of heads of each level that has a transformer.
+    /// Channels and number of heads of each block with a transformer.
     fn attending_levels<'a>(
         &'a self,
         heads: &'a [usize],
@@ -297,7 +297,7 @@ impl UNet2DConditionConfig {
         })
     }
 
-    /// A model with fresh weights, which are drawn when they are first used.
+    /// A model with random weights, which are drawn at their first use.
     ///
     /// # Panics
     /// If the configuration is not [valid](ModelConfig::validate).
@@ -367,23 +367,23 @@ impl UNet2DConditionConfig {
     }
 }
 
-/// A UNet that predicts, from noisy latents, their timestep and a text, the noise in them (or what
-/// the scheduler's `prediction_type` says).
+/// The UNet of Stable Diffusion. It predicts the noise in latents, or another target (the
+/// scheduler's `prediction_type`), from the latents, their timestep and a text.
 #[derive(Module, Debug)]
 pub struct UNet2DConditionModel<B: Backend> {
-    /// From the latents to the first level's channels.
+    /// Input convolution, to the first level's channels.
     pub conv_in: Conv2d<B>,
-    /// From the sinusoidal embedding to the one that blocks take.
+    /// MLP of the sinusoidal time embedding.
     pub time_embedding: TimestepEmbedding<B>,
-    /// The way down.
+    /// Down blocks.
     pub down_blocks: Vec<DownBlock2D<B>>,
-    /// The bottom.
+    /// Middle block.
     pub mid_block: Option<MidBlock2D<B>>,
-    /// The way up.
+    /// Up blocks.
     pub up_blocks: Vec<UpBlock2D<B>>,
-    /// The norm before the output.
+    /// Norm before the output convolution.
     pub conv_norm_out: GroupNorm<B>,
-    /// To the latents' channels.
+    /// Output convolution, to the channels of the latents.
     pub conv_out: Conv2d<B>,
     #[module(skip)]
     config: UNet2DConditionConfig,
@@ -402,11 +402,11 @@ impl<B: Backend> Pretrained<B> for UNet2DConditionModel<B> {
 }
 
 impl<B: Backend> UNet2DConditionModel<B> {
-    /// Predicts.
+    /// The prediction for a batch.
     ///
     /// # Shapes
     /// - `sample`: `[batch, in_channels, height, width]`
-    /// - `timestep`: in `0..num_train_timesteps`, one for all or one a batch row
+    /// - `timestep`: in `0..num_train_timesteps`, one for all or one for each batch row
     /// - `encoder_hidden_states`: `[batch, text tokens, cross_attention_dim]`
     /// - output: `[batch, out_channels, height, width]`
     pub fn forward(
@@ -418,8 +418,8 @@ impl<B: Backend> UNet2DConditionModel<B> {
         self.forward_guided(sample, timestep, encoder_hidden_states, None)
     }
 
-    /// [`forward`](Self::forward) of a network with `time_cond_proj_dim`, which takes the guidance
-    /// scale as an input.
+    /// [`forward`](Self::forward) of a network with `time_cond_proj_dim`, which is conditioned on
+    /// the guidance scale.
     pub fn forward_guided(
         &self,
         sample: Tensor<B, 4>,

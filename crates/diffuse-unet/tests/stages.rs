@@ -1,4 +1,4 @@
-//! Every block of both UNets against the reference's values.
+//! Every block of both UNets against values recorded from Diffusers.
 
 use burn::tensor::{Tensor, TensorData, activation::silu, backend::Backend};
 use burn_flex::Flex;
@@ -6,7 +6,7 @@ use burn_ndarray::NdArray;
 use diffuse_testing::{Values, assert_stage, reference};
 use diffuse_unet::{LoadOptions, Pretrained, Timestep, UNet2DConditionModel, UNet2DModel};
 
-/// The first batch row, which is what blocks are recorded of.
+/// The first batch row: blocks are recorded for it only.
 fn first_row<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Tensor<B, D> {
     x.clone().narrow(0, 0, 1)
 }
@@ -42,7 +42,7 @@ fn check_unet_2d<B: Backend>(folder: &str, stage: &str) {
     };
     let temb = unet.embed_time(&sample, &timestep);
     check_block(&values, "time_embedding", &temb);
-    // Blocks take it after its activation.
+    // Blocks use it after its activation.
     let temb = silu(temb);
     let mut x = unet.conv_in.forward(centered);
     let mut skips = vec![x.clone()];
@@ -76,7 +76,7 @@ fn check_unet_2d_condition<B: Backend>(folder: &str, stage: &str) {
     let mut timestep = timesteps(&values, sample.dims()[0]);
     let mut expected = values.data("output");
 
-    // Networks that take the guidance scale are recorded with this one in the first row.
+    // Networks conditioned on the guidance scale are recorded with this one in the first row.
     let guidance = unet.config().time_cond_proj_dim.map(|_| 7.5);
     if guidance.is_some() {
         (sample, context) = (first_row(&sample), first_row(&context));
@@ -86,7 +86,7 @@ fn check_unet_2d_condition<B: Backend>(folder: &str, stage: &str) {
 
     let temb = unet.embed_time(&sample, &timestep, guidance);
     check_block(&values, "time_embedding", &temb);
-    // Blocks take it after its activation.
+    // Blocks use it after its activation.
     let temb = silu(temb);
     let mut x = unet.conv_in.forward(sample.clone());
     check_block(&values, "conv_in", &x);
@@ -108,7 +108,7 @@ fn check_unet_2d_condition<B: Backend>(folder: &str, stage: &str) {
     assert_stage("output", output, &expected);
 }
 
-/// Whether the set has a stage: those of unusual configurations are only in the set that lies here.
+/// Whether a stage is recorded: unusual configurations are only in the folder of this repository.
 fn recorded(stage: &str) -> bool {
     let found = reference().join(stage).is_file();
     assert!(

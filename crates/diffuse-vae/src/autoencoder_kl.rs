@@ -18,35 +18,35 @@ use serde::{Deserialize, Serialize};
 
 use crate::DiagonalGaussian;
 
-/// A level of the encoder.
+/// The type of an encoder block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AutoencoderKLDownBlock {
     /// Residual blocks.
     DownEncoderBlock2D,
 }
 
-/// A level of the decoder.
+/// The type of a decoder block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AutoencoderKLUpBlock {
     /// Residual blocks.
     UpDecoderBlock2D,
 }
 
-/// What an [`AutoencoderKL`]'s `config.json` holds; defaults are the reference's.
+/// The `config.json` of an [`AutoencoderKL`], with Diffusers' defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AutoencoderKLConfig {
-    /// Channels of the images that are encoded.
+    /// Channels of the encoder's input.
     pub in_channels: usize,
-    /// Channels of the images that are decoded.
+    /// Channels of the decoder's output.
     pub out_channels: usize,
-    /// Levels of the encoder.
+    /// Types of the encoder blocks.
     pub down_block_types: Vec<AutoencoderKLDownBlock>,
-    /// Levels of the decoder.
+    /// Types of the decoder blocks.
     pub up_block_types: Vec<AutoencoderKLUpBlock>,
-    /// Channels of each level, from the image down.
+    /// Channels of each resolution level, from the highest.
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks of each encoder level; a decoder level has one more.
+    /// Residual blocks of each encoder block; a decoder block has one more.
     pub layers_per_block: usize,
     /// Activation function.
     pub act_fn: Activation,
@@ -54,15 +54,15 @@ pub struct AutoencoderKLConfig {
     pub latent_channels: usize,
     /// Groups of all norms.
     pub norm_num_groups: usize,
-    /// Height and width of the images it was trained on.
+    /// Height and width of the training images.
     pub sample_size: SampleSize,
-    /// Latents are multiplied by it for the UNet, so that they have about unit variance.
+    /// Factor that gives the latents about unit variance, for the UNet.
     pub scaling_factor: f64,
     /// Whether a 1x1 convolution follows the encoder.
     pub use_quant_conv: bool,
     /// Whether a 1x1 convolution precedes the decoder.
     pub use_post_quant_conv: bool,
-    /// Whether the middles have attention.
+    /// Whether the middle blocks have attention.
     pub mid_block_add_attention: bool,
 }
 
@@ -152,10 +152,10 @@ impl ModelConfig for AutoencoderKLConfig {
 }
 
 impl AutoencoderKLConfig {
-    /// All norms of this network.
+    /// The configuration of a norm.
     const NORM_EPS: f64 = 1e-6;
 
-    /// Pixels a latent position stands for, in each direction: 8 for Stable Diffusion v1.
+    /// Pixels per latent position in each direction: 8 for Stable Diffusion v1.
     pub fn downscale(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
     }
@@ -165,7 +165,7 @@ impl AutoencoderKLConfig {
         ResnetBlock2DConfig::new(in_channels, out_channels, groups, Self::NORM_EPS)
     }
 
-    /// Channels of the bottom level.
+    /// Channels of the lowest resolution level.
     fn bottom(&self) -> usize {
         *self.block_out_channels.last().expect("there are levels")
     }
@@ -233,7 +233,7 @@ impl AutoencoderKLConfig {
             .init(device)
     }
 
-    /// A model with fresh weights, which are drawn when they are first used.
+    /// A model with random weights, which are drawn at their first use.
     ///
     /// # Panics
     /// If the configuration is not [valid](ModelConfig::validate).
@@ -257,18 +257,18 @@ fn conv3x3<B: Backend>(channels: [usize; 2], device: &B::Device) -> Conv2d<B> {
     Conv2dConfig::new(channels, 3).with_padding(1).init(device)
 }
 
-/// From an image to the moments of its latents.
+/// The encoder: from an image to the moments of its latents.
 #[derive(Module, Debug)]
 pub struct Encoder<B: Backend> {
-    /// From the image to the first level's channels.
+    /// Input convolution, to the first level's channels.
     pub conv_in: Conv2d<B>,
-    /// The way down.
+    /// Down blocks.
     pub down_blocks: Vec<DownBlock2D<B>>,
-    /// The bottom.
+    /// Middle block.
     pub mid_block: MidBlock2D<B>,
-    /// The norm before the output.
+    /// Norm before the output convolution.
     pub conv_norm_out: GroupNorm<B>,
-    /// To means and logarithms of variances.
+    /// Output convolution, to means and logarithms of variances.
     pub conv_out: Conv2d<B>,
 }
 
@@ -286,18 +286,18 @@ impl<B: Backend> Encoder<B> {
     }
 }
 
-/// From latents to an image.
+/// The decoder: from latents to an image.
 #[derive(Module, Debug)]
 pub struct Decoder<B: Backend> {
-    /// From the latents to the bottom level's channels.
+    /// Input convolution, to the lowest level's channels.
     pub conv_in: Conv2d<B>,
-    /// The bottom.
+    /// Middle block.
     pub mid_block: MidBlock2D<B>,
-    /// The way up.
+    /// Up blocks.
     pub up_blocks: Vec<UpBlock2D<B>>,
-    /// The norm before the output.
+    /// Norm before the output convolution.
     pub conv_norm_out: GroupNorm<B>,
-    /// To the image's channels.
+    /// Output convolution, to the channels of the image.
     pub conv_out: Conv2d<B>,
 }
 
@@ -317,13 +317,13 @@ impl<B: Backend> Decoder<B> {
 /// The variational autoencoder of Stable Diffusion.
 #[derive(Module, Debug)]
 pub struct AutoencoderKL<B: Backend> {
-    /// From an image to the moments of its latents.
+    /// The encoder: from an image to the moments of its latents.
     pub encoder: Encoder<B>,
-    /// From latents to an image.
+    /// The decoder: from latents to an image.
     pub decoder: Decoder<B>,
-    /// After the encoder.
+    /// 1x1 convolution after the encoder.
     pub quant_conv: Option<Conv2d<B>>,
-    /// Before the decoder.
+    /// 1x1 convolution before the decoder.
     pub post_quant_conv: Option<Conv2d<B>>,
     #[module(skip)]
     config: AutoencoderKLConfig,
@@ -346,7 +346,7 @@ impl<B: Backend> Pretrained<B> for AutoencoderKL<B> {
 }
 
 impl<B: Backend> AutoencoderKL<B> {
-    /// The distribution of an image's latents, not yet multiplied by `scaling_factor`.
+    /// The distribution of an image's latents, not multiplied by `scaling_factor`.
     ///
     /// # Shapes
     /// - `image`: `[batch, in_channels, height, width]` in `[-1, 1]`, sides multiples of 8
@@ -359,7 +359,7 @@ impl<B: Backend> AutoencoderKL<B> {
         })
     }
 
-    /// The image of latents, which are already divided by `scaling_factor`.
+    /// The image of latents, which have been divided by `scaling_factor`.
     ///
     /// # Shapes
     /// - `latents`: `[batch, latent_channels, height, width]`

@@ -1,7 +1,6 @@
 use burn::tensor::{Tensor, backend::Backend};
 
-/// The distribution of latents that an encoder describes: independent normal distributions, one a
-/// value.
+/// The distribution of latents: an independent normal distribution for each value.
 #[derive(Debug, Clone)]
 pub struct DiagonalGaussian<B: Backend> {
     /// `[batch, latent_channels, height / 8, width / 8]`
@@ -11,8 +10,8 @@ pub struct DiagonalGaussian<B: Backend> {
 }
 
 impl<B: Backend> DiagonalGaussian<B> {
-    /// From the encoder's output, means before logarithms of variances: `[batch, 2 ·
-    /// latent_channels, ..]`.
+    /// From the encoder's output, means followed by logarithms of variances:
+    /// `[batch, 2 · latent_channels, ..]`.
     ///
     /// # Panics
     /// If the number of channels is odd.

@@ -1,4 +1,4 @@
-//! The autoencoder against the reference's values.
+//! The autoencoder against values recorded from Diffusers.
 
 use burn::tensor::backend::Backend;
 use burn_flex::Flex;

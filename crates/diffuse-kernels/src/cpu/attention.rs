@@ -1,27 +1,26 @@
 //! Attention in one pass over the keys, without the matrix of all scores ("FlashAttention", Dao et
 //! al. 2022, <https://arxiv.org/abs/2205.14135>, algorithm 1).
 //!
-//! Scores are `k qᵀ`, a row for each key: so everything that is done to scores is done to a line of
-//! queries at once, and the weights made of them are packed for their product with the values.
+//! Scores are computed as `k qᵀ`, a row for each key and a column for each query: softmax works on
+//! vectors of queries, and its weights are already a packed panel for the product with the values.
 
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
-use super::matrix::{Rows, TASKS, in_parts, pack_columns};
+use super::matrix::{Matrix, TASKS_PER_THREAD, pack_columns, split_columns};
 use super::memory::PooledBuffer;
-use super::weights::Weights;
+use super::micro_kernel::{MR, NR, PanelColumn, PanelRow, RegisterBlock, micro_kernel};
+use super::weights::WeightSlice;
 use super::{Values, exp2, tensor, vectorized};
 use crate::Attention;
 
-/// Tiles of queries of a task at most.
-const TILES: usize = 4;
-/// Keys whose scores are held at once: those with a tile's queries stay in the cache next to a
-/// core.
-const KEYS: usize = 128;
+/// Blocks of [`NR`] queries of a task, at most.
+const QUERY_BLOCKS: usize = 4;
+/// Keys of a block: their scores with a block of queries stay in a core's own cache.
+const KEY_BLOCK: usize = 128;
 
-/// Keys, and values of a head, that are packed at once.
-const PACKED: usize = 128;
+/// Keys, or columns of values, that a task packs.
+const PACKED_AT_ONCE: usize = 128;
 
 /// See [`Attention`].
 pub fn attention<B: Backend>(operation: Attention<B>) -> Result<Tensor<B, 3>, Attention<B>> {
@@ -36,30 +35,30 @@ fn attend<B: Backend>(operation: &Attention<B>) -> Option<Tensor<B, 3>> {
         heads,
         causal,
     } = operation;
-    let (heads, is_causal) = (*heads, *causal);
+    let (heads, causal) = (*heads, *causal);
     let shape = query.dims();
     let [batch, tokens, inner] = shape;
     let [_, context, _] = key.dims();
     let fits = [key.dims(), value.dims()] == [[batch, context, inner]; 2]
-        && (context == tokens || !is_causal);
+        && (context == tokens || !causal);
     if !fits || [batch, tokens, inner, context].contains(&0) {
         return None;
     }
     let (query, key, value) = (Values::of(query)?, Values::of(key)?, Values::of(value)?);
     let (mut keys, mut values) = (PooledBuffer::default(), PooledBuffer::default());
-    let heads = Heads::pack(
+    let heads = PackedHeads::pack(
         [key.as_slice(), value.as_slice()],
         [batch, context, inner],
         heads,
-        is_causal,
+        causal,
         [&mut keys, &mut values],
     );
     let mut out = PooledBuffer::new(query.as_slice().len());
-    // Some queries, and, where these are few, some of the heads, and fewer queries where heads are
-    // few, too.
-    let tasks = TASKS * rayon::current_num_threads();
-    let of_heads = batch * heads.count * tokens.div_ceil(COLUMNS);
-    let size = (of_heads / tasks).clamp(1, TILES) * COLUMNS;
+    // A task has blocks of queries of all heads; if that makes too few tasks, of some heads; and
+    // fewer blocks if there are few heads.
+    let tasks = TASKS_PER_THREAD * rayon::current_num_threads();
+    let blocks = batch * heads.count * tokens.div_ceil(NR);
+    let size = (blocks / tasks).clamp(1, QUERY_BLOCKS) * NR;
     let splits = tasks.div_ceil(batch * tokens.div_ceil(size));
     let at_once = heads.count.div_ceil(splits);
     let mut tasks = Vec::new();
@@ -68,64 +67,65 @@ fn attend<B: Backend>(operation: &Attention<B>) -> Option<Tensor<B, 3>> {
     for (batch, (query, out)) in batches {
         let groups = query.chunks(size * inner).zip(out.chunks_mut(size * inner));
         for (group, (query, out)) in groups.enumerate() {
-            let parts = in_parts(out.chunks_mut(inner), at_once * heads.d).into_iter();
+            let parts = split_columns(out.chunks_mut(inner), at_once * heads.d).into_iter();
             tasks.extend(parts.enumerate().map(|(part, out)| Task {
                 batch,
                 head: part * at_once,
                 token: group * size,
-                query: Rows::new(Weights::F32(query), inner),
+                query: Matrix::new(WeightSlice::F32(query), inner),
                 out,
             }));
         }
     }
     let tasks = tasks.into_par_iter();
-    tasks.for_each_init(Vec::new, |tiles, mut task| {
+    tasks.for_each_init(Vec::new, |blocks, mut task| {
         for part in 0..task.out[0].len() / heads.d {
             vectorized(
                 #[inline(always)]
-                || heads.attend(&mut task, part, tiles),
+                || heads.attend(&mut task, part, blocks),
             );
         }
     });
     Some(tensor(out, shape))
 }
 
-/// Some queries of one of the batch, and what some heads see for them.
+/// Some queries of one batch element, and the outputs of some heads for them.
 struct Task<'a> {
     batch: usize,
-    /// The first of the heads, and of the queries.
+    /// The first head.
     head: usize,
+    /// The first query.
     token: usize,
-    query: Rows<'a>,
-    /// Columns of the heads, a row for each query.
+    query: Matrix<'a>,
+    /// A row for each query, the columns of these heads.
     out: Vec<&'a mut [f32]>,
 }
 
-/// Keys and values of all heads, packed.
-struct Heads<'a> {
-    /// `[batch, heads, context / ROWS, d]`
-    keys: &'a [Column],
-    /// `[batch, heads, d / ROWS, context]`
-    values: &'a [Column],
+/// The packed keys and values of all heads.
+struct PackedHeads<'a> {
+    /// `[batch, heads, context / MR, d]`
+    keys: &'a [PanelColumn],
+    /// `[batch, heads, d / MR, context]`
+    values: &'a [PanelColumn],
     count: usize,
     context: usize,
-    /// Values of a head.
+    /// Size of a head.
     d: usize,
-    /// Whether a query sees the keys up to its own only.
-    is_causal: bool,
+    /// A query attends to its own and earlier keys only.
+    causal: bool,
 }
 
-impl<'a> Heads<'a> {
+impl<'a> PackedHeads<'a> {
     fn pack(
         [keys, values]: [&[f32]; 2],
         [batch, context, inner]: [usize; 3],
         count: usize,
-        is_causal: bool,
+        causal: bool,
         [key_buffer, value_buffer]: [&'a mut PooledBuffer; 2],
     ) -> Self {
         let d = inner / count;
-        let sizes = [context.div_ceil(ROWS) * d, d.div_ceil(ROWS) * context];
-        let [key_size, value_size] = sizes.map(|size| batch * count * size * ROWS);
+        let sizes = [context.div_ceil(MR) * d, d.div_ceil(MR) * context];
+        let [key_size, value_size] = sizes.map(|size| batch * count * size * MR);
         let (packed_keys, _) = key_buffer.resize(key_size).as_chunks_mut();
         let (packed_values, _) = value_buffer.resize(value_size).as_chunks_mut();
         let heads = packed_keys
@@ -134,21 +134,21 @@ impl<'a> Heads<'a> {
         heads.enumerate().for_each(|(index, (to_keys, to_values))| {
             let (row, first) = (index / count * context * inner, index % count * d);
             let [keys, values] = [keys, values].map(|from| &from[row..row + context * inner]);
-            let keys = Rows::new(Weights::F32(keys), inner).part(first, d);
+            let keys = Matrix::new(WeightSlice::F32(keys), inner).slice_columns(first, d);
             rayon::join(
                 || {
-                    let tiles = to_keys.par_chunks_mut(PACKED / ROWS * d).enumerate();
-                    tiles.for_each(|(index, to)| {
+                    let panels = to_keys.par_chunks_mut(PACKED_AT_ONCE / MR * d).enumerate();
+                    panels.for_each(|(index, to)| {
                         vectorized(
                             #[inline(always)]
-                            || keys.pack_all(index * PACKED, to),
+                            || keys.pack_panels(index * PACKED_AT_ONCE, to),
                         );
                     });
                 },
                 || {
-                    let tiles = to_values.par_chunks_mut(PACKED / ROWS * context);
-                    tiles.enumerate().for_each(|(index, to)| {
-                        let columns = first + index * PACKED..first + d;
+                    let panels = to_values.par_chunks_mut(PACKED_AT_ONCE / MR * context);
+                    panels.enumerate().for_each(|(index, to)| {
+                        let columns = first + index * PACKED_AT_ONCE..first + d;
                         vectorized(
                             #[inline(always)]
                             || pack_columns(values, inner, columns, context, to),
@@ -163,124 +163,122 @@ impl<'a> Heads<'a> {
             count,
             context,
             d,
-            is_causal,
+            causal,
         }
     }
 
-    /// What the queries of a task see of one of its heads.
+    /// Computes one head of a task.
     #[inline(always)]
-    fn attend(&self, task: &mut Task<'_>, part: usize, tiles: &mut Vec<Queries>) {
+    fn attend(&self, task: &mut Task<'_>, part: usize, blocks: &mut Vec<QueryBlock>) {
         let Self { context, d, .. } = *self;
         let head = task.head + part;
         let index = task.batch * self.count + head;
-        let (size, depth) = (context.div_ceil(ROWS) * d, d.div_ceil(ROWS));
+        let (size, panels) = (context.div_ceil(MR) * d, d.div_ceil(MR));
         let keys = &self.keys[index * size..(index + 1) * size];
-        let values = &self.values[index * depth * context..(index + 1) * depth * context];
-        let query = task.query.part(head * d, d);
+        let values = &self.values[index * panels * context..(index + 1) * panels * context];
+        let query = task.query.slice_columns(head * d, d);
         let scale = (d as f32).powf(-0.5) * std::f32::consts::LOG2_E;
-        tiles.resize_with(task.out.len().div_ceil(COLUMNS), Queries::default);
-        for (index, tile) in tiles.iter_mut().enumerate() {
-            tile.begin(query, index * COLUMNS, scale, d);
+        blocks.resize_with(task.out.len().div_ceil(NR), QueryBlock::default);
+        for (index, block) in blocks.iter_mut().enumerate() {
+            block.reset(query, index * NR, scale, d);
         }
-        let mut scores = [[[0.0; COLUMNS]; ROWS]; KEYS / ROWS];
-        for start in (0..context).step_by(KEYS) {
-            let width = KEYS.min(context - start);
-            let keys = keys[start / ROWS * d..].chunks(d);
-            for (index, queries) in tiles.iter_mut().enumerate() {
-                // The token of the first query: later ones are hidden from some of them, or from
-                // all.
-                let own = task.token + index * COLUMNS;
-                let width = match self.is_causal {
-                    true => width.min((own + COLUMNS).saturating_sub(start)),
-                    false => width,
+        let mut scores = [[[0.0; NR]; MR]; KEY_BLOCK / MR];
+        for start in (0..context).step_by(KEY_BLOCK) {
+            let count = KEY_BLOCK.min(context - start);
+            let keys = keys[start / MR * d..].chunks(d);
+            for (index, block) in blocks.iter_mut().enumerate() {
+                // The token of the first query. Later keys are masked for some or all queries.
+                let own = task.token + index * NR;
+                let count = match self.causal {
+                    true => count.min((own + NR).saturating_sub(start)),
+                    false => count,
                 };
-                if width == 0 {
+                if count == 0 {
                     continue;
                 }
-                let some = scores.iter_mut().take(width.div_ceil(ROWS));
-                for (scores, keys) in some.zip(keys.clone()) {
-                    tile(keys, &queries.query, None, scores);
+                let register_blocks = scores.iter_mut().take(count.div_ceil(MR));
+                for (scores, keys) in register_blocks.zip(keys.clone()) {
+                    micro_kernel(keys, &block.query, None, scores);
                 }
-                let scores = &mut scores.as_flattened_mut()[..width];
-                if self.is_causal {
+                let scores = &mut scores.as_flattened_mut()[..count];
+                if self.causal {
                     for (key, scores) in (start..).zip(&mut *scores).filter(|(key, _)| *key > own) {
                         scores[..key - own].fill(f32::NEG_INFINITY);
                     }
                 }
-                queries.weigh(scores);
-                for (sums, values) in queries.sums.iter_mut().zip(values.chunks(context)) {
-                    let values = &values[start..start + width];
-                    tile(values, scores, Some(&queries.kept), sums);
+                block.update(scores);
+                for (output, values) in block.output.iter_mut().zip(values.chunks(context)) {
+                    let values = &values[start..start + count];
+                    micro_kernel(values, scores, Some(&block.rescale), output);
                 }
             }
         }
-        for (tile, out) in tiles.iter().zip(task.out.chunks_mut(COLUMNS)) {
-            tile.finish(part * d, d, out);
+        for (block, out) in blocks.iter().zip(task.out.chunks_mut(NR)) {
+            block.write(part * d, d, out);
         }
     }
 }
 
-/// A tile's queries, and what they have seen so far.
+/// A block of [`NR`] queries with the running softmax of the keys so far.
 #[derive(Default)]
-struct Queries {
-    /// `[d]`, times what makes powers of 2 of scores.
-    query: Vec<Line>,
-    /// `[d / ROWS]`: weighted sums of the values.
-    sums: Vec<[Line; ROWS]>,
-    /// The largest scores.
-    largest: Line,
+struct QueryBlock {
+    /// `[d]`, scaled by `log2(e) / sqrt(d)`: softmax uses powers of 2.
+    query: Vec<PanelRow>,
+    /// `[d / MR]`: weighted sums of the values.
+    output: Vec<RegisterBlock>,
+    /// Largest scores.
+    max: PanelRow,
     /// Sums of the weights.
-    weights: Line,
-    /// What is left of earlier sums, as their weights are relative to the largest scores.
-    kept: Line,
+    sum: PanelRow,
+    /// Factors of the earlier `output`, whose weights are relative to the earlier `max`.
+    rescale: PanelRow,
 }
 
-impl Queries {
+impl QueryBlock {
     #[inline(always)]
-    fn begin(&mut self, rows: Rows<'_>, first: usize, scale: f32, d: usize) {
-        self.query.resize(d, [0.0; COLUMNS]);
-        rows.pack(first, &mut self.query);
+    fn reset(&mut self, rows: Matrix<'_>, first: usize, scale: f32, d: usize) {
+        self.query.resize(d, [0.0; NR]);
+        rows.pack_panel(first, &mut self.query);
         let values = self.query.as_flattened_mut().iter_mut();
         values.for_each(|value| *value *= scale);
-        self.sums.clear();
-        self.sums.resize(d.div_ceil(ROWS), [[0.0; COLUMNS]; ROWS]);
-        self.largest = [f32::NEG_INFINITY; COLUMNS];
-        self.weights = [0.0; COLUMNS];
+        self.output.clear();
+        self.output.resize(d.div_ceil(MR), [[0.0; NR]; MR]);
+        self.max = [f32::NEG_INFINITY; NR];
+        self.sum = [0.0; NR];
     }
 
-    /// Makes weights of scores: `2^(score - largest)`.
+    /// Replaces the scores of a block of keys by their weights, `2^(score - max)`.
     #[inline(always)]
-    fn weigh(&mut self, scores: &mut [Line]) {
-        let before = self.largest;
-        let mut largest = before;
+    fn update(&mut self, scores: &mut [PanelRow]) {
+        let before = self.max;
+        let mut max = before;
         for scores in &*scores {
-            for (largest, score) in largest.iter_mut().zip(scores) {
-                // Not `f32::max`, which the vectoriser gives a second comparison to skip what is
-                // not a number.
-                *largest = if *largest > *score { *largest } else { *score };
+            for (max, score) in max.iter_mut().zip(scores) {
+                // Not `f32::max`, which is vectorised with a second comparison for NaN.
+                *max = if *max > *score { *max } else { *score };
             }
         }
-        let mut sums = [0.0; COLUMNS];
+        let mut sums = [0.0; NR];
         for scores in scores {
-            for ((score, largest), sum) in scores.iter_mut().zip(&largest).zip(&mut sums) {
-                *score = exp2(*score - *largest);
+            for ((score, max), sum) in scores.iter_mut().zip(&max).zip(&mut sums) {
+                *score = exp2(*score - *max);
                 *sum += *score;
             }
         }
-        for lane in 0..COLUMNS {
-            self.kept[lane] = exp2(before[lane] - largest[lane]);
-            self.weights[lane] = self.weights[lane].mul_add(self.kept[lane], sums[lane]);
+        for lane in 0..NR {
+            self.rescale[lane] = exp2(before[lane] - max[lane]);
+            self.sum[lane] = self.sum[lane].mul_add(self.rescale[lane], sums[lane]);
         }
-        self.largest = largest;
+        self.max = max;
     }
 
-    /// Means of the values, into one head's columns.
+    /// Writes the weighted means of the values to one head's columns.
     #[inline(always)]
-    fn finish(&self, first: usize, d: usize, out: &mut [&mut [f32]]) {
-        let factors = self.weights.map(|weight| 1.0 / weight);
-        for (index, sums) in self.sums.iter().enumerate() {
-            let columns = first + index * ROWS..first + d.min((index + 1) * ROWS);
-            let mut means = [[0.0; ROWS]; COLUMNS];
+    fn write(&self, first: usize, d: usize, out: &mut [&mut [f32]]) {
+        let factors = self.sum.map(|weight| 1.0 / weight);
+        for (index, sums) in self.output.iter().enumerate() {
+            let columns = first + index * MR..first + d.min((index + 1) * MR);
+            let mut means = [[0.0; MR]; NR];
             for (row, sums) in sums.iter().enumerate() {
                 for (lane, mean) in means.iter_mut().enumerate() {
                     mean[row] = sums[lane] * factors[lane];

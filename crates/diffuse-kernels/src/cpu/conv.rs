@@ -1,23 +1,23 @@
-//! Convolutions as matrix products: 1x1 ones are, small images and convolutions with a stride
-//! become columns, large ones go through `winograd.rs`.
+//! Convolutions. A 1x1 one is a matrix product; a 3x3 one runs by Winograd (`winograd.rs`) on large
+//! images, and by im2col on small ones and with a stride.
 
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
 use super::Values;
 use super::elementwise::{add_to_channels, upsampled};
-use super::matrix::{Bias, DEPTH, Rows, Start, operands, pack_columns, product};
+use super::matrix::{Bias, Epilogue, KC, Matrix, operands, pack_columns, product};
 use super::memory::PooledBuffer;
-use super::weights::Weights;
+use super::weights::WeightSlice;
 use super::winograd::winograd;
 use crate::{Conv2d, ConvGeometry};
 
-/// Values of columns that are held at once, if that is a channel or more.
-const VALUES: usize = 1 << 21;
-/// Positions of all images from which on transforming the filters pays.
-const POSITIONS: usize = 1 << 6;
-/// Channels from which on 36 small products are faster than one.
-const CHANNELS: usize = 16;
+/// Values of the im2col matrix in memory at once, at least those of a channel.
+const COLUMN_VALUES: usize = 1 << 21;
+/// Positions of the batch from which on transforming the filters pays.
+const WINOGRAD_POSITIONS: usize = 1 << 6;
+/// Channels from which on 36 small products are faster than one large one.
+const WINOGRAD_CHANNELS: usize = 16;
 
 /// A batch of images: `[batch, channels, height, width]`.
 #[derive(Clone, Copy)]
@@ -41,17 +41,17 @@ impl<'a> Images<'a> {
     }
 }
 
-/// See [`Conv2d`]: those with a kernel of 3, and of 1 that see each position by itself.
+/// See [`Conv2d`]: 3x3 kernels, and 1x1 kernels without stride and padding.
 pub fn conv2d<B: Backend>(mut operation: Conv2d<B>) -> Result<Tensor<B, 4>, Conv2d<B>> {
     let [batch, channels, height, width] = operation.x.dims();
     let [outputs, _, kernel, other] = operation.weight.dims();
     let geometry = operation.geometry;
     let keeps_size = geometry == ConvGeometry::same(kernel);
-    let is_here = kernel == 3 || kernel == 1 && keeps_size;
+    let is_supported = kernel == 3 || kernel == 1 && keeps_size;
     let size = operation.output_size().unwrap_or([0, 0]);
     let [rows, columns] = size;
     let sizes = [batch, channels, outputs, height, width, rows, columns];
-    if !is_here || kernel != other || sizes.contains(&0) {
+    if !is_supported || kernel != other || sizes.contains(&0) {
         return Err(operation);
     }
     let operands = operands(&operation.x, &operation.weight, operation.bias.as_ref());
@@ -76,7 +76,7 @@ pub fn conv2d<B: Backend>(mut operation: Conv2d<B>) -> Result<Tensor<B, 4>, Conv
         width,
     };
     let residual = operation.residual.take();
-    let mut results = match Values::for_results(residual, [batch, outputs, rows, columns]) {
+    let mut results = match Values::output(residual, [batch, outputs, rows, columns]) {
         Ok(results) => results,
         Err(residual) => {
             return Err(Conv2d {
@@ -90,13 +90,14 @@ pub fn conv2d<B: Backend>(mut operation: Conv2d<B>) -> Result<Tensor<B, 4>, Conv
         accumulate,
     };
     let bias = bias.as_slice();
-    let is_large = batch * height * width >= POSITIONS && channels.min(outputs) >= CHANNELS;
+    let is_large =
+        batch * height * width >= WINOGRAD_POSITIONS && channels.min(outputs) >= WINOGRAD_CHANNELS;
     if kernel == 1 {
         pointwise(images, weight, bias, out);
     } else if keeps_size && is_large {
         winograd(images, weight, bias, out);
     } else {
-        as_columns(images, weight, bias, geometry, size, out);
+        im2col(images, weight, bias, geometry, size, out);
     }
     if let Some(Some(bias)) = channel_bias {
         add_to_channels(results.make_mut(), bias.as_slice(), rows * columns);
@@ -104,19 +105,19 @@ pub fn conv2d<B: Backend>(mut operation: Conv2d<B>) -> Result<Tensor<B, 4>, Conv
     Ok(results.tensor())
 }
 
-/// Images that are made.
+/// The output images, `[batch, channels, height, width]`.
 pub struct Outputs<'a> {
     pub values: &'a mut [f32],
-    /// Whether results are added to the values there.
+    /// Results are added to the values.
     pub accumulate: bool,
 }
 
 /// A 1x1 convolution: a matrix product for each image.
-fn pointwise(x: Images<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_>) {
+fn pointwise(x: Images<'_>, weight: WeightSlice<'_>, bias: &[f32], out: Outputs<'_>) {
     let (area, channels) = (x.area(), x.channels);
-    let weight = Rows::new(weight, channels);
-    let start = Start {
-        bias: Bias::OfRows(bias),
+    let weight = Matrix::new(weight, channels);
+    let epilogue = Epilogue {
+        bias: Bias::PerRow(bias),
         accumulate: out.accumulate,
     };
     let convolve = |out: &mut [f32], image: &[f32]| {
@@ -125,12 +126,12 @@ fn pointwise(x: Images<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_>)
             area,
             weight,
             #[inline(always)]
-            |first, lines| pack_columns(image, area, first..area, channels, lines),
+            |first, panels| pack_columns(image, area, first..area, channels, panels),
             #[inline(always)]
-            |position, [sums], out| start.plus(position, sums, out),
+            |position, [sums], out| epilogue.store(position, sums, out),
         );
     };
-    // Two at a time: while threads wait for others in one product, they find work in the next.
+    // Two at a time: threads that have finished one product find work in the other.
     let size = bias.len() * area;
     let pairs = out.values.chunks_mut(2 * size);
     for (out, images) in pairs.zip(x.values.chunks(2 * channels * area)) {
@@ -140,11 +141,11 @@ fn pointwise(x: Images<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_>)
     }
 }
 
-/// `im2col`: each output's neighbourhood becomes a column, and a 3x3 convolution to images of
-/// this `size` a matrix product.
-pub fn as_columns(
+/// A 3x3 convolution as a matrix product: each output position is a column, with its receptive
+/// field (im2col). `size` is the height and width of the output.
+pub fn im2col(
     x: Images<'_>,
-    weight: Weights<'_>,
+    weight: WeightSlice<'_>,
     bias: &[f32],
     geometry: ConvGeometry,
     size: [usize; 2],
@@ -152,34 +153,34 @@ pub fn as_columns(
 ) {
     let (area, outputs) = (size[0] * size[1], bias.len());
     let positions = x.batch * area;
-    let at_once = (VALUES / positions).min(DEPTH) / 9;
+    let at_once = (COLUMN_VALUES / positions).min(KC) / 9;
     let at_once = at_once.clamp(1, x.channels);
-    let weight = Rows::new(weight, 9 * x.channels);
+    let weight = Matrix::new(weight, 9 * x.channels);
     let mut columns = PooledBuffer::default();
     let columns = columns.resize(at_once * 9 * positions);
     let mut convolve = |sums: &mut [f32], accumulate| {
-        let bias = Bias::OfRows(bias);
+        let bias = Bias::PerRow(bias);
         for first in (0..x.channels).step_by(at_once) {
             let count = at_once.min(x.channels - first);
-            // Rows of channels, of taps in them, of images in those.
+            // Rows `[channels, 9 taps, images]`.
             let rows = columns.par_chunks_mut(area).take(count * 9 * x.batch);
             rows.enumerate().for_each(|(index, row)| {
                 let (tap, image) = (index / x.batch, index % x.batch);
                 let from = x.channel(image, first + tap / 9);
                 let tap = [tap % 9 / 3, tap % 3];
-                seen_by(tap, from, [x.height, x.width], geometry, size, row);
+                im2col_row(tap, from, [x.height, x.width], geometry, size, row);
             });
-            let start = Start { bias, accumulate }.at_term(first);
+            let epilogue = Epilogue { bias, accumulate }.after(first);
             product(
                 sums,
                 positions,
-                weight.part(first * 9, count * 9),
+                weight.slice_columns(first * 9, count * 9),
                 #[inline(always)]
-                |first, lines| {
-                    pack_columns(columns, positions, first..positions, count * 9, lines);
+                |first, panels| {
+                    pack_columns(columns, positions, first..positions, count * 9, panels);
                 },
                 #[inline(always)]
-                |position, [sums], out| start.plus(position, sums, out),
+                |position, [sums], out| epilogue.store(position, sums, out),
             );
         }
     };
@@ -204,8 +205,8 @@ pub fn as_columns(
     });
 }
 
-/// What one of the nine taps of a 3x3 kernel sees of an image at each output, with zeros outside.
-fn seen_by(
+/// The input of one of the nine taps of a 3x3 kernel at each output position, with zero padding.
+fn im2col_row(
     tap: [usize; 2],
     from: &[f32],
     [height, width]: [usize; 2],
@@ -214,7 +215,7 @@ fn seen_by(
     to: &mut [f32],
 ) {
     let (stride, padding) = (geometry.stride, geometry.padding_start);
-    // Outputs at which it sees the image itself.
+    // Output positions at which the tap is inside of the image.
     let inside = |tap: usize, inputs: usize, outputs: usize| {
         let first = padding.saturating_sub(tap).div_ceil(stride);
         first

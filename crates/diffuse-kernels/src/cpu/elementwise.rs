@@ -1,3 +1,5 @@
+//! Activations, and operations that copy or add.
+
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
@@ -6,7 +8,7 @@ use crate::{
     Activation, AddChannelBias, ConcatChannels, Function, ImageToTokens, TokensToImage, Upsample2x,
 };
 
-/// Values of one task: small enough for the cache next to a core, large enough to be worth a task.
+/// Values of a task: they fit a core's own cache, and are worth a task.
 const CHUNK: usize = 1 << 14;
 
 /// See [`Activation`].
@@ -50,7 +52,7 @@ fn map<B: Backend, const D: usize>(
     Some(tensor(out, shape))
 }
 
-/// See [`AddChannelBias`]; in place where nobody else has the values.
+/// See [`AddChannelBias`]; in place if no other tensor shares the values.
 pub fn add_channel_bias<B: Backend>(
     operation: AddChannelBias<B>,
 ) -> Result<Tensor<B, 4>, AddChannelBias<B>> {
@@ -71,8 +73,7 @@ pub fn add_channel_bias<B: Backend>(
     }
 }
 
-/// Adds a value to each channel, `area` values long, and begins again where the channels are more
-/// than the values.
+/// Adds `bias[i % bias.len()]` to channel `i` of `area` values: `bias` is repeated for each image.
 pub fn add_to_channels(values: &mut [f32], bias: &[f32], area: usize) {
     let channels = values.par_chunks_mut(area).enumerate();
     channels.for_each(|(index, channel)| {
@@ -112,7 +113,7 @@ fn concat<B: Backend>(a: &Tensor<B, 4>, b: &Tensor<B, 4>) -> Option<Tensor<B, 4>
     Some(tensor(out, [batch, channels + others, height, width]))
 }
 
-/// Copies with all threads.
+/// Copies in parallel.
 pub fn copy(to: &mut [f32], from: &[f32]) {
     let chunks = to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK));
     chunks.for_each(|(to, from)| to.copy_from_slice(from));
@@ -127,7 +128,7 @@ pub fn upsample_2x<B: Backend>(operation: Upsample2x<B>) -> Result<Tensor<B, 4>,
     }
 }
 
-/// Images of this width, enlarged.
+/// Images of this width at twice their size, each pixel repeated.
 pub fn upsampled(x: Values, width: usize) -> Values {
     let [batch, channels, height] = x.leading_dims();
     let shape = [batch, channels, 2 * height, 2 * width];
@@ -181,18 +182,18 @@ pub fn tokens_to_image<B: Backend>(
 
 /// `[batch, a, b]` to `[batch, b, a]`.
 fn transposed(x: &[f32], [a, b]: [usize; 2]) -> PooledBuffer {
-    /// Side of the squares that are read along one way and written along the other.
+    /// Side of the blocks that are transposed one by one.
     const SIDE: usize = 16;
     let mut out = PooledBuffer::new(x.len());
     if out.is_empty() {
         return out;
     }
-    let stripes = out.par_chunks_mut(a * b).zip(x.par_chunks(a * b));
-    stripes.for_each(|(out, x)| {
+    let matrices = out.par_chunks_mut(a * b).zip(x.par_chunks(a * b));
+    matrices.for_each(|(out, x)| {
         out.par_chunks_mut(SIDE * a)
             .enumerate()
-            .for_each(|(stripe, out)| {
-                let first = stripe * SIDE;
+            .for_each(|(block, out)| {
+                let first = block * SIDE;
                 for start in (0..a).step_by(SIDE) {
                     for (column, out) in out.chunks_mut(a).enumerate() {
                         let end = a.min(start + SIDE);

@@ -5,124 +5,119 @@ use std::ops::{Range, RangeInclusive};
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::kernel::{COLUMNS, Column, Line, ROWS, tile, transpose};
 use super::memory::PooledBuffer;
-use super::weights::{Weight, Weights};
+use super::micro_kernel::{MR, NR, PanelColumn, PanelRow, micro_kernel, transpose};
+use super::weights::{Weight, WeightSlice};
 use super::{Values, gelu_of, tensor, vectorized};
 use crate::{Linear, LinearGeglu, LinearToImage};
 
-/// Lines of packed columns that are held at once, 4 MB: they stay in the cache that all cores
+/// Rows of packed panels of `B` in memory at once, 4 MB: they stay in the cache that all cores
 /// share.
-const LINES: usize = 1 << 15;
+const B_ROWS: usize = 1 << 15;
 /// The same for each thread, 1 MB, if that is more.
-const THREAD_LINES: usize = 1 << 13;
-/// Terms of a sum at once: those of a few rows and of a tile's columns stay in the cache next to a
-/// core.
-pub const DEPTH: usize = 1 << 12;
-/// Tasks a thread: enough for threads that end early to find more.
-pub const TASKS: usize = 4;
-/// Steps that are packed at once: so many of a row are read side by side.
-const STEPS: usize = 64;
-/// Packed values of rows, 8 MB, up to which all of them are packed once, where they are needed
-/// again.
-const ALL_ROWS: usize = 1 << 21;
-/// Tiles whose columns are packed at once, at most, and those of a task, at least, if it has a part
-/// of them.
-const PANELS: usize = 4;
-/// Tiles of rows of a task, if that makes enough tasks: fewer would read the columns from afar for
-/// little.
-const TILES: RangeInclusive<usize> = 4..=8;
+const B_ROWS_PER_THREAD: usize = 1 << 13;
+/// Depth of a block of a product, the terms summed in one pass (`kc` of BLIS): a panel of `A` and
+/// one of `B` stay in a core's own cache.
+pub const KC: usize = 1 << 12;
+/// More than one, so that threads that finish early find other tasks.
+pub const TASKS_PER_THREAD: usize = 4;
+/// Columns of a matrix that are packed at once: neighbouring values of a row.
+const PACKED_COLUMNS: usize = 64;
+/// Values of `A`, 8 MB, up to which all of it is packed once if it is read more than once.
+const MAX_PACKED_A: usize = 1 << 21;
+/// Panels of `B` that a task packs at most, and that it multiplies at least if it has a part of
+/// them.
+const PANELS_PER_TASK: usize = 4;
+/// Panels of `A` of a task, if that makes enough tasks: with fewer, `B` is read from the shared
+/// cache too often.
+const A_PANELS_PER_TASK: RangeInclusive<usize> = 4..=8;
 
-/// Some rows of weights or values, each one's side by side: the rows of a product, or what becomes
-/// its columns.
+/// A row-major matrix: `A` of a product, or the transpose of `B`.
 #[derive(Clone, Copy)]
-pub struct Rows<'a> {
-    values: Weights<'a>,
-    /// From a row to the next.
-    stride: usize,
-    count: usize,
-    /// Values of a row.
-    depth: usize,
+pub struct Matrix<'a> {
+    values: WeightSlice<'a>,
+    /// Distance of two rows in memory.
+    row_stride: usize,
+    rows: usize,
+    columns: usize,
 }
 
-impl<'a> Rows<'a> {
-    /// Rows one after the other.
-    pub fn new(values: Weights<'a>, depth: usize) -> Self {
-        let count = values.len() / depth;
+impl<'a> Matrix<'a> {
+    /// A contiguous matrix.
+    pub fn new(values: WeightSlice<'a>, columns: usize) -> Self {
         Self {
             values,
-            stride: depth,
-            count,
-            depth,
+            row_stride: columns,
+            rows: values.len() / columns,
+            columns,
         }
     }
 
-    /// Of each row, `depth` values from `first` on.
-    pub fn part(self, first: usize, depth: usize) -> Self {
-        assert!(first + depth <= self.depth, "no such part of a row");
-        let values = self.values.part(first..self.values.len());
+    /// The columns from `first` on.
+    pub fn slice_columns(self, first: usize, columns: usize) -> Self {
+        assert!(first + columns <= self.columns, "columns of the matrix");
         Self {
-            values,
-            depth,
+            values: self.values.slice(first..self.values.len()),
+            columns,
             ..self
         }
     }
 
-    /// Packs `N` rows from `first` on, with zeros for those that are not there: `to` has as many
-    /// steps as a row values.
+    /// Packs `N` rows from `first` on into a panel, `[columns, N]`, with zeros for rows beyond the
+    /// last.
     #[inline(always)]
-    pub fn pack<const N: usize>(self, first: usize, to: &mut [[f32; N]]) {
-        let count = self.count.saturating_sub(first).min(N);
-        for left in (0..N).step_by(ROWS) {
-            let rows = count.saturating_sub(left).min(ROWS);
-            let mut block = [[0.0; STEPS]; ROWS];
-            for (index, to) in to.chunks_mut(STEPS).enumerate() {
+    pub fn pack_panel<const N: usize>(self, first: usize, panel: &mut [[f32; N]]) {
+        let count = self.rows.saturating_sub(first).min(N);
+        for left in (0..N).step_by(MR) {
+            let rows = count.saturating_sub(left).min(MR);
+            let mut block = [[0.0; PACKED_COLUMNS]; MR];
+            for (index, to) in panel.chunks_mut(PACKED_COLUMNS).enumerate() {
                 for (row, block) in block[..rows].iter_mut().enumerate() {
-                    let start = (first + left + row) * self.stride + index * STEPS;
-                    if to.len() == STEPS {
+                    let start = (first + left + row) * self.row_stride + index * PACKED_COLUMNS;
+                    if to.len() == PACKED_COLUMNS {
                         *block = self.values.block(start);
                     } else {
-                        let values = self.values.part(start..start + to.len());
+                        let values = self.values.slice(start..start + to.len());
                         values.copy_to(&mut block[..to.len()]);
                     }
                 }
-                for (index, to) in to.chunks_mut(ROWS).enumerate() {
-                    let mut square = [[0.0; ROWS]; ROWS];
+                for (index, to) in to.chunks_mut(MR).enumerate() {
+                    let mut square = [[0.0; MR]; MR];
                     for (to, row) in square.iter_mut().zip(&block) {
                         *to = row.as_chunks().0[index];
                     }
                     for (to, column) in to.iter_mut().zip(transpose(square)) {
-                        to[left..left + ROWS].copy_from_slice(&column);
+                        to[left..left + MR].copy_from_slice(&column);
                     }
                 }
             }
         }
     }
 
-    /// Packs rows from `first` on, `N` at a time: as many as `to` has room for.
+    /// Packs rows from `first` on into panels of `N` rows, as many as `panels` holds.
     #[inline(always)]
-    pub fn pack_all<const N: usize>(self, first: usize, to: &mut [[f32; N]]) {
-        for (index, to) in to.chunks_mut(self.depth).enumerate() {
-            self.pack(first + index * N, to);
+    pub fn pack_panels<const N: usize>(self, first: usize, panels: &mut [[f32; N]]) {
+        for (index, panel) in panels.chunks_mut(self.columns).enumerate() {
+            self.pack_panel(first + index * N, panel);
         }
     }
 }
 
-/// Packs columns of rows that are `stride` apart in `values`, `N` at a time, with zeros for those
-/// that are not there: as many as `to` has room for, with `depth` steps for each `N`.
+/// Packs columns of a row-major matrix with `depth` rows into panels of `N` columns, `[depth, N]`
+/// each, as many as `panels` holds, with zeros for columns beyond the last.
 #[inline(always)]
 pub fn pack_columns<const N: usize>(
     values: &[f32],
-    stride: usize,
+    row_stride: usize,
     columns: Range<usize>,
     depth: usize,
-    to: &mut [[f32; N]],
+    panels: &mut [[f32; N]],
 ) {
-    let end = columns.end.min(columns.start + to.len() / depth * N);
+    let end = columns.end.min(columns.start + panels.len() / depth * N);
     for step in 0..depth {
-        let row = &values[step * stride..][columns.start..end];
+        let row = &values[step * row_stride..][columns.start..end];
         let (whole, rest) = row.as_chunks();
-        let mut to = to[step..].iter_mut().step_by(depth);
+        let mut to = panels[step..].iter_mut().step_by(depth);
         whole
             .iter()
             .zip(to.by_ref())
@@ -134,97 +129,103 @@ pub fn pack_columns<const N: usize>(
     }
 }
 
-/// A product with as many rows as `rows`, each of `width` results: `pack` packs the columns of some
-/// tiles from a column on, and `finish` makes results of sums, some of a row at a time. It gets the
-/// row and the column of the first.
+/// The product of `a` and one or more matrices `B` with `width` columns, `MATRICES` of the same
+/// size.
 ///
-/// With more than one of `PARTS`, a tile has as many sets of columns, and each result as many sums.
-pub fn product<const PARTS: usize>(
+/// `pack_b` packs panels of `B` from a column on; of several matrices, it packs one panel of each
+/// in turn. `finish` computes values of `out`, some of a row at once, from their sums, one for each
+/// `B`. It gets the row and column of the first.
+pub fn product<const MATRICES: usize>(
     out: &mut [f32],
     width: usize,
-    rows: Rows<'_>,
-    pack: impl Fn(usize, &mut [Line]) + Sync,
-    finish: impl Fn([usize; 2], [&Line; PARTS], &mut [f32]) + Sync,
+    a: Matrix<'_>,
+    pack_b: impl Fn(usize, &mut [PanelRow]) + Sync,
+    finish: impl Fn([usize; 2], [&PanelRow; MATRICES], &mut [f32]) + Sync,
 ) {
-    assert_eq!(out.len(), rows.count * width, "no room for a product");
-    let Rows { count, depth, .. } = rows;
+    assert_eq!(out.len(), a.rows * width, "the size of a product");
+    let depth = a.columns;
     let threads = rayon::current_num_threads();
-    let panels = width.div_ceil(COLUMNS);
-    let lines = LINES.max(THREAD_LINES * threads);
-    let at_once = (lines / (depth * PARTS)).clamp(1, panels);
-    // A few tiles of rows a task, and, where these are few, a part of their columns.
-    let (tasks, row_tiles) = (TASKS * threads, count.div_ceil(ROWS));
-    let (least, most) = TILES.into_inner();
-    let parts = at_once.div_ceil(PANELS);
-    let is_enough = row_tiles.div_ceil(least) * parts >= tasks;
-    let tiles = (row_tiles / tasks).clamp(if is_enough { least } else { 1 }, most);
-    let splits = tasks.div_ceil(row_tiles.div_ceil(tiles)).min(parts);
-    // What several tasks need is packed before, and what is needed again, if it stays in a cache
-    // until then.
-    let size = row_tiles * depth * ROWS;
-    let is_again = at_once < panels && size <= ALL_ROWS;
-    let [mut row_buffer, mut column_buffer] = [(); 2].map(|()| PooledBuffer::default());
-    let mut all_rows: Option<&mut [Column]> =
-        (splits > 1 || is_again).then(|| row_buffer.resize(size).as_chunks_mut().0);
-    for start in (0..panels).step_by(at_once) {
-        let some = at_once.min(panels - start);
-        let packed = column_buffer.resize(some * PARTS * depth * COLUMNS);
-        let (packed, _) = packed.as_chunks_mut::<COLUMNS>();
-        let pack_columns = |packed: &mut [Line]| {
-            let a_task = some.div_ceil(tasks).min(PANELS);
-            let columns = packed.par_chunks_mut(a_task * PARTS * depth);
-            columns.enumerate().for_each(|(index, lines)| {
+    let b_panels = width.div_ceil(NR);
+    let b_rows = B_ROWS.max(B_ROWS_PER_THREAD * threads);
+    let at_once = (b_rows / (depth * MATRICES)).clamp(1, b_panels);
+    // A task has a few panels of `A`, and, where these are few, a part of the panels of `B`.
+    let (tasks, a_panels) = (TASKS_PER_THREAD * threads, a.rows.div_ceil(MR));
+    let (least, most) = A_PANELS_PER_TASK.into_inner();
+    let parts = at_once.div_ceil(PANELS_PER_TASK);
+    let is_enough = a_panels.div_ceil(least) * parts >= tasks;
+    let a_panels_per_task = (a_panels / tasks).clamp(if is_enough { least } else { 1 }, most);
+    let splits = tasks
+        .div_ceil(a_panels.div_ceil(a_panels_per_task))
+        .min(parts);
+    // `A` is packed in advance if several tasks read a panel, or if it is read again and stays in a
+    // cache until then.
+    let size = a_panels * depth * MR;
+    let is_read_again = at_once < b_panels && size <= MAX_PACKED_A;
+    let [mut a_buffer, mut b_buffer] = [(); 2].map(|()| PooledBuffer::default());
+    let mut packed_a: Option<&mut [PanelColumn]> =
+        (splits > 1 || is_read_again).then(|| a_buffer.resize(size).as_chunks_mut().0);
+    for start in (0..b_panels).step_by(at_once) {
+        let count = at_once.min(b_panels - start);
+        let packed_b = b_buffer.resize(count * MATRICES * depth * NR);
+        let (packed_b, _) = packed_b.as_chunks_mut::<NR>();
+        let pack_all_b = |packed: &mut [PanelRow]| {
+            let panels_per_task = count.div_ceil(tasks).min(PANELS_PER_TASK);
+            let panels = packed.par_chunks_mut(panels_per_task * MATRICES * depth);
+            panels.enumerate().for_each(|(index, panels)| {
                 vectorized(
                     #[inline(always)]
-                    || pack((start + index * a_task) * COLUMNS, lines),
+                    || pack_b((start + index * panels_per_task) * NR, panels),
                 );
             });
         };
-        let pack_rows = |all: &mut [Column]| {
-            let each = all.par_chunks_mut(depth).enumerate();
-            each.for_each(|(tile, to)| {
+        let pack_all_a = |packed: &mut [PanelColumn]| {
+            let panels = packed.par_chunks_mut(depth).enumerate();
+            panels.for_each(|(index, panel)| {
                 vectorized(
                     #[inline(always)]
-                    || rows.pack(tile * ROWS, to),
+                    || a.pack_panel(index * MR, panel),
                 );
             });
         };
-        match &mut all_rows {
-            Some(all) if start == 0 => {
-                rayon::join(|| pack_columns(packed), || pack_rows(all));
+        match &mut packed_a {
+            Some(packed_a) if start == 0 => {
+                rayon::join(|| pack_all_b(packed_b), || pack_all_a(packed_a));
             }
-            _ => pack_columns(packed),
+            _ => pack_all_b(packed_b),
         }
-        let all_rows = all_rows.as_deref();
-        let per_split = some.div_ceil(splits);
-        let range = start * COLUMNS..width.min((start + some) * COLUMNS);
-        let groups = out.par_chunks_mut(tiles * ROWS * width).enumerate();
-        let parts = groups.flat_map(|(group, rows)| {
+        let packed_a = packed_a.as_deref();
+        let per_split = count.div_ceil(splits);
+        let range = start * NR..width.min((start + count) * NR);
+        let groups = out
+            .par_chunks_mut(a_panels_per_task * MR * width)
+            .enumerate();
+        let tasks = groups.flat_map(|(group, rows)| {
             let rows = rows.chunks_mut(width).map(|row| &mut row[range.clone()]);
-            let parts = in_parts(rows, per_split * COLUMNS).into_par_iter();
+            let parts = split_columns(rows, per_split * NR).into_par_iter();
             parts
                 .enumerate()
-                .map(move |(split, out)| (group * tiles, split * per_split, out))
+                .map(move |(split, out)| (group * a_panels_per_task, split * per_split, out))
         });
-        parts.for_each_init(
+        tasks.for_each_init(
             PooledBuffer::default,
-            |buffer, (first_tile, first_panel, mut out)| {
-                let len = out.len().div_ceil(ROWS) * depth;
-                let panels = out[0].len().div_ceil(COLUMNS);
-                let lines = &packed[first_panel * PARTS * depth..][..panels * PARTS * depth];
+            |buffer, (first_a_panel, first_b_panel, mut out)| {
+                let len = out.len().div_ceil(MR) * depth;
+                let b_panels = out[0].len().div_ceil(NR);
+                let b = &packed_b[first_b_panel * MATRICES * depth..];
+                let b = &b[..b_panels * MATRICES * depth];
                 vectorized(
                     #[inline(always)]
                     || {
-                        let own = match all_rows {
-                            Some(all) => &all[first_tile * depth..][..len],
+                        let a = match packed_a {
+                            Some(packed_a) => &packed_a[first_a_panel * depth..][..len],
                             None => {
-                                let (own, _) = buffer.resize(len * ROWS).as_chunks_mut();
-                                rows.pack_all(first_tile * ROWS, own);
-                                &*own
+                                let (panels, _) = buffer.resize(len * MR).as_chunks_mut();
+                                a.pack_panels(first_a_panel * MR, panels);
+                                &*panels
                             }
                         };
-                        let position = [first_tile * ROWS, (start + first_panel) * COLUMNS];
-                        packed_product(own, lines, depth, position, &mut out, &finish);
+                        let position = [first_a_panel * MR, (start + first_b_panel) * NR];
+                        macro_kernel(a, b, depth, position, &mut out, &finish);
                     },
                 );
             },
@@ -232,29 +233,29 @@ pub fn product<const PARTS: usize>(
     }
 }
 
-/// A part of a product whose rows and columns are packed: that from a position on.
+/// The product of packed panels: the block of `out` at a row and column.
 #[inline(always)]
-fn packed_product<const PARTS: usize>(
-    rows: &[Column],
-    lines: &[Line],
+fn macro_kernel<const MATRICES: usize>(
+    a: &[PanelColumn],
+    b: &[PanelRow],
     depth: usize,
     [row, column]: [usize; 2],
     out: &mut [&mut [f32]],
-    finish: &impl Fn([usize; 2], [&Line; PARTS], &mut [f32]),
+    finish: &impl Fn([usize; 2], [&PanelRow; MATRICES], &mut [f32]),
 ) {
-    let mut sums = [[[0.0; COLUMNS]; ROWS]; PARTS];
-    for (panel, lines) in lines.chunks(PARTS * depth).enumerate() {
-        let left = panel * COLUMNS;
-        let tiles = rows.chunks(depth).zip(out.chunks_mut(ROWS));
-        for (index, (rows, out)) in tiles.enumerate() {
-            for (sums, lines) in sums.iter_mut().zip(lines.chunks(depth)) {
-                tile(rows, lines, None, sums);
+    let mut sums = [[[0.0; NR]; MR]; MATRICES];
+    for (panel, b) in b.chunks(MATRICES * depth).enumerate() {
+        let left = panel * NR;
+        let blocks = a.chunks(depth).zip(out.chunks_mut(MR));
+        for (index, (a, out)) in blocks.enumerate() {
+            for (sums, b) in sums.iter_mut().zip(b.chunks(depth)) {
+                micro_kernel(a, b, None, sums);
             }
-            for (of_tile, out) in out.iter_mut().enumerate() {
-                let end = out.len().min(left + COLUMNS);
+            for (block_row, out) in out.iter_mut().enumerate() {
+                let end = out.len().min(left + NR);
                 finish(
-                    [row + index * ROWS + of_tile, column + left],
-                    sums.each_ref().map(|sums| &sums[of_tile]),
+                    [row + index * MR + block_row, column + left],
+                    sums.each_ref().map(|sums| &sums[block_row]),
                     &mut out[left..end],
                 );
             }
@@ -262,43 +263,42 @@ fn packed_product<const PARTS: usize>(
     }
 }
 
-/// Parts of `size` of each of some slices as long as each other: the first of all of them, then the
-/// second.
-pub fn in_parts<'a, T>(
-    slices: impl Iterator<Item = &'a mut [T]>,
+/// Splits rows of the same length into blocks of `size` columns, each a list of parts of rows.
+pub fn split_columns<'a, T>(
+    rows: impl Iterator<Item = &'a mut [T]>,
     size: usize,
 ) -> Vec<Vec<&'a mut [T]>> {
-    let mut parts = Vec::new();
-    for slice in slices {
-        parts.resize_with(slice.len().div_ceil(size), Vec::new);
-        let slice = slice.chunks_mut(size);
-        parts
+    let mut blocks = Vec::new();
+    for row in rows {
+        blocks.resize_with(row.len().div_ceil(size), Vec::new);
+        let parts = row.chunks_mut(size);
+        blocks
             .iter_mut()
-            .zip(slice)
-            .for_each(|(to, part)| to.push(part));
+            .zip(parts)
+            .for_each(|(block, part)| block.push(part));
     }
-    parts
+    blocks
 }
 
-/// What the sums of a product are added to.
+/// What is added to the sums of a product.
 #[derive(Clone, Copy)]
-pub struct Start<'a> {
+pub struct Epilogue<'a> {
     pub bias: Bias<'a>,
-    /// Whether they are added to what `out` has as well.
+    /// The sums are added to the values of `out`.
     pub accumulate: bool,
 }
 
-/// A value for each row, or for each column.
+/// A bias for each row or each column of a product.
 #[derive(Clone, Copy)]
 pub enum Bias<'a> {
-    OfRows(&'a [f32]),
-    OfColumns(&'a [f32]),
+    PerRow(&'a [f32]),
+    PerColumn(&'a [f32]),
     None,
 }
 
-impl Start<'_> {
-    /// For sums from a term on: what precedes them has been added to it.
-    pub fn at_term(self, first: usize) -> Self {
+impl Epilogue<'_> {
+    /// The epilogue of the terms from `first` on: `out` has the sums of those before, and the bias.
+    pub fn after(self, first: usize) -> Self {
         match first {
             0 => self,
             _ => Self {
@@ -308,49 +308,49 @@ impl Start<'_> {
         }
     }
 
-    /// Adds sums to it.
+    /// Stores some sums of a row, from a row and column on.
     #[inline(always)]
-    pub fn plus(self, [row, column]: [usize; 2], sums: &Line, out: &mut [f32]) {
-        let mut bias = [0.0; COLUMNS];
+    pub fn store(self, [row, column]: [usize; 2], sums: &PanelRow, out: &mut [f32]) {
+        let mut bias = [0.0; NR];
         match self.bias {
-            Bias::OfRows(values) => bias = [values[row]; COLUMNS],
-            Bias::OfColumns(values) => match values[column..].first_chunk() {
+            Bias::PerRow(values) => bias = [values[row]; NR],
+            Bias::PerColumn(values) => match values[column..].first_chunk() {
                 Some(values) => bias = *values,
                 None => bias[..out.len()].copy_from_slice(&values[column..]),
             },
             Bias::None => {}
         }
         if self.accumulate {
-            each_lane(
+            map_elements(
                 out,
                 #[inline(always)]
-                |lane, value| value + (bias[lane] + sums[lane]),
+                |i, value| value + (bias[i] + sums[i]),
             );
         } else {
-            each_lane(
+            map_elements(
                 out,
                 #[inline(always)]
-                |lane, _| bias[lane] + sums[lane],
+                |i, _| bias[i] + sums[i],
             );
         }
     }
 }
 
-/// Makes each result of a row of a tile, with `f` of its lane and its value: mostly of all
-/// lanes, which is faster where it is known.
+/// Sets each value to `f` of its index and the value. Rows of a whole block have a fixed length,
+/// which is faster.
 #[inline(always)]
-fn each_lane(out: &mut [f32], f: impl Fn(usize, f32) -> f32) {
-    match out.first_chunk_mut::<COLUMNS>() {
+fn map_elements(out: &mut [f32], f: impl Fn(usize, f32) -> f32) {
+    match out.first_chunk_mut::<NR>() {
         Some(out) => {
-            let mut line = *out;
-            for (lane, value) in line.iter_mut().enumerate() {
-                *value = f(lane, *value);
+            let mut row = *out;
+            for (i, value) in row.iter_mut().enumerate() {
+                *value = f(i, *value);
             }
-            *out = line;
+            *out = row;
         }
         None => {
-            for (lane, value) in out.iter_mut().enumerate() {
-                *value = f(lane, *value);
+            for (i, value) in out.iter_mut().enumerate() {
+                *value = f(i, *value);
             }
         }
     }
@@ -372,7 +372,7 @@ pub fn linear<B: Backend, const D: usize>(
     };
     let residual = operation.residual.take();
     let accumulate = residual.is_some();
-    let mut results = match Values::for_results(residual, shape) {
+    let mut results = match Values::output(residual, shape) {
         Ok(results) => results,
         Err(residual) => {
             return Err(Linear {
@@ -385,34 +385,31 @@ pub fn linear<B: Backend, const D: usize>(
     if out.is_empty() {
         return Ok(results.tensor());
     }
-    if out.len() / d_output <= FEW {
+    if out.len() / d_output <= FEW_ROWS {
         few_rows(x.as_slice(), weight, bias, accumulate, out);
         return Ok(results.tensor());
     }
-    let x = Rows::new(Weights::F32(x.as_slice()), d_input);
-    let weight = Rows::new(weight, d_input);
-    let bias = Bias::OfColumns(bias);
-    for first in (0..d_input).step_by(DEPTH) {
-        let depth = DEPTH.min(d_input - first);
-        let (weight, start) = (
-            weight.part(first, depth),
-            Start { bias, accumulate }.at_term(first),
-        );
+    let x = Matrix::new(WeightSlice::F32(x.as_slice()), d_input);
+    let weight = Matrix::new(weight, d_input);
+    let bias = Bias::PerColumn(bias);
+    for first in (0..d_input).step_by(KC) {
+        let depth = KC.min(d_input - first);
+        let weight = weight.slice_columns(first, depth);
+        let epilogue = Epilogue { bias, accumulate }.after(first);
         product(
             out,
             d_output,
-            x.part(first, depth),
+            x.slice_columns(first, depth),
             #[inline(always)]
-            |column, lines| weight.pack_all(column, lines),
+            |column, panels| weight.pack_panels(column, panels),
             #[inline(always)]
-            |position, [sums], out| start.plus(position, sums, out),
+            |position, [sums], out| epilogue.store(position, sums, out),
         );
     }
     Ok(results.tensor())
 }
 
-/// Input, weight and bias of a layer, if they are here and there is an input. The bias may be
-/// zeros.
+/// Input, weight and bias of a layer, zeros without a bias; `None` if there is no kernel for them.
 pub fn operands<B: Backend, const D: usize, const W: usize>(
     x: &Tensor<B, D>,
     weight: &Tensor<B, W>,
@@ -429,7 +426,7 @@ pub fn operands<B: Backend, const D: usize, const W: usize>(
     ))
 }
 
-/// See [`LinearToImage`]: the tokens are the columns of a product for each image.
+/// See [`LinearToImage`]: the columns of a product for each image are its tokens.
 pub fn linear_to_image<B: Backend>(
     operation: LinearToImage<B>,
 ) -> Result<Tensor<B, 4>, LinearToImage<B>> {
@@ -454,50 +451,48 @@ pub fn linear_to_image<B: Backend>(
     if out.is_empty() {
         return Ok(results.tensor());
     }
-    let bias = Bias::OfRows(bias.as_slice());
+    let bias = Bias::PerRow(bias.as_slice());
     let images = out
         .chunks_mut(out.len() / batch)
         .zip(x.chunks(x.len() / batch));
     for (out, x) in images {
         let (x, weight) = (
-            Rows::new(Weights::F32(x), d_input),
-            Rows::new(weight, d_input),
+            Matrix::new(WeightSlice::F32(x), d_input),
+            Matrix::new(weight, d_input),
         );
-        for first in (0..d_input).step_by(DEPTH) {
-            let depth = DEPTH.min(d_input - first);
-            let (x, start) = (
-                x.part(first, depth),
-                Start {
-                    bias,
-                    accumulate: true,
-                }
-                .at_term(first),
-            );
+        for first in (0..d_input).step_by(KC) {
+            let depth = KC.min(d_input - first);
+            let x = x.slice_columns(first, depth);
+            let epilogue = Epilogue {
+                bias,
+                accumulate: true,
+            };
+            let epilogue = epilogue.after(first);
             product(
                 out,
                 tokens,
-                weight.part(first, depth),
+                weight.slice_columns(first, depth),
                 #[inline(always)]
-                |column, lines| x.pack_all(column, lines),
+                |column, panels| x.pack_panels(column, panels),
                 #[inline(always)]
-                |position, [sums], out| start.plus(position, sums, out),
+                |position, [sums], out| epilogue.store(position, sums, out),
             );
         }
     }
     Ok(results.tensor())
 }
 
-/// Rows up to which reading a weight takes longer than its products.
-const FEW: usize = 4;
+/// Up to as many rows, reading the weight takes longer than multiplying.
+const FEW_ROWS: usize = 4;
 
-/// A linear layer without packing: a sum for each row and output.
-fn few_rows(x: &[f32], weight: Weights<'_>, bias: &[f32], accumulate: bool, out: &mut [f32]) {
+/// A linear layer without packing: a dot product for each row and output.
+fn few_rows(x: &[f32], weight: WeightSlice<'_>, bias: &[f32], accumulate: bool, out: &mut [f32]) {
     let (rows, d_input) = (out.len() / bias.len(), weight.len() / bias.len());
     let mut by_output = vec![0.0; out.len()];
     let outputs = by_output.par_chunks_mut(rows).zip(bias).enumerate();
     outputs.for_each_init(PooledBuffer::default, |buffer, (index, (out, bias))| {
-        let weight = weight.part(index * d_input..(index + 1) * d_input);
-        let weight = weight.widened(buffer);
+        let weight = weight.slice(index * d_input..(index + 1) * d_input);
+        let weight = weight.to_f32(buffer);
         for (out, x) in out.iter_mut().zip(x.chunks(d_input)) {
             *out = vectorized(
                 #[inline(always)]
@@ -515,8 +510,8 @@ fn few_rows(x: &[f32], weight: Weights<'_>, bias: &[f32], accumulate: bool, out:
 
 #[inline(always)]
 fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0_f32; COLUMNS];
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<COLUMNS>(), b.as_chunks::<COLUMNS>());
+    let mut sums = [0.0_f32; NR];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<NR>(), b.as_chunks::<NR>());
     for (a, b) in a.iter().zip(b) {
         for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
             *sum = a.mul_add(*b, *sum);
@@ -526,13 +521,13 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest.sum::<f32>()
 }
 
-/// See [`LinearGeglu`]: a value and its gate are sums of the same tile, so that the values before
-/// the gate are never in memory as a whole.
+/// See [`LinearGeglu`]: a value and its gate are computed together, so that the values before the
+/// gate are never all in memory.
 pub fn linear_geglu<B: Backend>(operation: LinearGeglu<B>) -> Result<Tensor<B, 3>, LinearGeglu<B>> {
-    gated(&operation).ok_or(operation)
+    geglu(&operation).ok_or(operation)
 }
 
-fn gated<B: Backend>(operation: &LinearGeglu<B>) -> Option<Tensor<B, 3>> {
+fn geglu<B: Backend>(operation: &LinearGeglu<B>) -> Option<Tensor<B, 3>> {
     let LinearGeglu { x, weight, bias } = operation;
     let [batch, tokens, _] = x.dims();
     let [width, d_input] = weight.dims();
@@ -543,27 +538,27 @@ fn gated<B: Backend>(operation: &LinearGeglu<B>) -> Option<Tensor<B, 3>> {
         return Some(tensor(out, [batch, tokens, half]));
     }
     let size = half * d_input;
-    let parts = [0, size].map(|first| Rows::new(weight.part(first..first + size), d_input));
+    let halves = [0, size].map(|first| Matrix::new(weight.slice(first..first + size), d_input));
     let (bias, gate_bias) = bias.as_slice().split_at(half);
     product(
         &mut out,
         half,
-        Rows::new(Weights::F32(x.as_slice()), d_input),
+        Matrix::new(WeightSlice::F32(x.as_slice()), d_input),
         #[inline(always)]
-        |column, lines| {
-            for (index, lines) in lines.chunks_mut(2 * d_input).enumerate() {
-                for (part, lines) in parts.iter().zip(lines.chunks_mut(d_input)) {
-                    part.pack(column + index * COLUMNS, lines);
+        |column, panels| {
+            for (index, panels) in panels.chunks_mut(2 * d_input).enumerate() {
+                for (half, panel) in halves.iter().zip(panels.chunks_mut(d_input)) {
+                    half.pack_panel(column + index * NR, panel);
                 }
             }
         },
         #[inline(always)]
         |[_, column], [values, gates], out| {
             let [bias, gate_bias] = [bias, gate_bias].map(|bias| &bias[column..][..out.len()]);
-            each_lane(
+            map_elements(
                 out,
                 #[inline(always)]
-                |lane, _| (values[lane] + bias[lane]) * gelu_of(gates[lane] + gate_bias[lane]),
+                |i, _| (values[i] + bias[i]) * gelu_of(gates[i] + gate_bias[i]),
             );
         },
     );

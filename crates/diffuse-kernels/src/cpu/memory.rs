@@ -1,7 +1,7 @@
-//! Memory for results and for what lies between.
+//! Memory for results and scratch buffers.
 //!
-//! Memory that nobody needs any more is kept for who needs some next: fresh memory takes longer to
-//! get than to fill.
+//! Freed buffers go to a pool and are used again: memory fresh from the system takes longer to get
+//! than to fill.
 
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
@@ -9,12 +9,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn_std::{AllocationController, AllocationProperty, Bytes};
 
-/// Values that are kept at most: 512 MiB.
-const KEPT: usize = 1 << 27;
-/// Values from which on they are kept: of fewer, the allocator itself keeps the memory.
-const LARGE: usize = 1 << 12;
-/// Values of a cache line. A vector across two of them takes longer to read.
-const LINE: usize = 16;
+/// Values in the pool at most: 512 MiB.
+const MAX_POOLED: usize = 1 << 27;
+/// Smaller buffers are not pooled: the allocator itself keeps their memory.
+const MIN_POOLED: usize = 1 << 12;
+/// Values of a cache line. Reading a vector across two lines takes longer.
+const CACHE_LINE: usize = 16;
 
 /// A 64-byte-aligned buffer from the pool; its contents are unspecified.
 #[derive(Default)]
@@ -30,13 +30,13 @@ impl PooledBuffer {
         buffer
     }
 
-    /// Makes room for so many values; their contents are unspecified.
+    /// Sets the length; the contents are unspecified.
     pub fn resize(&mut self, len: usize) -> &mut [f32] {
-        let needed = len + LINE;
+        let needed = len + CACHE_LINE;
         if self.memory.len() < needed {
             give_back(std::mem::take(&mut self.memory));
             self.memory = take(needed).unwrap_or_else(|| zeros(needed));
-            // What is read before it is written shows in tests.
+            // NaN makes tests fail if a value is read before it is written.
             if cfg!(any(test, debug_assertions)) {
                 self.memory.fill(f32::NAN);
             }
@@ -45,16 +45,19 @@ impl PooledBuffer {
         self
     }
 
-    /// Where the first cache line starts; under Miri there may be none.
+    /// Index of the first aligned value; under Miri there may be none.
     fn start(&self) -> usize {
-        let start = self.memory.as_ptr().align_offset(LINE * size_of::<f32>());
+        let start = self
+            .memory
+            .as_ptr()
+            .align_offset(CACHE_LINE * size_of::<f32>());
         start.min(self.memory.len() - self.len)
     }
 
-    /// As the memory of a tensor.
+    /// The buffer as the memory of a tensor.
     pub fn into_bytes(self) -> Bytes {
         let len = size_of_val::<[f32]>(&self);
-        // SAFETY: the controller's memory is that of initialised values, as many as `len` is for.
+        // SAFETY: the controller's memory is `len` bytes of initialised values.
         unsafe { Bytes::from_controller(Box::new(self), len) }
     }
 }
@@ -91,84 +94,83 @@ impl AllocationController for PooledBuffer {
 
     unsafe fn memory_mut(&mut self) -> &mut [MaybeUninit<u8>] {
         let values: &mut [f32] = self;
-        // SAFETY: the same memory, borrowed as it is. The caller leaves it initialised, and any
-        // bytes are an `f32`.
+        // SAFETY: the same memory and lifetime. The caller leaves it initialised, and every bit
+        // pattern is a valid `f32`.
         unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
     }
 
     fn memory(&self) -> &[MaybeUninit<u8>] {
         let values: &[f32] = self;
-        // SAFETY: the same memory, borrowed as it is.
+        // SAFETY: the same memory and lifetime.
         unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
     }
 }
 
-/// What was given back, sorted by length.
-fn kept() -> MutexGuard<'static, Vec<Vec<f32>>> {
+/// The freed buffers, sorted by length.
+fn pool() -> MutexGuard<'static, Vec<Vec<f32>>> {
     static POOL: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
-    // Nobody panics while it is locked.
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The smallest that is kept and large enough, if it is not far too large.
+/// The smallest pooled buffer of at least `len` values, unless it is more than twice as large.
 fn take(len: usize) -> Option<Vec<f32>> {
-    let mut kept = kept();
-    let index = kept.partition_point(|values| values.len() < len);
-    let fits = kept
+    let mut pool = pool();
+    let index = pool.partition_point(|values| values.len() < len);
+    let fits = pool
         .get(index)
         .is_some_and(|values| values.len() / 2 <= len);
-    fits.then(|| kept.remove(index))
+    fits.then(|| pool.remove(index))
 }
 
-/// Frees all that is kept.
+/// Frees the memory of the pool.
 pub fn free_pooled_memory() {
-    let freed = std::mem::take(&mut *kept());
-    // After the lock.
+    let freed = std::mem::take(&mut *pool());
+    // Freed after the lock is released.
     drop(freed);
 }
 
-/// Keeps it in place of smaller ones.
+/// Returns a buffer to the pool, which drops smaller ones if it is full.
 fn give_back(values: Vec<f32>) {
-    if !(LARGE..=KEPT).contains(&values.len()) {
+    if !(MIN_POOLED..=MAX_POOLED).contains(&values.len()) {
         return;
     }
-    let mut kept = kept();
-    let mut sum = values.len() + kept.iter().map(Vec::len).sum::<usize>();
-    let too_many = kept.iter().take_while(|smallest| {
-        let is_too_much = sum > KEPT;
+    let mut pool = pool();
+    let mut sum = values.len() + pool.iter().map(Vec::len).sum::<usize>();
+    let excess = pool.iter().take_while(|smallest| {
+        let is_full = sum > MAX_POOLED;
         sum -= smallest.len();
-        is_too_much
+        is_full
     });
-    let too_many = too_many.count();
-    let freed: Vec<_> = kept.drain(..too_many).collect();
-    let index = kept.partition_point(|other| other.len() < values.len());
-    kept.insert(index, values);
-    // After the lock.
-    drop(kept);
+    let excess = excess.count();
+    let freed: Vec<_> = pool.drain(..excess).collect();
+    let index = pool.partition_point(|other| other.len() < values.len());
+    pool.insert(index, values);
+    // Freed after the lock is released.
+    drop(pool);
     drop(freed);
 }
 
-/// Zeros, in pages as large as the system has them: fresh memory in pages of 4 KiB takes longer to
-/// get than to fill.
+/// Fresh zeros, in huge pages where the system has them: pages of 4 KiB take longer to get than to
+/// fill.
 fn zeros(len: usize) -> Vec<f32> {
     let values = vec![0.0; len];
     #[cfg(target_os = "linux")]
-    advise(&values);
+    advise_huge_pages(&values);
     values
 }
 
-/// Asks for large pages, which Linux gives to those who ask. It may refuse. The advice stays with
-/// the memory when it is freed; then it may count as used in large pages, too.
+/// Asks Linux for transparent huge pages, which it may refuse. The advice stays with the address
+/// range after the memory is freed.
 #[cfg(target_os = "linux")]
-fn advise(values: &[f32]) {
-    const PAGE: usize = 1 << 21;
+fn advise_huge_pages(values: &[f32]) {
+    const HUGE_PAGE: usize = 1 << 21;
     let range = values.as_ptr_range();
-    // Whole large pages within the values, which are therefore whole small ones as well.
-    let end = range.end as usize / PAGE * PAGE;
-    let start = (range.start as usize).checked_next_multiple_of(PAGE);
+    // The huge pages that lie within the values, and so hold nothing else.
+    let end = range.end as usize / HUGE_PAGE * HUGE_PAGE;
+    let start = (range.start as usize).checked_next_multiple_of(HUGE_PAGE);
     if let Some(start) = start.filter(|start| *start < end) {
-        // SAFETY: the range is within memory of `values`, and this advice changes neither its
-        // contents nor its access.
+        // SAFETY: the range is within `values`, and the advice changes neither its contents nor its
+        // access rights.
         unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
     }
 }

@@ -1,19 +1,19 @@
 //! Kernels for `Flex`, burn's CPU backend, in `f32`.
 //!
-//! Weights of products may also be of half precision. With gradients the backend is `Autodiff`,
-//! which has no kernels.
+//! Weights may also be in half precision. With gradients the backend is `Autodiff`, for which there
+//! are no kernels.
 //!
-//! Products of all kinds are sums over packed tiles (`kernel.rs`); they differ in what packs them.
-//! Other loops are written for the compiler's vectoriser, and [`vectorized`] compiles them for each
-//! generation of instructions. `unsafe` is only in `memory.rs`: buffers that are used again, and a
-//! hint to the system.
+//! Linear layers and convolutions are matrix products with one micro-kernel (`micro_kernel.rs`);
+//! they differ in how they pack their panels. Other loops rely on the compiler's vectoriser;
+//! [`vectorized`] compiles them for each generation of vector instructions. `unsafe` is only in
+//! `memory.rs`: pooled buffers, and a hint to the system.
 
 mod attention;
 mod conv;
 mod elementwise;
-mod kernel;
 mod matrix;
 mod memory;
+mod micro_kernel;
 mod norm;
 mod transform;
 mod weights;
@@ -33,8 +33,8 @@ pub use matrix::{linear, linear_geglu, linear_to_image};
 pub use memory::free_pooled_memory;
 pub use norm::{group_norm, layer_norm};
 
-use kernel::vectorized;
 use memory::PooledBuffer;
+use micro_kernel::vectorized;
 
 /// See [`on_worker`](crate::on_worker).
 pub fn on_worker<B: Backend, R: Send>(network: impl FnOnce() -> R + Send) -> R {
@@ -45,16 +45,17 @@ pub fn on_worker<B: Backend, R: Send>(network: impl FnOnce() -> R + Send) -> R {
     }
 }
 
-/// A tensor's values in their order, if they are `Flex`'s and `f32`.
+/// The contiguous values of an `f32` tensor on `Flex`.
 struct Values(FlexTensor);
 
 impl Values {
+    /// `None` for other backends and types.
     fn of<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Option<Self> {
         let tensor = (tensor as &dyn Any).downcast_ref::<Tensor<Flex, D>>()?;
-        Self::is_for(tensor).then(|| Self::own(tensor.clone()))
+        Self::is_supported(tensor).then(|| Self::from_flex(tensor.clone()))
     }
 
-    /// A bias, or as many zeros.
+    /// A bias, or zeros without one.
     fn of_bias<B: Backend>(bias: Option<&Tensor<B, 1>>, len: usize) -> Option<Self> {
         match bias {
             Some(bias) => Self::of(bias),
@@ -71,22 +72,22 @@ impl Values {
         Self(FlexTensor::new(values.into_bytes(), layout, DType::F32))
     }
 
-    /// As [`of`](Values::of), without a second owner: what nobody else has can be changed in place.
+    /// As [`of`](Values::of), but takes the tensor, so that a unique one can be changed in place.
     fn take<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Result<Self, Tensor<B, D>> {
         let mut slot = Some(tensor);
         let flex = (&mut slot as &mut dyn Any)
             .downcast_mut::<Option<Tensor<Flex, D>>>()
-            .and_then(|slot| slot.take_if(|tensor| Self::is_for(tensor)));
+            .and_then(|slot| slot.take_if(|tensor| Self::is_supported(tensor)));
         match (flex, slot) {
-            (Some(flex), _) => Ok(Self::own(flex)),
+            (Some(flex), _) => Ok(Self::from_flex(flex)),
             (None, Some(tensor)) => Err(tensor),
-            (None, None) => unreachable!("nothing was taken"),
+            (None, None) => unreachable!("the tensor is in one of the two"),
         }
     }
 
-    /// Whether a tensor has `f32` values and the machine the instructions for them: without, fused
-    /// multiplications and additions would be calls of a function.
-    fn is_for<const D: usize>(tensor: &Tensor<Flex, D>) -> bool {
+    /// Whether a tensor is `f32` and the CPU has FMA instructions: without, each fused
+    /// multiply-add is a function call.
+    fn is_supported<const D: usize>(tensor: &Tensor<Flex, D>) -> bool {
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         let has_instructions = is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2");
         #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
@@ -94,7 +95,7 @@ impl Values {
         has_instructions && tensor.dtype() == DType::F32
     }
 
-    fn own<const D: usize>(tensor: Tensor<Flex, D>) -> Self {
+    fn from_flex<const D: usize>(tensor: Tensor<Flex, D>) -> Self {
         match tensor.into_primitive() {
             TensorPrimitive::Float(values) => Self(values.to_contiguous()),
             TensorPrimitive::QFloat(_) => unreachable!("a quantised tensor is not f32"),
@@ -108,12 +109,11 @@ impl Values {
     }
 
     fn as_slice(&self) -> &[f32] {
-        self.0.as_slice().expect("values in their order")
+        self.0.as_slice().expect("contiguous f32 values")
     }
 
-    /// The values that results are added to, if there are any, or else room for as many as `shape`
-    /// says.
-    fn for_results<B: Backend, const D: usize>(
+    /// The buffer of a result: the residual, to which results are added, or a new one.
+    fn output<B: Backend, const D: usize>(
         residual: Option<Tensor<B, D>>,
         shape: [usize; D],
     ) -> Result<Self, Option<Tensor<B, D>>> {
@@ -123,9 +123,9 @@ impl Values {
         }
     }
 
-    /// The values to change: a copy, if someone else has them.
+    /// The values for writing, copied if another tensor shares them.
     fn make_mut(&mut self) -> &mut [f32] {
-        if self.own_mut().is_none() {
+        if self.unique_mut().is_none() {
             let values = self.as_slice();
             let mut copy = PooledBuffer::new(values.len());
             elementwise::copy(&mut copy, values);
@@ -135,12 +135,12 @@ impl Values {
         self.0.storage_mut()
     }
 
-    /// The values to change, if nobody else has them.
-    fn own_mut(&mut self) -> Option<&mut [f32]> {
+    /// The values for writing, if no other tensor shares them.
+    fn unique_mut(&mut self) -> Option<&mut [f32]> {
         self.0.try_storage_mut()
     }
 
-    /// As a tensor of `B`, which is `Flex`.
+    /// The values as a tensor of `B`, which is `Flex`.
     fn tensor<B: Backend, const D: usize>(self) -> Tensor<B, D> {
         let tensor = Tensor::<Flex, D>::from_primitive(TensorPrimitive::Float(self.0));
         let mut slot = Some(tensor);
@@ -156,24 +156,24 @@ fn tensor<B: Backend, const D: usize>(values: PooledBuffer, shape: [usize; D]) -
     Values::new(values, shape).tensor()
 }
 
-/// Added to a number, it rounds it to a whole one, which is then in the low bits.
+/// 1.5 · 2²³. Adding it rounds a number to an integer, which is then in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
-/// `2ˣ` within 3 units in the last place for `x` from -126 to 127, and below as at -126; without
-/// branches.
+/// `2ˣ` within 3 units in the last place for `x` in -126..127, without branches. Smaller `x` count
+/// as -126.
 #[inline(always)]
 fn exp2(x: f32) -> f32 {
-    // Not `f32::max`, which would make a number of what is none.
+    // Not `f32::max`, which would turn NaN into a number.
     let x = if x < -126.0 { -126.0 } else { x };
     let shifted = x + ROUND;
     exp2_of_parts(shifted, x - (shifted - ROUND))
 }
 
-/// `eˣ` within 3 units in the last place for `x` from -87.3 to 88.3, and beyond as at these ends;
-/// without branches.
+/// `eˣ` within 3 units in the last place for `x` in -87.3..88.3, without branches. Other `x` are
+/// clamped.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
-    // ln 2, in two parts: the first has so few digits that its product with `n` is exact.
+    // ln 2 in two parts: the first has so few digits that its product with `n` is exact.
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     let x = x.clamp(-87.3, 88.3);
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
@@ -186,10 +186,10 @@ fn exp(x: f32) -> f32 {
 #[inline(always)]
 #[expect(
     clippy::approx_constant,
-    reason = "the best polynomial does not have ln 2 itself"
+    reason = "the minimax coefficient is close to ln 2, but not equal"
 )]
 fn exp2_of_parts(shifted: f32, r: f32) -> f32 {
-    // The polynomial with the smallest relative error, 7.5e-8 (Remez).
+    // The minimax polynomial: relative error 7.5e-8 (Remez).
     let mut sum = 1.327_647_2e-3;
     for coefficient in [
         9.675_541e-3,
@@ -200,18 +200,18 @@ fn exp2_of_parts(shifted: f32, r: f32) -> f32 {
     ] {
         sum = r.mul_add(sum, coefficient);
     }
-    // The exponent is in the bits from the 23rd on.
+    // The exponent starts at bit 23.
     f32::from_bits(sum.to_bits().wrapping_add(shifted.to_bits() << 23))
 }
 
 #[inline(always)]
 fn silu_of(x: f32) -> f32 {
     let y = x / (1.0 + exp(-x));
-    // There `exp` has ended, and what is left is below 1e-36.
+    // Here `exp` is clamped, and the exact result is below 1e-36.
     if x < -88.0 { 0.0 } else { y }
 }
 
-/// `x Φ(x)`, the error function within 1.5e-7 (Abramowitz & Stegun 1964, formula 7.1.26).
+/// `x Φ(x)`, with the error function within 1.5e-7 (Abramowitz & Stegun 1964, formula 7.1.26).
 #[inline(always)]
 fn gelu_of(x: f32) -> f32 {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;

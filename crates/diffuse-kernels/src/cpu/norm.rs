@@ -1,12 +1,14 @@
+//! Group and layer normalisation.
+
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
 use super::{Values, memory::PooledBuffer, silu_of, tensor, vectorized};
 use crate::{GroupNorm, LayerNorm};
 
-/// Sums that are kept side by side.
-const LANES: usize = 64;
-/// Values after which `f32` sums go into `f64` ones.
+/// Independent partial sums, for the vectoriser.
+const SUMS: usize = 64;
+/// Values that are summed in `f32`; sums of such blocks are `f64`.
 const BLOCK: usize = 1 << 12;
 
 /// The sum of `f` of each value.
@@ -14,16 +16,16 @@ const BLOCK: usize = 1 << 12;
 fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f64 {
     let mut total = 0.0;
     for block in values.chunks(BLOCK) {
-        let mut sums = [0.0_f32; LANES];
-        let (rows, rest) = block.as_chunks::<LANES>();
+        let mut sums = [0.0_f32; SUMS];
+        let (rows, rest) = block.as_chunks::<SUMS>();
         for row in rows {
             for (sum, value) in sums.iter_mut().zip(row) {
                 *sum += f(*value);
             }
         }
-        // By halves, which the vectoriser can do.
+        // Adds halves: the compiler can vectorise that.
         let mut sums = sums.map(f64::from);
-        let mut half = LANES / 2;
+        let mut half = SUMS / 2;
         while half > 0 {
             let (sums, others) = sums.split_at_mut(half);
             for (sum, other) in sums.iter_mut().zip(others) {
@@ -46,7 +48,7 @@ fn statistics(values: &[f32], eps: f64) -> (f32, f32) {
     (mean, (1.0 / (variance + eps).sqrt()) as f32)
 }
 
-/// See [`GroupNorm`]. In place where nobody else has the values.
+/// See [`GroupNorm`]; in place if no other tensor shares the values.
 pub fn group_norm<B: Backend>(operation: GroupNorm<B>) -> Result<Tensor<B, 4>, GroupNorm<B>> {
     let shape = operation.x.dims();
     let [_, channels, height, width] = shape;
@@ -66,7 +68,7 @@ pub fn group_norm<B: Backend>(operation: GroupNorm<B>) -> Result<Tensor<B, 4>, G
     if x.as_slice().is_empty() {
         return Ok(x.tensor());
     }
-    // Of the values of `from`, or else of what is in `group`.
+    // Normalises `from` into `group`, or `group` in place.
     let normalize = |index: usize, group: &mut [f32], from: Option<&[f32]>| {
         let first = index % groups * per_group;
         vectorized(
@@ -87,7 +89,7 @@ pub fn group_norm<B: Backend>(operation: GroupNorm<B>) -> Result<Tensor<B, 4>, G
             },
         );
     };
-    if let Some(values) = x.own_mut() {
+    if let Some(values) = x.unique_mut() {
         let groups = values.par_chunks_mut(size).enumerate();
         groups.for_each(|(index, group)| normalize(index, group, None));
         return Ok(x.tensor());

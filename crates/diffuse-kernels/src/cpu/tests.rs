@@ -1,14 +1,14 @@
-//! What the kernels are made of. `diffuse-nn`'s tests compare whole operations with burn's.
+//! Tests of the kernels' parts. The tests of `diffuse-nn` compare whole operations with burn's.
 
 use burn::tensor::TensorData;
 use burn::tensor::Tolerance;
 use burn_ndarray::NdArray;
 
-use super::weights::Weights;
+use super::weights::WeightSlice;
 use super::*;
 use crate::{ConvGeometry, GroupNorm};
 
-/// A tensor of numbers between -1 and 1 that differ.
+/// Distinct pseudo-random numbers in `[-1, 1)`.
 fn numbers<B: Backend, const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<B, D> {
     let mut state = seed;
     let mut next = || {
@@ -26,7 +26,7 @@ fn check_close(fast: TensorData, portable: TensorData, tolerance: f32) {
     fast.assert_approx_eq::<f32>(&portable, Tolerance::absolute(tolerance));
 }
 
-/// Runs a test on one thread, and on more: how work is split depends on how many there are.
+/// Runs a test with 1, 2 and 16 threads, which split the work differently.
 fn on_threads(test: impl Fn() + Sync) {
     for threads in [1, 2, 16] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
@@ -34,8 +34,7 @@ fn on_threads(test: impl Fn() + Sync) {
     }
 }
 
-/// `[batch, channels, outputs, height, width]`: sizes that are no multiples of anything, and such
-/// as networks have.
+/// `[batch, channels, outputs, height, width]`: odd sizes, and those of networks.
 const IMAGES: [[usize; 5]; 7] = [
     [1, 3, 5, 1, 1],
     [2, 5, 3, 7, 2],
@@ -46,15 +45,15 @@ const IMAGES: [[usize; 5]; 7] = [
     [1, 64, 8, 33, 128],
 ];
 
-/// A factor of weights that keeps the size of numbers.
+/// The factor of weights that keeps the scale of the numbers.
 fn fan_in(channels: usize, kernel: usize) -> f32 {
     ((channels * kernel * kernel) as f32).powf(-0.5)
 }
 
 #[test]
-fn each_way_of_a_3x3_convolution() {
+fn all_3x3_convolutions_agree() {
     on_threads(|| {
-        // The last has more squares than are transformed at once, and more outputs than a task.
+        // The last has more tiles than are transformed at once, and more outputs than a task has.
         let more = [[1, 512, 70, 88, 90]];
         for [batch, channels, outputs, height, width] in IMAGES.into_iter().chain(more) {
             let x: Tensor<Flex, 4> = numbers(1, [batch, channels, height, width]);
@@ -74,11 +73,11 @@ fn each_way_of_a_3x3_convolution() {
                 width,
             };
             let size = batch * outputs * height * width;
-            let (weight, bias) = (Weights::F32(weight.as_slice()), bias.as_slice());
-            let filters = matrix::Rows::new(weight, 9 * channels);
+            let (weight, bias) = (WeightSlice::F32(weight.as_slice()), bias.as_slice());
+            let filters = matrix::Matrix::new(weight, 9 * channels);
             let (geometry, image) = (ConvGeometry::same(3), [height, width]);
             for accumulate in [false, true] {
-                let made = |way: &dyn Fn(conv::Outputs<'_>)| {
+                let run = |convolve: &dyn Fn(conv::Outputs<'_>)| {
                     let mut values = match accumulate {
                         true => numbers::<Flex, 1>(9, [size])
                             .into_data()
@@ -86,74 +85,73 @@ fn each_way_of_a_3x3_convolution() {
                             .unwrap(),
                         false => vec![f32::NAN; size],
                     };
-                    way(conv::Outputs {
+                    convolve(conv::Outputs {
                         values: &mut values,
                         accumulate,
                     });
                     TensorData::new(values, [size])
                 };
-                let columns =
-                    made(&|out| conv::as_columns(images, weight, bias, geometry, image, out));
-                let squares = made(&|out| winograd::by_squares(images, filters, bias, out));
-                let outputs = made(&|out| winograd::by_outputs(images, filters, bias, out));
-                check_close(columns, squares.clone(), 5e-5);
-                check_close(squares, outputs, 1e-6);
+                let columns = run(&|out| conv::im2col(images, weight, bias, geometry, image, out));
+                let tiles = run(&|out| winograd::by_tiles(images, filters, bias, out));
+                let outputs = run(&|out| winograd::by_outputs(images, filters, bias, out));
+                check_close(columns, tiles.clone(), 5e-5);
+                check_close(tiles, outputs, 1e-6);
             }
         }
     });
 }
 
 #[test]
-fn tiles_are_sums_of_products() {
-    use kernel::{COLUMNS, ROWS, Tile};
+fn micro_kernel_is_a_sum_of_products() {
+    use micro_kernel::{MR, MicroKernel, NR};
     for depth in [0, 1, 7, 300] {
-        let rows: Tensor<Flex, 2> = numbers(1, [depth + 1, ROWS]);
-        let columns: Tensor<Flex, 2> = numbers(2, [depth + 1, COLUMNS]);
-        let (rows, columns) = (Values::of(&rows).unwrap(), Values::of(&columns).unwrap());
-        let (rows, _) = rows.as_slice()[ROWS..].as_chunks();
-        let (columns, _) = columns.as_slice()[COLUMNS..].as_chunks();
-        let kept: [f32; COLUMNS] = std::array::from_fn(|column| column as f32 / 16.0 - 1.0);
-        let check = |sum: &dyn Fn(Tile<'_>)| {
-            for (kept, before) in [(None, f32::NAN), (Some(&kept), 1.5)] {
-                let mut tile = [[before; COLUMNS]; ROWS];
-                sum(Tile {
-                    rows,
-                    columns,
-                    kept,
-                    tile: &mut tile,
+        let a: Tensor<Flex, 2> = numbers(1, [depth + 1, MR]);
+        let b: Tensor<Flex, 2> = numbers(2, [depth + 1, NR]);
+        let (a, b) = (Values::of(&a).unwrap(), Values::of(&b).unwrap());
+        let (a, _) = a.as_slice()[MR..].as_chunks();
+        let (b, _) = b.as_slice()[NR..].as_chunks();
+        let beta: [f32; NR] = std::array::from_fn(|column| column as f32 / 16.0 - 1.0);
+        let check = |compute: &dyn Fn(MicroKernel<'_>)| {
+            for (beta, before) in [(None, f32::NAN), (Some(&beta), 1.5)] {
+                let mut c = [[before; NR]; MR];
+                compute(MicroKernel {
+                    a,
+                    b,
+                    beta,
+                    c: &mut c,
                 });
-                for (row, sums) in tile.iter().enumerate() {
+                for (row, sums) in c.iter().enumerate() {
                     for (column, sum) in sums.iter().enumerate() {
-                        let terms = rows.iter().zip(columns);
+                        let terms = a.iter().zip(b);
                         let terms = terms.map(|(a, b)| f64::from(a[row]) * f64::from(b[column]));
-                        let kept = kept.map_or(0.0, |kept| f64::from(before * kept[column]));
-                        assert!((f64::from(*sum) - kept - terms.sum::<f64>()).abs() < 1e-5);
+                        let scaled = beta.map_or(0.0, |beta| f64::from(before * beta[column]));
+                        assert!((f64::from(*sum) - scaled - terms.sum::<f64>()).abs() < 1e-5);
                     }
                 }
             }
         };
-        // With the best instructions of this machine, with none, and with those of most others.
-        check(&|tile| kernel::tile(tile.rows, tile.columns, tile.kept, tile.tile));
-        check(&|tile| pulp::Simd::vectorize(pulp::Scalar, tile));
+        // The best instructions of this machine, scalar code, and AVX2.
+        check(&|op| micro_kernel::micro_kernel(op.a, op.b, op.beta, op.c));
+        check(&|op| pulp::Simd::vectorize(pulp::Scalar, op));
         #[cfg(target_arch = "x86_64")]
         if let Some(avx2) = pulp::x86::V3::try_new() {
-            check(&|tile| pulp::Simd::vectorize(avx2, tile));
+            check(&|op| pulp::Simd::vectorize(avx2, op));
         }
     }
 }
 
 #[test]
 fn rows_are_transposed() {
-    use kernel::{Column, ROWS, transpose, transpose_scalar};
-    let rows: [Column; ROWS] =
+    use micro_kernel::{MR, PanelColumn, transpose, transpose_scalar};
+    let rows: [PanelColumn; MR] =
         std::array::from_fn(|row| std::array::from_fn(|column| (10 * row + column) as f32));
     let columns = transpose(rows);
     assert_eq!((columns[5][2], columns), (25.0, transpose_scalar(rows)));
 }
 
 #[test]
-fn memory_is_used_again() {
-    // So large that no other test, beside this one, would take it.
+fn freed_memory_is_reused() {
+    // So large that no other test takes the buffer.
     let len = 20_000_001;
     let mut buffer = PooledBuffer::new(len);
     buffer.fill(1.0);
@@ -170,7 +168,7 @@ fn memory_is_used_again() {
 }
 
 #[test]
-fn what_nobody_else_has_is_normalized_in_place() {
+fn a_unique_tensor_is_normalized_in_place() {
     let x = Values::of(&numbers::<Flex, 4>(1, [2, 6, 5, 7])).unwrap();
     let before = x.as_slice().as_ptr();
     let norm = GroupNorm {
@@ -186,7 +184,7 @@ fn what_nobody_else_has_is_normalized_in_place() {
 }
 
 #[test]
-fn functions_are_exact_to_their_last_digits() {
+fn exp_and_silu_are_accurate() {
     for step in -8_000..8_000 {
         let x = step as f32 / 100.0;
         let wide = f64::from(x);
@@ -208,7 +206,7 @@ fn functions_are_exact_to_their_last_digits() {
 }
 
 #[test]
-fn other_tensors_are_given_back() {
+fn unsupported_tensors_are_returned() {
     let half = Tensor::<Flex, 1>::from_data([1.0, 2.0], (&Default::default(), DType::F16));
     assert!(Values::of(&half).is_none());
     assert!(Values::take(half).is_err());

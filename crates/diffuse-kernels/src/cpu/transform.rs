@@ -1,4 +1,4 @@
-//! Winograd's transforms for F(4x4, 3x3), of many squares or filters at once: "Fast Algorithms for
+//! Winograd's transforms for F(4x4, 3x3), of [`NR`] tiles or filters at once: "Fast Algorithms for
 //! Convolutional Neural Networks" (Lavin & Gray 2015, <https://arxiv.org/abs/1509.09308>, section
 //! 4.3).
 
@@ -7,26 +7,29 @@ use std::ops::{Add, Mul, Sub};
 
 use pulp::{Simd, WithSimd};
 
-use super::kernel::{COLUMNS, Line, inlined};
+use super::micro_kernel::{NR, PanelRow, inlined};
 
 /// A transform of `N` values to `M`.
 pub trait Transform<const N: usize, const M: usize> {
-    fn of<V: Value>(values: [V; N]) -> [V; M];
+    fn apply<V: Element>(values: [V; N]) -> [V; M];
 }
 
-/// What is computed with: a vector of lanes.
-pub trait Value: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<f32, Output = Self> {}
+/// An element of a tile, of several tiles at once.
+pub trait Element:
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<f32, Output = Self>
+{
+}
 
-/// `G`, of a filter.
-pub struct OfFilter;
-/// `Bᵀ`, of inputs.
-pub struct OfInputs;
-/// `Aᵀ`, of products.
-pub struct OfProducts;
+/// `G`, for filters.
+pub struct FilterTransform;
+/// `Bᵀ`, for inputs.
+pub struct InputTransform;
+/// `Aᵀ`, for outputs.
+pub struct OutputTransform;
 
-impl Transform<3, 6> for OfFilter {
+impl Transform<3, 6> for FilterTransform {
     #[inline(always)]
-    fn of<V: Value>([g0, g1, g2]: [V; 3]) -> [V; 6] {
+    fn apply<V: Element>([g0, g1, g2]: [V; 3]) -> [V; 6] {
         let (even, odd) = ((g0 + g2) * (-1.0 / 6.0), g1 * (-1.0 / 6.0));
         let (even_2, odd_2) = ((g0 + g2 * 4.0) * (1.0 / 24.0), g1 * (1.0 / 12.0));
         [
@@ -40,9 +43,9 @@ impl Transform<3, 6> for OfFilter {
     }
 }
 
-impl Transform<6, 6> for OfInputs {
+impl Transform<6, 6> for InputTransform {
     #[inline(always)]
-    fn of<V: Value>([d0, d1, d2, d3, d4, d5]: [V; 6]) -> [V; 6] {
+    fn apply<V: Element>([d0, d1, d2, d3, d4, d5]: [V; 6]) -> [V; 6] {
         let (even, odd) = (d4 - d2 * 4.0, d3 - d1 * 4.0);
         let (even_2, odd_2) = (d4 - d2, (d3 - d1) * 2.0);
         [
@@ -56,9 +59,9 @@ impl Transform<6, 6> for OfInputs {
     }
 }
 
-impl Transform<6, 4> for OfProducts {
+impl Transform<6, 4> for OutputTransform {
     #[inline(always)]
-    fn of<V: Value>([m0, m1, m2, m3, m4, m5]: [V; 6]) -> [V; 4] {
+    fn apply<V: Element>([m0, m1, m2, m3, m4, m5]: [V; 6]) -> [V; 4] {
         let (sum, difference) = (m1 + m2, m1 - m2);
         let (sum_2, difference_2) = (m3 + m4, m3 - m4);
         [
@@ -70,53 +73,53 @@ impl Transform<6, 4> for OfProducts {
     }
 }
 
-/// Transforms the columns of a square, and then its rows: `from` has its `N`² lines, row by row,
-/// and `store` gets the `M`² that come of it, some lanes at a time: the number of the line, the
-/// first lane, and its values from there on.
+/// Transforms the columns and then the rows of [`NR`] tiles. `from` returns an element, by its
+/// row-major index among `N`², of every tile. `store` gets the index of a result among `M`², the
+/// first of some lanes, and their values.
 #[inline(always)]
 pub fn transform<'a, T: Transform<N, M>, const N: usize, const M: usize>(
-    from: impl Fn(usize) -> &'a Line,
+    from: impl Fn(usize) -> &'a PanelRow,
     store: impl FnMut(usize, usize, &[f32]),
 ) {
-    inlined(Square {
+    inlined(TileTransform {
         from,
         store,
         transform: PhantomData::<T>,
     });
 }
 
-struct Square<T, L, F, const N: usize, const M: usize> {
+struct TileTransform<T, L, F, const N: usize, const M: usize> {
     from: L,
     store: F,
     transform: PhantomData<T>,
 }
 
-impl<'a, T, L, F, const N: usize, const M: usize> WithSimd for Square<T, L, F, N, M>
+impl<'a, T, L, F, const N: usize, const M: usize> WithSimd for TileTransform<T, L, F, N, M>
 where
     T: Transform<N, M>,
-    L: Fn(usize) -> &'a Line,
+    L: Fn(usize) -> &'a PanelRow,
     F: FnMut(usize, usize, &[f32]),
 {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let none = Lanes(simd, simd.splat_f32s(0.0));
-        for left in (0..COLUMNS).step_by(S::F32_LANES) {
-            // Of each column, transformed: its values in a row.
-            let mut half = [[none; N]; M];
+        let zero = SimdVector(simd, simd.splat_f32s(0.0));
+        for left in (0..NR).step_by(S::F32_LANES) {
+            // The tile with its columns transformed.
+            let mut columns = [[zero; N]; M];
             for column in 0..N {
-                let mut values = [none; N];
+                let mut values = [zero; N];
                 for (row, value) in values.iter_mut().enumerate() {
-                    let line = &(self.from)(row * N + column)[left..left + S::F32_LANES];
-                    value.1 = S::as_simd_f32s(line).0[0];
+                    let lanes = &(self.from)(row * N + column)[left..left + S::F32_LANES];
+                    value.1 = S::as_simd_f32s(lanes).0[0];
                 }
-                for (row, value) in half.iter_mut().zip(T::of(values)) {
+                for (row, value) in columns.iter_mut().zip(T::apply(values)) {
                     row[column] = value;
                 }
             }
-            for (row, values) in half.iter().enumerate() {
-                for (column, value) in T::of(*values).iter().enumerate() {
+            for (row, values) in columns.iter().enumerate() {
+                for (column, value) in T::apply(*values).iter().enumerate() {
                     let values = pulp::bytemuck::cast_slice(std::slice::from_ref(&value.1));
                     (self.store)(row * M + column, left, values);
                 }
@@ -125,19 +128,19 @@ where
     }
 }
 
-/// As many lanes as a vector has.
-struct Lanes<S: Simd>(S, S::f32s);
+/// A SIMD vector with its instruction set.
+struct SimdVector<S: Simd>(S, S::f32s);
 
-impl<S: Simd> Clone for Lanes<S> {
+impl<S: Simd> Clone for SimdVector<S> {
     #[inline(always)]
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<S: Simd> Copy for Lanes<S> {}
+impl<S: Simd> Copy for SimdVector<S> {}
 
-impl<S: Simd> Add for Lanes<S> {
+impl<S: Simd> Add for SimdVector<S> {
     type Output = Self;
 
     #[inline(always)]
@@ -146,7 +149,7 @@ impl<S: Simd> Add for Lanes<S> {
     }
 }
 
-impl<S: Simd> Sub for Lanes<S> {
+impl<S: Simd> Sub for SimdVector<S> {
     type Output = Self;
 
     #[inline(always)]
@@ -155,7 +158,7 @@ impl<S: Simd> Sub for Lanes<S> {
     }
 }
 
-impl<S: Simd> Mul<f32> for Lanes<S> {
+impl<S: Simd> Mul<f32> for SimdVector<S> {
     type Output = Self;
 
     #[inline(always)]
@@ -164,4 +167,4 @@ impl<S: Simd> Mul<f32> for Lanes<S> {
     }
 }
 
-impl<S: Simd> Value for Lanes<S> {}
+impl<S: Simd> Element for SimdVector<S> {}

@@ -1,5 +1,5 @@
-//! Weights as they are kept in memory: in `f32`, or in half precision, which is widened a part at a
-//! time.
+//! Weights in the type that they are stored in: `f32`, or half precision, which is converted to
+//! `f32` in small blocks.
 
 use std::any::Any;
 use std::ops::Range;
@@ -11,18 +11,19 @@ use half::{bf16, f16};
 
 use super::memory::PooledBuffer;
 
-/// The values of a weight in their order, if they are `Flex`'s.
+/// The contiguous values of a weight on `Flex`.
 pub struct Weight(FlexTensor);
 
-/// Some of a weight's values.
+/// A slice of a weight's values.
 #[derive(Clone, Copy)]
-pub enum Weights<'a> {
+pub enum WeightSlice<'a> {
     F32(&'a [f32]),
     F16(&'a [f16]),
     BF16(&'a [bf16]),
 }
 
 impl Weight {
+    /// `None` if the tensor is of another backend, or quantised.
     pub fn of<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Option<Self> {
         let tensor = (tensor as &dyn Any).downcast_ref::<Tensor<Flex, D>>()?;
         match tensor.clone().into_primitive() {
@@ -31,32 +32,32 @@ impl Weight {
         }
     }
 
-    /// None if they are of a type that is not computed with here.
-    pub fn values(&self) -> Option<Weights<'_>> {
+    /// `None` if their type is not supported.
+    pub fn values(&self) -> Option<WeightSlice<'_>> {
         match self.0.dtype() {
-            DType::F32 => self.0.as_slice().map(Weights::F32),
-            DType::F16 => self.0.as_slice().map(Weights::F16),
-            DType::BF16 => self.0.as_slice().map(Weights::BF16),
+            DType::F32 => self.0.as_slice().map(WeightSlice::F32),
+            DType::F16 => self.0.as_slice().map(WeightSlice::F16),
+            DType::BF16 => self.0.as_slice().map(WeightSlice::BF16),
             _ => None,
         }
     }
 }
 
-impl<'a> Weights<'a> {
-    pub fn part(self, range: Range<usize>) -> Self {
+impl<'a> WeightSlice<'a> {
+    pub fn slice(self, range: Range<usize>) -> Self {
         match self {
-            Weights::F32(values) => Weights::F32(&values[range]),
-            Weights::F16(values) => Weights::F16(&values[range]),
-            Weights::BF16(values) => Weights::BF16(&values[range]),
+            WeightSlice::F32(values) => WeightSlice::F32(&values[range]),
+            WeightSlice::F16(values) => WeightSlice::F16(&values[range]),
+            WeightSlice::BF16(values) => WeightSlice::BF16(&values[range]),
         }
     }
 
-    /// The values in `f32`; those of another type are widened into `buffer`.
-    pub fn widened<'b>(self, buffer: &'b mut PooledBuffer) -> &'b [f32]
+    /// The values in `f32`; half precision is converted into `buffer`.
+    pub fn to_f32<'b>(self, buffer: &'b mut PooledBuffer) -> &'b [f32]
     where
         'a: 'b,
     {
-        if let Weights::F32(values) = self {
+        if let WeightSlice::F32(values) = self {
             return values;
         }
         let buffer = buffer.resize(self.len());
@@ -66,30 +67,32 @@ impl<'a> Weights<'a> {
 
     pub fn len(self) -> usize {
         match self {
-            Weights::F32(values) => values.len(),
-            Weights::F16(values) => values.len(),
-            Weights::BF16(values) => values.len(),
+            WeightSlice::F32(values) => values.len(),
+            WeightSlice::F16(values) => values.len(),
+            WeightSlice::BF16(values) => values.len(),
         }
     }
 
-    /// `N` values from `first` on, in `f32`.
+    /// `N` values from `first` on, converted to `f32`.
     #[inline(always)]
     pub fn block<const N: usize>(self, first: usize) -> [f32; N] {
-        if let Weights::F32(values) = self {
-            return *values[first..].first_chunk().expect("as many values");
+        if let WeightSlice::F32(values) = self {
+            return *values[first..]
+                .first_chunk()
+                .expect("N values from `first` on");
         }
         let mut block = [0.0; N];
-        self.part(first..first + N).copy_to(&mut block);
+        self.slice(first..first + N).copy_to(&mut block);
         block
     }
 
-    /// The values in `f32`.
+    /// Copies all values, converted to `f32`.
     #[inline(always)]
     pub fn copy_to(self, to: &mut [f32]) {
         match self {
-            Weights::F32(values) => to.copy_from_slice(values),
-            Weights::F16(values) => values.convert_to_f32_slice(to),
-            Weights::BF16(values) => values.convert_to_f32_slice(to),
+            WeightSlice::F32(values) => to.copy_from_slice(values),
+            WeightSlice::F16(values) => values.convert_to_f32_slice(to),
+            WeightSlice::BF16(values) => values.convert_to_f32_slice(to),
         }
     }
 }

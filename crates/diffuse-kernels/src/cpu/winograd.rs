@@ -1,116 +1,119 @@
 //! 3x3 convolutions by Winograd's minimal filtering F(4x4, 3x3): "Fast Algorithms for Convolutional
 //! Neural Networks" (Lavin & Gray 2015, <https://arxiv.org/abs/1509.09308>, section 4.3).
 //!
-//! Squares of 4x4 outputs come from squares of 6x6 inputs, which overlap. Transformed, `V = Bᵀ d
-//! B`, a square is 36 values, each multiplied by one of 36 matrices of transformed filters, `U = G
-//! g Gᵀ`; back, `Y = Aᵀ M A`. That is 4 times fewer multiplications, as 36 matrix products over all
-//! squares and channels.
+//! A micro_kernel of 4x4 outputs is computed from a micro_kernel of 6x6 inputs; input tiles
+//! overlap. With the transformed filters `U = G g Gᵀ` and input tiles `V = Bᵀ d B`, 36 elements
+//! each, the outputs are `Y = Aᵀ M A`, where `M` is the element-wise product of `U` and `V` summed
+//! over input channels. Over all tiles and channels these are 36 matrix products, with 4 times
+//! fewer multiplications than the direct sum.
 //!
-//! Of large images, filters are transformed once, and the columns of products are squares
-//! ([`by_squares`]); of small ones, inputs are transformed once, and the columns are outputs
-//! ([`by_outputs`]), so that even few squares fill the tiles.
+//! For large images filters are transformed once, and the columns of the products are tiles
+//! ([`by_tiles`]). For small images inputs are transformed once, and the columns are output
+//! channels ([`by_outputs`]), so that a few tiles fill the register blocks.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::conv::{Images, Outputs};
-use super::kernel::{COLUMNS, Column, Line, ROWS, tile};
-use super::matrix::{Rows, TASKS, in_parts};
+use super::matrix::{Matrix, TASKS_PER_THREAD, split_columns};
 use super::memory::PooledBuffer;
-use super::transform::{OfFilter, OfInputs, OfProducts, transform};
+use super::micro_kernel::{MR, NR, PanelColumn, PanelRow, RegisterBlock, micro_kernel};
+use super::transform::{FilterTransform, InputTransform, OutputTransform, transform};
 use super::vectorized;
-use super::weights::Weights;
+use super::weights::WeightSlice;
 
-/// Side of the output of a square, and of its input.
-const OUT: usize = 4;
-const IN: usize = 6;
-/// Products a square.
-const PRODUCTS: usize = IN * IN;
-/// Squares or outputs that are transformed at once: the columns of a tile.
-const LANES: usize = COLUMNS;
-/// Transformed values of inputs that are held at once, where that is not all: 32 MB.
-const INPUTS: usize = 1 << 23;
-/// Transformed values of filters that are held at once, if it is all of them: 64 MB.
-const FILTERS: usize = 1 << 24;
-/// Channels whose filters a thread holds, where they are not held at once, for the outputs of a
-/// tile: 600 KB.
-const CHANNELS: usize = 128;
-/// Squares of a task, if there are twice as many for each thread, and else half of them.
-const SQUARES: usize = 64;
-/// Squares whose products take about as long as transforming the filters of as many outputs.
-const FILTERS_TAKE: usize = 10;
-/// Outputs whose products are held at once, where the filters of all are.
-const SOME: usize = 2 * ROWS;
-/// Channels that a task transforms, at least.
-const FEWEST: usize = 32;
-/// Channels whose filters are packed at once.
-const BLOCK: usize = 64;
+/// Height and width of a tile of outputs.
+const OUTPUT_TILE: usize = 4;
+/// Height and width of a tile of inputs.
+const INPUT_TILE: usize = 6;
+/// Elements of a transformed tile, each of which is a matrix product.
+const PRODUCTS: usize = INPUT_TILE * INPUT_TILE;
+/// Tiles or output channels that are transformed at once: the columns of a register block.
+const LANES: usize = NR;
+/// Values of transformed inputs in memory at once: 32 MB.
+const MAX_INPUTS: usize = 1 << 23;
+/// Values of transformed filters up to which all are in memory at once: 64 MB.
+const MAX_FILTERS: usize = 1 << 24;
+/// Input channels of a block of transformed filters for [`LANES`] output channels: 600 KB.
+const CHANNEL_BLOCK: usize = 128;
+/// Tiles of a task, or half as many if that makes fewer than two tasks a thread.
+const TILES_PER_TASK: usize = 64;
+/// Number of tiles whose products with [`LANES`] output channels take as long as transforming the
+/// filters.
+const FILTER_COST: usize = 10;
+/// Output channels whose products are in memory at once in [`by_tiles`].
+const OUTPUT_BLOCK: usize = 2 * MR;
+/// Input channels that a task transforms, at least.
+const MIN_CHANNELS_PER_TASK: usize = 32;
+/// Input channels whose filters are packed at once.
+const FILTER_BLOCK: usize = 64;
 /// Padding, so that the 36 matrices do not map to the same cache sets.
-const PAD: usize = 2;
+const PADDING: usize = 2;
 
-/// Tiles of products.
-type Sums = [Line; ROWS];
-/// What comes of 36 products, lane by lane.
-type Square = [[Line; OUT]; OUT];
-/// A row of squares of an image: the values of each output.
-type Strip<'a> = Vec<&'a mut [f32]>;
+/// A tile of outputs in each lane.
+type OutputTiles = [[PanelRow; OUTPUT_TILE]; OUTPUT_TILE];
+/// The rows of pixels that a row of tiles covers, of each output channel.
+type TileRow<'a> = Vec<&'a mut [f32]>;
 
-/// The strips of all images.
-fn strips<'a>(x: &Images<'_>, outputs: usize, values: &'a mut [f32]) -> Vec<Strip<'a>> {
+/// The rows of tiles of all images.
+fn tile_rows<'a>(x: &Images<'_>, outputs: usize, values: &'a mut [f32]) -> Vec<TileRow<'a>> {
     let images = values.chunks_mut(outputs * x.area());
-    let strips = images.flat_map(|out| in_parts(out.chunks_mut(x.area()), OUT * x.width));
-    strips.collect()
+    let rows = images.flat_map(|out| {
+        let channels = out.chunks_mut(x.area());
+        split_columns(channels, OUTPUT_TILE * x.width)
+    });
+    rows.collect()
 }
 
-/// Where a square of outputs is.
+/// The position of a tile of outputs.
 #[derive(Clone, Copy)]
-struct Place {
-    /// Of some.
-    strip: usize,
+struct Tile {
+    /// Index among the rows of tiles that are processed together.
+    tile_row: usize,
     image: usize,
     top: usize,
     left: usize,
 }
 
-impl Place {
-    /// The squares of some strips.
-    fn all(x: &Images<'_>, strips: Range<usize>) -> Vec<Self> {
-        let of_image = x.height.div_ceil(OUT);
-        let mut places = Vec::new();
-        for (index, strip) in strips.enumerate() {
-            places.extend((0..x.width).step_by(OUT).map(|left| Self {
-                strip: index,
-                image: strip / of_image,
-                top: strip % of_image * OUT,
+impl Tile {
+    /// The tiles of some rows.
+    fn in_rows(x: &Images<'_>, rows: Range<usize>) -> Vec<Self> {
+        let rows_per_image = x.height.div_ceil(OUTPUT_TILE);
+        let mut tiles = Vec::new();
+        for (index, row) in rows.enumerate() {
+            tiles.extend((0..x.width).step_by(OUTPUT_TILE).map(|left| Self {
+                tile_row: index,
+                image: row / rows_per_image,
+                top: row % rows_per_image * OUTPUT_TILE,
                 left,
             }));
         }
-        places
+        tiles
     }
 
-    /// Whether another square is the next to the right.
-    fn is_before(&self, other: &Self) -> bool {
-        self.left < other.left && self.strip == other.strip
+    /// Whether the next tile is in the same row.
+    fn is_left_of(&self, next: &Self) -> bool {
+        self.left < next.left && self.tile_row == next.tile_row
     }
 }
 
-/// The inputs of neighbouring squares in one channel, with zeros outside of the image, into the
-/// lanes from `lane` on.
+/// Reads the inputs of neighbouring tiles in one channel into the lanes from `lane` on, with zero
+/// padding.
 #[inline(always)]
 fn gather(
     x: &Images<'_>,
     channel: usize,
-    places: &[Place],
+    tiles: &[Tile],
     lane: usize,
-    squares: &mut [[Line; IN]; IN],
+    inputs: &mut [[PanelRow; INPUT_TILE]; INPUT_TILE],
 ) {
-    /// Squares at once: what is the same for all of them is then known to the compiler.
-    const SOME: usize = 4;
-    let (place, count) = (places[0], places.len());
-    let from = x.channel(place.image, channel);
-    for (dy, inputs) in squares.iter_mut().enumerate() {
-        let row = (place.top + dy).checked_sub(1);
+    /// Tiles that are read at once, a number known to the compiler.
+    const AT_ONCE: usize = 4;
+    let (tile, count) = (tiles[0], tiles.len());
+    let from = x.channel(tile.image, channel);
+    for (dy, inputs) in inputs.iter_mut().enumerate() {
+        let row = (tile.top + dy).checked_sub(1);
         let Some(row) = row.filter(|row| *row < x.height) else {
             for lanes in inputs {
                 lanes[lane..lane + count].fill(0.0);
@@ -118,45 +121,46 @@ fn gather(
             continue;
         };
         let row = &from[row * x.width..][..x.width];
-        let mut square = 0;
-        while square < count {
-            let start = place.left + OUT * square;
-            let first = lane + square;
+        let mut index = 0;
+        while index < count {
+            let start = tile.left + OUTPUT_TILE * index;
+            let first = lane + index;
             let values = start.checked_sub(1).and_then(|start| row.get(start..));
-            let values = values.and_then(|values| values.first_chunk::<{ OUT * SOME + 2 }>());
-            if let Some(values) = values.filter(|_| square + SOME <= count) {
+            let values =
+                values.and_then(|values| values.first_chunk::<{ OUTPUT_TILE * AT_ONCE + 2 }>());
+            if let Some(values) = values.filter(|_| index + AT_ONCE <= count) {
                 for (dx, lanes) in inputs.iter_mut().enumerate() {
-                    let lanes = lanes[first..].first_chunk_mut::<SOME>();
-                    let some = std::array::from_fn(|square| values[OUT * square + dx]);
-                    *lanes.expect("a lane for each square") = some;
+                    let lanes = lanes[first..].first_chunk_mut::<AT_ONCE>();
+                    let inputs = std::array::from_fn(|tile| values[OUTPUT_TILE * tile + dx]);
+                    *lanes.expect("a lane for each tile") = inputs;
                 }
-                square += SOME;
+                index += AT_ONCE;
                 continue;
             }
             for (dx, lanes) in inputs.iter_mut().enumerate() {
                 let value = (start + dx).checked_sub(1).and_then(|x| row.get(x));
                 lanes[first] = value.copied().unwrap_or(0.0);
             }
-            square += 1;
+            index += 1;
         }
     }
 }
 
-/// The outputs of neighbouring squares, from the lanes from `lane` on, into the rows of one output
-/// of their strip: with `ACCUMULATE`, they are added to the values there.
+/// Writes the outputs of neighbouring tiles, in the lanes from `lane` on, to their rows of one
+/// output channel; with `ACCUMULATE`, adds them.
 #[inline(always)]
 fn scatter<const ACCUMULATE: bool>(
-    squares: &Square,
-    places: &[Place],
+    outputs: &OutputTiles,
+    tiles: &[Tile],
     lane: usize,
     bias: f32,
     width: usize,
     values: &mut [f32],
 ) {
-    let (left, count) = (places[0].left, places.len());
-    let length = (OUT * count).min(width - left);
-    for (outputs, row) in squares.iter().zip(values.chunks_mut(width)) {
-        let (quads, rest) = row[left..left + length].as_chunks_mut::<OUT>();
+    let (left, count) = (tiles[0].left, tiles.len());
+    let length = (OUTPUT_TILE * count).min(width - left);
+    for (outputs, row) in outputs.iter().zip(values.chunks_mut(width)) {
+        let (quads, rest) = row[left..left + length].as_chunks_mut::<OUTPUT_TILE>();
         let [a, b, c, d] = outputs.each_ref().map(|row| &row[lane..lane + count]);
         for (((quad, a), b), (c, d)) in quads.iter_mut().zip(a).zip(b).zip(c.iter().zip(d)) {
             let [x, y, z, w] = *quad;
@@ -173,26 +177,26 @@ fn scatter<const ACCUMULATE: bool>(
     }
 }
 
-/// What a lane for each output has of one square, into their strip: with `ACCUMULATE`, it is added
-/// to the values there.
+/// Writes one tile, with an output channel in each lane, to its rows of these channels; with
+/// `ACCUMULATE`, adds it.
 #[inline(always)]
-fn scatter_outputs<const ACCUMULATE: bool>(
-    square: &Square,
+fn scatter_channels<const ACCUMULATE: bool>(
+    outputs: &OutputTiles,
     left: usize,
     bias: &[f32],
     width: usize,
-    strip: &mut [&mut [f32]],
+    tile_row: &mut [&mut [f32]],
 ) {
-    let mut turned = [[[0.0; OUT]; OUT]; LANES];
-    for (index, lanes) in square.as_flattened().iter().enumerate() {
-        for (turned, value) in turned.iter_mut().zip(lanes) {
-            turned.as_flattened_mut()[index] = *value;
+    let mut transposed = [[[0.0; OUTPUT_TILE]; OUTPUT_TILE]; LANES];
+    for (index, lanes) in outputs.as_flattened().iter().enumerate() {
+        for (tile, value) in transposed.iter_mut().zip(lanes) {
+            tile.as_flattened_mut()[index] = *value;
         }
     }
-    for ((values, square), bias) in strip.iter_mut().zip(&turned).zip(bias) {
-        for (row, outputs) in values.chunks_mut(width).zip(square) {
+    for ((values, tile), bias) in tile_row.iter_mut().zip(&transposed).zip(bias) {
+        for (row, outputs) in values.chunks_mut(width).zip(tile) {
             let row = &mut row[left..];
-            if let Some(row) = row.first_chunk_mut::<OUT>() {
+            if let Some(row) = row.first_chunk_mut::<OUTPUT_TILE>() {
                 *row = std::array::from_fn(|x| result::<ACCUMULATE>(row[x], outputs[x] + bias));
                 continue;
             }
@@ -208,163 +212,163 @@ fn result<const ACCUMULATE: bool>(value: f32, output: f32) -> f32 {
     if ACCUMULATE { value + output } else { output }
 }
 
-/// `out = x * weight + bias`, or `out += ..`, with a padding of 1: `weight` is `[outputs, channels,
-/// 3, 3]`.
-pub fn winograd(x: Images<'_>, weight: Weights<'_>, bias: &[f32], out: Outputs<'_>) {
-    let weight = Rows::new(weight, x.channels * 9);
-    let (squares, threads) = (squares(&x), rayon::current_num_threads());
-    // What a thread reads of the filters of all outputs, and else of the inputs of all squares, in
-    // channels.
-    let of_filters = squares.div_ceil(squares_a_task(squares) * threads) * bias.len();
-    let of_inputs = bias.len().div_ceil(LANES * threads) * squares;
-    let fits = PRODUCTS * x.channels * bias.len() <= FILTERS;
-    if fits && squares >= threads * SQUARES / 2 && of_filters <= of_inputs {
-        by_squares(x, weight, bias, out);
+/// `out = conv(x, weight) + bias`, or `out += ..`, with a padding of 1: `weight` is `[outputs,
+/// channels, 3, 3]`.
+pub fn winograd(x: Images<'_>, weight: WeightSlice<'_>, bias: &[f32], out: Outputs<'_>) {
+    let weight = Matrix::new(weight, x.channels * 9);
+    let (tiles, threads) = (tile_count(&x), rayon::current_num_threads());
+    // What a thread reads for each channel: the filters of all outputs for each of its tasks in
+    // `by_tiles`, the inputs of all tiles in `by_outputs`.
+    let filter_reads = tiles.div_ceil(tiles_per_task(tiles) * threads) * bias.len();
+    let input_reads = bias.len().div_ceil(LANES * threads) * tiles;
+    let fits = PRODUCTS * x.channels * bias.len() <= MAX_FILTERS;
+    if fits && tiles >= threads * TILES_PER_TASK / 2 && filter_reads <= input_reads {
+        by_tiles(x, weight, bias, out);
     } else {
         by_outputs(x, weight, bias, out);
     }
 }
 
-/// Squares of all images.
-fn squares(x: &Images<'_>) -> usize {
-    x.batch * x.height.div_ceil(OUT) * x.width.div_ceil(OUT)
+/// Tiles of all images.
+fn tile_count(x: &Images<'_>) -> usize {
+    x.batch * x.height.div_ceil(OUTPUT_TILE) * x.width.div_ceil(OUTPUT_TILE)
 }
 
-/// Squares of a task of [`by_squares`].
-fn squares_a_task(squares: usize) -> usize {
-    if squares >= 2 * SQUARES * rayon::current_num_threads() {
-        SQUARES
+/// Tiles of a task of [`by_tiles`].
+fn tiles_per_task(tiles: usize) -> usize {
+    if tiles >= 2 * TILES_PER_TASK * rayon::current_num_threads() {
+        TILES_PER_TASK
     } else {
-        SQUARES / 2
+        TILES_PER_TASK / 2
     }
 }
 
-/// Transforms all filters, and then does everything else for a few squares at a time: of large
-/// images, little goes through memory so. Squares are the columns of products.
-pub fn by_squares(x: Images<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<'_>) {
+/// Transforms all filters, then computes a few tiles at a time from input to output, which keeps
+/// memory traffic low for large images. The columns of the products are tiles.
+pub fn by_tiles(x: Images<'_>, weight: Matrix<'_>, bias: &[f32], out: Outputs<'_>) {
     let (channels, outputs) = (x.channels, bias.len());
-    let stride = channels + PAD;
-    let mut filters = PooledBuffer::new(outputs.div_ceil(ROWS) * PRODUCTS * stride * ROWS);
-    let (filters, _) = filters.as_chunks_mut::<ROWS>();
+    let stride = channels + PADDING;
+    let mut filters = PooledBuffer::new(outputs.div_ceil(MR) * PRODUCTS * stride * MR);
+    let (filters, _) = filters.as_chunks_mut::<MR>();
     transform_all_filters(weight, channels, filters);
-    // Some strips a task.
-    let a_task = (squares_a_task(squares(&x)) / x.width.div_ceil(OUT)).max(1);
-    let mut strips = strips(&x, outputs, out.values);
-    let tasks = strips.par_chunks_mut(a_task).enumerate();
+    let rows_per_task = (tiles_per_task(tile_count(&x)) / x.width.div_ceil(OUTPUT_TILE)).max(1);
+    let mut tile_rows = tile_rows(&x, outputs, out.values);
+    let tasks = tile_rows.par_chunks_mut(rows_per_task).enumerate();
     tasks.for_each_init(
         || [PooledBuffer::default(), PooledBuffer::default()],
-        |[inputs, products], (task, strips)| {
-            let places = Place::all(&x, task * a_task..task * a_task + strips.len());
-            let panels = places.len().div_ceil(LANES);
-            let inputs = inputs.resize(panels * PRODUCTS * stride * LANES);
+        |[inputs, products], (task, tile_rows)| {
+            let first_row = task * rows_per_task;
+            let tiles = Tile::in_rows(&x, first_row..first_row + tile_rows.len());
+            let b_panels = tiles.len().div_ceil(LANES);
+            let inputs = inputs.resize(b_panels * PRODUCTS * stride * LANES);
             let (inputs, _) = inputs.as_chunks_mut();
-            let of_panels = inputs.chunks_mut(PRODUCTS * stride);
-            for (inputs, places) in of_panels.zip(places.chunks(LANES)) {
+            let panels = inputs.chunks_mut(PRODUCTS * stride);
+            for (panels, tiles) in panels.zip(tiles.chunks(LANES)) {
                 transform_inputs(
                     &x,
-                    places,
+                    tiles,
                     0..channels,
                     #[inline(always)]
                     |channel, product, lane, values| {
-                        copy_lanes(&mut inputs[product * stride + channel], lane, values);
+                        copy_lanes(&mut panels[product * stride + channel], lane, values);
                     },
                 );
             }
-            let columns = Terms {
+            let b = Panels {
                 values: &*inputs,
-                count: channels,
-                tiles: panels,
+                depth: channels,
+                count: b_panels,
                 stride: PRODUCTS * stride,
                 product_stride: stride,
             };
-            let filters = filters.chunks(SOME / ROWS * PRODUCTS * stride);
-            for (index, (bias, filters)) in bias.chunks(SOME).zip(filters).enumerate() {
-                let tiles = bias.len().div_ceil(ROWS);
-                let rows = Terms {
+            let filters = filters.chunks(OUTPUT_BLOCK / MR * PRODUCTS * stride);
+            for (index, (bias, filters)) in bias.chunks(OUTPUT_BLOCK).zip(filters).enumerate() {
+                let a_panels = bias.len().div_ceil(MR);
+                let a = Panels {
                     values: filters,
-                    count: channels,
-                    tiles,
+                    depth: channels,
+                    count: a_panels,
                     stride: PRODUCTS * stride,
                     product_stride: stride,
                 };
-                let products = products.resize(PRODUCTS * panels * tiles * ROWS * LANES);
+                let products = products.resize(PRODUCTS * b_panels * a_panels * MR * LANES);
                 let (products, _) = products.as_chunks_mut();
                 let (products, _) = products.as_chunks_mut();
-                multiply(rows, columns, false, products);
-                let first = index * SOME;
+                multiply(a, b, false, products);
+                let first = index * OUTPUT_BLOCK;
                 let finish = if out.accumulate {
-                    finish_squares::<true>
+                    finish_by_tiles::<true>
                 } else {
-                    finish_squares::<false>
+                    finish_by_tiles::<false>
                 };
-                finish(products, &places, bias, x.width, first, strips);
+                finish(products, &tiles, bias, x.width, first, tile_rows);
             }
         },
     );
 }
 
-/// Transforms the filters of all outputs: `[tiles of outputs, 36, channels + PAD]`.
-fn transform_all_filters(weight: Rows<'_>, channels: usize, filters: &mut [Column]) {
-    let stride = channels + PAD;
-    let size = LANES / ROWS * PRODUCTS * stride;
-    let at_once = channels_a_task(filters.len().div_ceil(size), channels);
+/// Transforms all filters into panels of `A`: `[outputs / MR, 36, channels + PADDING]`.
+fn transform_all_filters(weight: Matrix<'_>, channels: usize, filters: &mut [PanelColumn]) {
+    let stride = channels + PADDING;
+    let size = LANES / MR * PRODUCTS * stride;
+    let at_once = channels_per_task(filters.len().div_ceil(size), channels);
     let tasks = filters.par_chunks_mut(size).enumerate();
-    let tasks = tasks.flat_map(|(panel, filters)| {
-        let parts = in_parts(filters.chunks_mut(stride), at_once).into_par_iter();
+    let tasks = tasks.flat_map(|(index, filters)| {
+        let parts = split_columns(filters.chunks_mut(stride), at_once).into_par_iter();
         parts
             .enumerate()
-            .map(move |(part, to)| (panel * LANES, part * at_once, to))
+            .map(move |(part, panels)| (index * LANES, part * at_once, panels))
     });
-    tasks.for_each(|(output, first, mut to)| {
-        // None where only what pads them is left.
-        let some = at_once.min(channels.saturating_sub(first));
+    tasks.for_each(|(output, first, mut panels)| {
+        // Zero where only padding is left.
+        let count = at_once.min(channels.saturating_sub(first));
         transform_filters(
-            weight.part(first.min(channels) * 9, some * 9),
+            weight.slice_columns(first.min(channels) * 9, count * 9),
             output,
-            some,
+            count,
             #[inline(always)]
             |channel, product, lane, values| {
-                copy_columns(&mut to[product..], PRODUCTS, channel, lane, values);
+                copy_to_panels(&mut panels[product..], PRODUCTS, channel, lane, values);
             },
         );
     });
 }
 
-/// Channels that a task transforms: a few, where there are few tasks otherwise.
-fn channels_a_task(tasks: usize, channels: usize) -> usize {
-    let parts = (TASKS * rayon::current_num_threads()).div_ceil(tasks);
+/// Channels that a task transforms: fewer than all if there are few tasks otherwise.
+fn channels_per_task(tasks: usize, channels: usize) -> usize {
+    let parts = (TASKS_PER_THREAD * rayon::current_num_threads()).div_ceil(tasks);
     channels
         .div_ceil(parts)
-        .next_multiple_of(FEWEST)
+        .next_multiple_of(MIN_CHANNELS_PER_TASK)
         .min(channels)
 }
 
-/// From products, whose columns are squares, to some outputs of their strips from `first` on.
-fn finish_squares<const ACCUMULATE: bool>(
-    products: &[Sums],
-    places: &[Place],
+/// Transforms products, whose columns are tiles, to some output channels from `first` on.
+fn finish_by_tiles<const ACCUMULATE: bool>(
+    products: &[RegisterBlock],
+    tiles: &[Tile],
     bias: &[f32],
     width: usize,
     first: usize,
-    strips: &mut [Strip<'_>],
+    tile_rows: &mut [TileRow<'_>],
 ) {
-    let tiles = bias.len().div_ceil(ROWS);
-    let of_product = places.len().div_ceil(LANES) * tiles;
+    let a_panels = bias.len().div_ceil(MR);
+    let blocks = tiles.len().div_ceil(LANES) * a_panels;
     vectorized(
         #[inline(always)]
         || {
-            for (panel, places) in places.chunks(LANES).enumerate() {
+            for (panel, tiles) in tiles.chunks(LANES).enumerate() {
                 for (output, bias) in bias.iter().enumerate() {
-                    let first_tile = panel * tiles + output / ROWS;
-                    let squares = transform_products(
+                    let block = panel * a_panels + output / MR;
+                    let outputs = transform_products(
                         #[inline(always)]
-                        |index| &products[first_tile + index * of_product][output % ROWS],
+                        |product| &products[block + product * blocks][output % MR],
                     );
                     let mut lane = 0;
-                    for places in places.chunk_by(Place::is_before) {
-                        let values = &mut *strips[places[0].strip][first + output];
-                        scatter::<ACCUMULATE>(&squares, places, lane, *bias, width, values);
-                        lane += places.len();
+                    for tiles in tiles.chunk_by(Tile::is_left_of) {
+                        let values = &mut *tile_rows[tiles[0].tile_row][first + output];
+                        scatter::<ACCUMULATE>(&outputs, tiles, lane, *bias, width, values);
+                        lane += tiles.len();
                     }
                 }
             }
@@ -372,189 +376,191 @@ fn finish_squares<const ACCUMULATE: bool>(
     );
 }
 
-/// Transforms the inputs of many squares, and then does everything else for some outputs at a time,
-/// and some of the squares: their filters stay in the cache. Outputs are the columns of products.
-pub fn by_outputs(x: Images<'_>, weight: Rows<'_>, bias: &[f32], out: Outputs<'_>) {
+/// Transforms the inputs of many tiles, then computes some output channels of some tiles at a time,
+/// whose filters stay in a core's own cache. The columns of the products are output channels.
+pub fn by_outputs(x: Images<'_>, weight: Matrix<'_>, bias: &[f32], out: Outputs<'_>) {
     let (channels, outputs) = (x.channels, bias.len());
     let threads = rayon::current_num_threads();
-    let mut strips = strips(&x, outputs, out.values);
-    let of_strip = x.width.div_ceil(OUT);
-    let at_once = (INPUTS / (PRODUCTS * channels * of_strip)).clamp(1, strips.len());
-    // Strips of a part: each part transforms the filters anew, but fewer parts may leave threads
-    // without work.
-    let a_part = (1..=at_once).rev().min_by_key(|a_part| {
-        let tasks = outputs.div_ceil(LANES) * at_once.div_ceil(*a_part);
-        let squares = (a_part * of_strip).next_multiple_of(ROWS);
-        tasks.div_ceil(threads) * (squares + FILTERS_TAKE)
+    let mut tile_rows = tile_rows(&x, outputs, out.values);
+    let tiles_per_row = x.width.div_ceil(OUTPUT_TILE);
+    let at_once = (MAX_INPUTS / (PRODUCTS * channels * tiles_per_row)).clamp(1, tile_rows.len());
+    // Rows of tiles of a part. Each part transforms the filters again, but fewer parts may leave
+    // threads without work.
+    let rows_per_part = (1..=at_once).rev().min_by_key(|rows| {
+        let tasks = outputs.div_ceil(LANES) * at_once.div_ceil(*rows);
+        let tiles = (rows * tiles_per_row).next_multiple_of(MR);
+        tasks.div_ceil(threads) * (tiles + FILTER_COST)
     });
-    let a_part = a_part.unwrap_or(at_once);
+    let rows_per_part = rows_per_part.unwrap_or(at_once);
     let mut inputs = PooledBuffer::default();
-    for (index, strips) in strips.chunks_mut(at_once).enumerate() {
-        let parts = strips.chunks_mut(a_part).enumerate();
-        let (places, of_parts): (Vec<_>, Vec<_>) = parts
-            .map(|(part, strips)| {
-                let first = index * at_once + part * a_part;
-                (Place::all(&x, first..first + strips.len()), strips)
+    for (index, tile_rows) in tile_rows.chunks_mut(at_once).enumerate() {
+        let parts = tile_rows.chunks_mut(rows_per_part).enumerate();
+        let (tiles, parts): (Vec<_>, Vec<_>) = parts
+            .map(|(part, tile_rows)| {
+                let first = index * at_once + part * rows_per_part;
+                (Tile::in_rows(&x, first..first + tile_rows.len()), tile_rows)
             })
             .unzip();
-        // As many tiles for each part.
-        let tiles = places[0].len().div_ceil(ROWS);
-        let size = tiles * PRODUCTS * channels;
-        let (inputs, _) = inputs.resize(places.len() * size * ROWS).as_chunks_mut();
-        transform_parts(&x, &places, tiles, inputs);
-        let mut of_tasks = Vec::new();
-        for (part, strips) in of_parts.into_iter().enumerate() {
-            let panels = in_parts(strips.iter_mut().map(Vec::as_mut_slice), LANES);
-            of_tasks.extend(
+        // The same number of panels for each part.
+        let a_panels = tiles[0].len().div_ceil(MR);
+        let size = a_panels * PRODUCTS * channels;
+        let (inputs, _) = inputs.resize(tiles.len() * size * MR).as_chunks_mut();
+        transform_parts(&x, &tiles, a_panels, inputs);
+        let mut tasks = Vec::new();
+        for (part, tile_rows) in parts.into_iter().enumerate() {
+            let panels = split_columns(tile_rows.iter_mut().map(Vec::as_mut_slice), LANES);
+            tasks.extend(
                 panels
                     .into_iter()
                     .enumerate()
                     .map(|(panel, out)| (part, panel, out)),
             );
         }
-        of_tasks.into_par_iter().for_each_init(
+        tasks.into_par_iter().for_each_init(
             || [PooledBuffer::default(), PooledBuffer::default()],
-            |[filters, products], (part, panel, mut strips)| {
+            |[filters, products], (part, panel, mut tile_rows)| {
                 let inputs = &inputs[part * size..][..size];
-                let products = products.resize(PRODUCTS * tiles * ROWS * LANES);
+                let products = products.resize(PRODUCTS * a_panels * MR * LANES);
                 let (products, _) = products.as_chunks_mut();
                 let (products, _) = products.as_chunks_mut();
-                let stride = CHANNELS + PAD;
+                let stride = CHANNEL_BLOCK + PADDING;
                 let (filters, _) = filters.resize(PRODUCTS * stride * LANES).as_chunks_mut();
-                for start in (0..channels).step_by(CHANNELS) {
-                    let some = CHANNELS.min(channels - start);
+                for start in (0..channels).step_by(CHANNEL_BLOCK) {
+                    let depth = CHANNEL_BLOCK.min(channels - start);
                     transform_filters(
-                        weight.part(start * 9, some * 9),
+                        weight.slice_columns(start * 9, depth * 9),
                         panel * LANES,
-                        some,
+                        depth,
                         #[inline(always)]
                         |channel, product, lane, values| {
                             copy_lanes(&mut filters[product * stride + channel], lane, values);
                         },
                     );
-                    let rows = Terms {
-                        values: &inputs[PRODUCTS * tiles * start..],
-                        count: some,
-                        tiles,
-                        stride: some,
-                        product_stride: tiles * some,
+                    let a = Panels {
+                        values: &inputs[PRODUCTS * a_panels * start..],
+                        depth,
+                        count: a_panels,
+                        stride: depth,
+                        product_stride: a_panels * depth,
                     };
-                    let columns = Terms {
+                    let b = Panels {
                         values: &*filters,
-                        count: some,
-                        tiles: 1,
+                        depth,
+                        count: 1,
                         stride: 0,
                         product_stride: stride,
                     };
-                    multiply(rows, columns, start > 0, products);
+                    multiply(a, b, start > 0, products);
                 }
                 let bias = &bias[panel * LANES..];
                 let finish = if out.accumulate {
-                    finish_outputs::<true>
+                    finish_by_outputs::<true>
                 } else {
-                    finish_outputs::<false>
+                    finish_by_outputs::<false>
                 };
-                finish(products, &places[part], bias, x.width, &mut strips);
+                finish(products, &tiles[part], bias, x.width, &mut tile_rows);
             },
         );
     }
 }
 
-/// Transforms the inputs of the squares of some parts, each with as many tiles: of each part,
-/// [`CHANNELS`] at a time, `[36, tiles, channels]`, as products read them.
-fn transform_parts(x: &Images<'_>, parts: &[Vec<Place>], tiles: usize, inputs: &mut [Column]) {
-    // Some channels of some squares a task.
-    let panels = parts.iter().map(|places| places.len().div_ceil(LANES));
-    let blocks = panels.sum::<usize>() * x.channels.div_ceil(CHANNELS);
-    let at_once = channels_a_task(blocks, CHANNELS);
-    let of_parts = inputs.par_chunks_mut(tiles * PRODUCTS * x.channels);
-    let blocks = of_parts.zip(parts).flat_map(|(inputs, places)| {
-        let blocks = inputs.par_chunks_mut(tiles * PRODUCTS * CHANNELS);
+/// Transforms the inputs of the tiles of some parts into panels of `A`, `a_panels` for each part:
+/// `[parts, channels / CHANNEL_BLOCK, 36, a_panels, CHANNEL_BLOCK]`.
+fn transform_parts(
+    x: &Images<'_>,
+    parts: &[Vec<Tile>],
+    a_panels: usize,
+    inputs: &mut [PanelColumn],
+) {
+    // A task has some channels of some tiles.
+    let groups = parts.iter().map(|tiles| tiles.len().div_ceil(LANES));
+    let blocks = groups.sum::<usize>() * x.channels.div_ceil(CHANNEL_BLOCK);
+    let at_once = channels_per_task(blocks, CHANNEL_BLOCK);
+    let parts = inputs
+        .par_chunks_mut(a_panels * PRODUCTS * x.channels)
+        .zip(parts);
+    let blocks = parts.flat_map(|(inputs, tiles)| {
+        let blocks = inputs.par_chunks_mut(a_panels * PRODUCTS * CHANNEL_BLOCK);
         blocks
             .enumerate()
-            .map(move |(block, inputs)| (places, block * CHANNELS, inputs))
+            .map(move |(block, inputs)| (tiles, block * CHANNEL_BLOCK, inputs))
     });
-    let tasks = blocks.flat_map(|(places, first, inputs)| {
-        let of_tiles = inputs.chunks_mut(inputs.len() / (PRODUCTS * tiles));
-        let mut panels: Vec<Vec<_>> = Vec::new();
-        panels.resize_with(tiles.div_ceil(LANES / ROWS), Vec::new);
-        for (index, inputs) in of_tiles.enumerate() {
-            panels[index % tiles / (LANES / ROWS)].push(inputs);
+    let tasks = blocks.flat_map(|(tiles, first, inputs)| {
+        let panels = inputs.chunks_mut(inputs.len() / (PRODUCTS * a_panels));
+        let mut groups: Vec<Vec<_>> = Vec::new();
+        groups.resize_with(a_panels.div_ceil(LANES / MR), Vec::new);
+        for (index, panel) in panels.enumerate() {
+            groups[index % a_panels / (LANES / MR)].push(panel);
         }
-        let panels = panels.into_par_iter().zip(places.par_chunks(LANES));
-        panels.flat_map(move |(to, places)| {
-            let parts = in_parts(to.into_iter(), at_once).into_par_iter();
+        let groups = groups.into_par_iter().zip(tiles.par_chunks(LANES));
+        groups.flat_map(move |(panels, tiles)| {
+            let parts = split_columns(panels.into_iter(), at_once).into_par_iter();
             parts
                 .enumerate()
-                .map(move |(part, to)| (places, first + part * at_once, to))
+                .map(move |(part, panels)| (tiles, first + part * at_once, panels))
         })
     });
-    tasks.for_each(|(places, first, mut to)| {
-        let tiles = to.len() / PRODUCTS;
+    tasks.for_each(|(tiles, first, mut panels)| {
+        let count = panels.len() / PRODUCTS;
         transform_inputs(
             x,
-            places,
-            first..first + to[0].len(),
+            tiles,
+            first..first + panels[0].len(),
             #[inline(always)]
             |channel, product, lane, values| {
-                let to = &mut to[product * tiles..][..tiles];
-                copy_columns(to, 1, channel - first, lane, values);
+                let panels = &mut panels[product * count..][..count];
+                copy_to_panels(panels, 1, channel - first, lane, values);
             },
         );
     });
 }
 
-/// From products, whose rows are squares, to some outputs of their strips.
-fn finish_outputs<const ACCUMULATE: bool>(
-    products: &[Sums],
-    places: &[Place],
+/// Transforms products, whose rows are tiles, to some output channels.
+fn finish_by_outputs<const ACCUMULATE: bool>(
+    products: &[RegisterBlock],
+    tiles: &[Tile],
     bias: &[f32],
     width: usize,
-    strips: &mut [&mut [&mut [f32]]],
+    tile_rows: &mut [&mut [&mut [f32]]],
 ) {
-    let tiles = products.len() / PRODUCTS;
+    let a_panels = products.len() / PRODUCTS;
     vectorized(
         #[inline(always)]
         || {
-            for (index, place) in places.iter().enumerate() {
-                let square = transform_products(
+            for (index, tile) in tiles.iter().enumerate() {
+                let outputs = transform_products(
                     #[inline(always)]
-                    |product| &products[index / ROWS + product * tiles][index % ROWS],
+                    |product| &products[index / MR + product * a_panels][index % MR],
                 );
-                scatter_outputs::<ACCUMULATE>(
-                    &square,
-                    place.left,
-                    bias,
-                    width,
-                    strips[place.strip],
-                );
+                let tile_row = &mut *tile_rows[tile.tile_row];
+                scatter_channels::<ACCUMULATE>(&outputs, tile.left, bias, width, tile_row);
             }
         },
     );
 }
 
-/// `V = Bᵀ d B` of at most [`LANES`] squares in some channels: `store` gets a channel, and of one
-/// of the 36 products some lanes, after the first of them.
+/// `V = Bᵀ d B` of at most [`LANES`] tiles in some channels. `store` gets a channel, the index of
+/// one of the 36 elements, the first of some lanes, and their values.
 #[inline(always)]
 fn transform_inputs(
     x: &Images<'_>,
-    places: &[Place],
+    tiles: &[Tile],
     channels: Range<usize>,
     mut store: impl FnMut(usize, usize, usize, &[f32]),
 ) {
     vectorized(
         #[inline(always)]
         || {
-            let mut square = [[[0.0; LANES]; IN]; IN];
+            let mut inputs = [[[0.0; LANES]; INPUT_TILE]; INPUT_TILE];
             for channel in channels {
                 let mut lane = 0;
-                for places in places.chunk_by(Place::is_before) {
-                    gather(x, channel, places, lane, &mut square);
-                    lane += places.len();
+                for tiles in tiles.chunk_by(Tile::is_left_of) {
+                    gather(x, channel, tiles, lane, &mut inputs);
+                    lane += tiles.len();
                 }
-                transform::<OfInputs, IN, IN>(
+                transform::<InputTransform, INPUT_TILE, INPUT_TILE>(
                     #[inline(always)]
-                    |index| &square.as_flattened()[index],
+                    |index| &inputs.as_flattened()[index],
                     #[inline(always)]
                     |product, lane, values| store(channel, product, lane, values),
                 );
@@ -563,45 +569,44 @@ fn transform_inputs(
     );
 }
 
-/// Rows or columns of products: what the sums have as terms.
+/// Panels of `A` or `B` of the 36 products.
 #[derive(Clone, Copy)]
-struct Terms<'a, T> {
+struct Panels<'a, T> {
     values: &'a [T],
+    depth: usize,
+    /// Panels of each product.
     count: usize,
-    tiles: usize,
-    /// From a tile to the next.
+    /// Distance of two panels.
     stride: usize,
-    /// From one of the 36 products to the next.
+    /// Distance of the first panels of two products.
     product_stride: usize,
 }
 
-impl<'a, T> Terms<'a, T> {
-    /// Those of one product, for a tile.
-    fn of(&self, tile: usize, product: usize) -> &'a [T] {
-        let first = tile * self.stride + product * self.product_stride;
-        &self.values[first..][..self.count]
+impl<'a, T> Panels<'a, T> {
+    fn get(&self, panel: usize, product: usize) -> &'a [T] {
+        let first = panel * self.stride + product * self.product_stride;
+        &self.values[first..][..self.depth]
     }
 }
 
-/// The 36 products: `[36, tiles of columns, tiles of rows]`, added to the sums that are there with
-/// `accumulate`.
+/// Computes the 36 products, `[36, panels of B, panels of A]`; with `accumulate`, adds to them.
 fn multiply(
-    rows: Terms<'_, Column>,
-    columns: Terms<'_, Line>,
+    a: Panels<'_, PanelColumn>,
+    b: Panels<'_, PanelRow>,
     accumulate: bool,
-    products: &mut [Sums],
+    products: &mut [RegisterBlock],
 ) {
     vectorized(
         #[inline(always)]
         || {
-            let kept = accumulate.then_some(&[1.0; LANES]);
-            let products = products.chunks_mut(rows.tiles * columns.tiles);
-            for (product, sums) in products.enumerate() {
-                for (index, sums) in sums.chunks_mut(rows.tiles).enumerate() {
-                    let columns = columns.of(index, product);
-                    for (index, sums) in sums.iter_mut().enumerate() {
-                        let rows = rows.of(index, product);
-                        tile(rows, columns, kept, sums);
+            let beta = accumulate.then_some(&[1.0; LANES]);
+            let products = products.chunks_mut(a.count * b.count);
+            for (product, blocks) in products.enumerate() {
+                for (b_panel, blocks) in blocks.chunks_mut(a.count).enumerate() {
+                    let b = b.get(b_panel, product);
+                    for (a_panel, block) in blocks.iter_mut().enumerate() {
+                        let a = a.get(a_panel, product);
+                        micro_kernel(a, b, beta, block);
                     }
                 }
             }
@@ -609,23 +614,24 @@ fn multiply(
     );
 }
 
-/// `Y = Aᵀ M A`, lane by lane, of the lines of 36 products.
+/// `Y = Aᵀ M A` in each lane; `product` returns a row of one of the 36 products.
 #[inline(always)]
-fn transform_products<'a>(lines: impl Fn(usize) -> &'a Line) -> Square {
-    let mut square = [[[0.0; LANES]; OUT]; OUT];
-    transform::<OfProducts, IN, OUT>(
-        lines,
+fn transform_products<'a>(product: impl Fn(usize) -> &'a PanelRow) -> OutputTiles {
+    let mut outputs = [[[0.0; LANES]; OUTPUT_TILE]; OUTPUT_TILE];
+    transform::<OutputTransform, INPUT_TILE, OUTPUT_TILE>(
+        product,
         #[inline(always)]
-        |index, lane, values| copy_lanes(&mut square.as_flattened_mut()[index], lane, values),
+        |index, lane, values| copy_lanes(&mut outputs.as_flattened_mut()[index], lane, values),
     );
-    square
+    outputs
 }
 
-/// `U = G g Gᵀ` of the filters of [`LANES`] outputs from `first` on, `[outputs, channels, 3, 3]`:
-/// `store` gets a channel, and of one of the 36 products some lanes, after the first of them.
+/// `U = G g Gᵀ` of the filters, `[outputs, channels, 3, 3]`, of [`LANES`] output channels from
+/// `first` on. `store` gets a channel, the index of one of the 36 elements, the first of some
+/// lanes, and their values.
 #[inline(always)]
 fn transform_filters(
-    weight: Rows<'_>,
+    weight: Matrix<'_>,
     first: usize,
     channels: usize,
     mut store: impl FnMut(usize, usize, usize, &[f32]),
@@ -633,13 +639,13 @@ fn transform_filters(
     vectorized(
         #[inline(always)]
         || {
-            let mut packed = [[[0.0; LANES]; 9]; BLOCK];
-            for start in (0..channels).step_by(BLOCK) {
-                let some = (channels - start).min(BLOCK);
-                let part = weight.part(start * 9, some * 9);
-                part.pack(first, &mut packed.as_flattened_mut()[..some * 9]);
-                for (channel, filter) in (start..start + some).zip(&packed) {
-                    transform::<OfFilter, 3, IN>(
+            let mut packed = [[[0.0; LANES]; 9]; FILTER_BLOCK];
+            for start in (0..channels).step_by(FILTER_BLOCK) {
+                let count = (channels - start).min(FILTER_BLOCK);
+                let filters = weight.slice_columns(start * 9, count * 9);
+                filters.pack_panel(first, &mut packed.as_flattened_mut()[..count * 9]);
+                for (channel, filter) in (start..start + count).zip(&packed) {
+                    transform::<FilterTransform, 3, INPUT_TILE>(
                         #[inline(always)]
                         |index| &filter[index],
                         #[inline(always)]
@@ -651,26 +657,26 @@ fn transform_filters(
     );
 }
 
-/// Copies some lanes into a line, from a lane on.
+/// Copies some lanes, from `lane` on, to a row of a panel of `B`.
 #[inline(always)]
-fn copy_lanes(line: &mut Line, lane: usize, values: &[f32]) {
-    line[lane..lane + values.len()].copy_from_slice(values);
+fn copy_lanes(row: &mut PanelRow, lane: usize, values: &[f32]) {
+    row[lane..lane + values.len()].copy_from_slice(values);
 }
 
-/// Copies some lanes, from a lane on, into the columns of tiles, as far as there are any: `to` has
-/// them in steps of `stride`, each with its column of a channel.
+/// Copies some lanes, from `lane` on, to the columns of a channel in panels of `A`, which are
+/// `stride` apart. Lanes beyond the last panel are dropped.
 #[inline(always)]
-fn copy_columns(
-    to: &mut [&mut [Column]],
+fn copy_to_panels(
+    panels: &mut [&mut [PanelColumn]],
     stride: usize,
     channel: usize,
     lane: usize,
     values: &[f32],
 ) {
-    for (index, values) in values.chunks(ROWS).enumerate() {
-        if let Some(to) = to.get_mut((lane / ROWS + index) * stride) {
-            let row = lane % ROWS;
-            to[channel][row..row + values.len()].copy_from_slice(values);
+    for (index, values) in values.chunks(MR).enumerate() {
+        if let Some(panel) = panels.get_mut((lane / MR + index) * stride) {
+            let row = lane % MR;
+            panel[channel][row..row + values.len()].copy_from_slice(values);
         }
     }
 }

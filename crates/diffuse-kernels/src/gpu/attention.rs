@@ -1,7 +1,6 @@
-//! Attention without a matrix of scores in memory (Dao et al. 2022,
-//! <https://arxiv.org/abs/2205.14135>, algorithm 1): keys and values pass by in tiles, and sums
-//! already made are rescaled when a larger score is met (Milakov & Gimelshein 2018,
-//! <https://arxiv.org/abs/1805.02867>).
+//! Attention without a matrix of scores in memory ("FlashAttention", Dao et al. 2022,
+//! <https://arxiv.org/abs/2205.14135>, algorithm 1), with the online softmax of Milakov &
+//! Gimelshein 2018 (<https://arxiv.org/abs/1805.02867>).
 
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
 use cubecl::cmma::MmaDefinition;
@@ -9,83 +8,83 @@ use cubecl::ir::MatrixIdent;
 use cubecl::prelude::barrier::Barrier;
 use cubecl::prelude::*;
 
-use super::launch::{array, empty, widest};
+use super::launch::{array, empty, max_vector_size};
 use super::layout::{Rows, with_layout};
-use super::matrix::{Added, linear, products};
+use super::matrix::{Addends, linear, products};
 use super::norm::softmax;
-use super::product::{Found, PLANE, copy};
+use super::product::{PLANE, VectorIndex, copy};
 use super::tiles::has_tensor_cores;
 
-/// Larger heads have their scores in memory.
-pub const LARGEST_HEAD: usize = 160;
-/// Keys of a tile without.
+/// Size of a head up to which its scores are not in memory.
+pub const MAX_HEAD: usize = 160;
+/// Keys of a tile without tensor cores.
 const PLAIN_KEYS: usize = 16;
 /// Queries of a cube without tensor cores: one a unit.
 const PLAIN_QUERIES: usize = 64;
-/// Below every score, and finite: shaders may assume that no value is infinite.
+/// A masked score. Finite, since shaders may assume that no value is infinite.
 const LOWEST: f32 = -1e30;
 
-/// The sizes of an attention.
+/// The sizes of an attention operation.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 struct Sizes {
     heads: u32,
     queries: u32,
     keys: u32,
-    /// Distances of two tokens, in elements.
+    /// Distance of neighbouring tokens of each tensor, in elements.
     query_pitch: u32,
     key_pitch: u32,
     value_pitch: u32,
 }
 
-/// Sizes that the kernel is compiled for.
+/// Parameters that the kernel is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Plan {
     /// Elements of a head.
     head: usize,
     /// Planes of a cube.
     planes: usize,
-    /// Times 16 queries of a plane, which share the keys that it reads.
-    strips: usize,
+    /// Tiles of 16 queries of a plane, which share the keys that it reads.
+    query_tiles: usize,
     /// Keys of a tile.
     keys: usize,
-    /// Whether a query sees no later key.
+    /// A query attends to its own and earlier keys only.
     causal: bool,
 }
 
-/// Where a vector of a row is in shared memory. Rows are an odd number of vectors apart, so that
-/// eight rows of one column lie in different banks.
+/// The index of a vector in shared memory. Rows are an odd number of vectors apart, so that eight
+/// rows of one column lie in different banks.
 #[cube]
-fn at(row: u32, vector: u32, #[comptime] pitch: usize) -> usize {
+fn shared_index(row: u32, vector: u32, #[comptime] pitch: usize) -> usize {
     (row * comptime!(pitch as u32) + vector) as usize
 }
 
-/// Vectors of 8 of a head, up to a multiple of 16 elements, and the distance of two rows in shared
-/// memory.
+/// Vectors of 8 elements of a head, padded to a multiple of 16 elements, and the distance of two
+/// rows in shared memory.
 const fn padded(head: usize) -> (usize, usize) {
     let vectors = head.div_ceil(16) * 2;
     (vectors, vectors + 1)
 }
 
-/// Where the rows of a head lie.
+/// The rows of a head in memory.
 #[derive(CubeType, Clone, Copy)]
-struct Head {
+struct HeadRows {
     /// The first element of the first token.
     start: u32,
-    /// Tokens.
+    /// Number of tokens.
     tokens: u32,
-    /// Distance of two tokens, in elements.
+    /// Distance of neighbouring tokens, in elements.
     pitch: u32,
 }
 
-/// Starts to copy rows of a head to shared memory, zeros behind the last token and behind the
-/// head's elements.
+/// Starts to copy rows of a head to shared memory, with zeros beyond the last token and the last
+/// element.
 #[cube]
 fn copy_rows<E: Float, N: Size>(
     source: &Array<Vector<E, N>>,
     target: &mut SharedMemory<Vector<E, N>>,
     target_row: u32,
     first: u32,
-    place: &Head,
+    head_rows: &HeadRows,
     #[comptime] rows: usize,
     #[comptime] units: usize,
     #[comptime] head: usize,
@@ -98,21 +97,21 @@ fn copy_rows<E: Float, N: Size>(
         if comptime!((i + 1) * units <= count) || index < comptime!(count as u32) {
             let row = index / comptime!(vectors as u32);
             let vector = index % comptime!(vectors as u32);
-            let found = Found {
-                at: (place.start + (first + row) * place.pitch) / 8 + vector,
-                inside: first + row < place.tokens && vector < comptime!((head / 8) as u32),
+            let found = VectorIndex {
+                index: (head_rows.start + (first + row) * head_rows.pitch) / 8 + vector,
+                inside: first + row < head_rows.tokens && vector < comptime!((head / 8) as u32),
             };
             copy(
                 source,
                 &found,
                 target,
-                at(target_row + row, vector, shared_pitch),
+                shared_index(target_row + row, vector, shared_pitch),
             );
         }
     }
 }
 
-/// A matrix operand of two neighbouring 8-column tiles, in two halves.
+/// One of the two 8-column operands that were loaded together.
 #[cube]
 fn halves<E: Float, NB: Size>(
     both: &Array<Vector<E, NB>>,
@@ -125,7 +124,7 @@ fn halves<E: Float, NB: Size>(
     half
 }
 
-/// With tensor cores.
+/// Attention with tensor cores.
 #[cube(launch_unchecked, fast_math = FastMath::all())]
 #[allow(clippy::too_many_arguments)]
 fn attention_mma<E: Float, N: Size>(
@@ -139,10 +138,10 @@ fn attention_mma<E: Float, N: Size>(
     #[define(E)] _dtype: StorageType,
 ) {
     let head = comptime!(plan.head);
-    let strips = comptime!(plan.strips);
+    let query_tiles = comptime!(plan.query_tiles);
     let tile_keys = comptime!(plan.keys);
     let units = comptime!(plan.planes * PLANE);
-    let rows = comptime!(plan.planes * plan.strips * 16);
+    let rows = comptime!(plan.planes * plan.query_tiles * 16);
     let (vectors, pitch) = comptime!(padded(plan.head));
     let def = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
     let size!(NA) = def.vector_size(MatrixIdent::A);
@@ -164,18 +163,18 @@ fn attention_mma<E: Float, N: Size>(
     let offset = (CUBE_POS_Y % sizes.heads) * comptime!(head as u32);
     let first_query = CUBE_POS_X * comptime!(rows as u32);
     let lane = UNIT_POS % comptime!(PLANE as u32);
-    let plane_row = (UNIT_POS / comptime!(PLANE as u32)) * comptime!((strips * 16) as u32);
-    let queries = Head {
+    let plane_row = (UNIT_POS / comptime!(PLANE as u32)) * comptime!((query_tiles * 16) as u32);
+    let queries = HeadRows {
         start: batch * sizes.queries * sizes.query_pitch + offset,
         tokens: sizes.queries,
         pitch: sizes.query_pitch,
     };
-    let keys = Head {
+    let keys = HeadRows {
         start: batch * sizes.keys * sizes.key_pitch + offset,
         tokens: sizes.keys,
         pitch: sizes.key_pitch,
     };
-    let values = Head {
+    let values = HeadRows {
         start: batch * sizes.keys * sizes.value_pitch + offset,
         tokens: sizes.keys,
         pitch: sizes.value_pitch,
@@ -210,21 +209,21 @@ fn attention_mma<E: Float, N: Size>(
     barriers[0].commit_copy_async();
     barriers[0].arrive();
 
-    // For each strip and pair of 8 columns: rows `lane / 4` and 8 below.
+    // For each query tile and 8 columns: rows `lane / 4` and `lane / 4 + 8`.
     let mut operands = Sequence::<Array<Vector<E, NA>>>::new();
     let mut sums = Sequence::<Array<Vector<f32, NC>>>::new();
     #[unroll]
-    for _ in 0..comptime!(strips * vectors) {
+    for _ in 0..comptime!(query_tiles * vectors) {
         let mut pair = Array::<Vector<f32, NC>>::new(2usize);
         pair[0] = Vector::new(0.0f32);
         pair[1] = Vector::new(0.0f32);
         sums.push(pair);
     }
-    let mut most = Array::<f32>::new(comptime!(2 * strips));
-    let mut total = Array::<f32>::new(comptime!(2 * strips));
+    let mut max = Array::<f32>::new(comptime!(2 * query_tiles));
+    let mut total = Array::<f32>::new(comptime!(2 * query_tiles));
     #[unroll]
-    for part in 0..comptime!(2 * strips) {
-        most[part] = LOWEST.runtime();
+    for part in 0..comptime!(2 * query_tiles) {
+        max[part] = LOWEST.runtime();
         total[part] = 0.0f32;
     }
     let own_query = first_query + plane_row + lane / 4;
@@ -232,11 +231,11 @@ fn attention_mma<E: Float, N: Size>(
     // The queries stay in registers.
     barriers[0].wait_parity(0u32);
     #[unroll]
-    for strip in 0..strips {
+    for query_tile in 0..query_tiles {
         #[unroll]
         for i in 0..comptime!(vectors / 2) {
-            let row = plane_row + comptime!(16 * strip as u32) + lane % 16;
-            let start = at(row, lane / 16 + comptime!(2 * i as u32), pitch);
+            let row = plane_row + comptime!(16 * query_tile as u32) + lane % 16;
+            let start = shared_index(row, lane / 16 + comptime!(2 * i as u32), pitch);
             let slice = tile_q.slice(start, start + 1);
             operands.push(def.load_matrix::<Vector<E, N>, NA>(
                 &slice,
@@ -281,10 +280,10 @@ fn attention_mma<E: Float, N: Size>(
         let tile_row = stage * comptime!(tile_keys as u32);
         let first_key = tile * comptime!(tile_keys as u32);
 
-        // Scores of all queries of the plane and all keys of the tile, `[strip][8 keys]`.
+        // Scores of the queries of the plane and the keys of the tile, `[query_tile][8 keys]`.
         let mut scores = Sequence::<Array<Vector<f32, NC>>>::new();
         #[unroll]
-        for _ in 0..comptime!(strips * tile_keys / 8) {
+        for _ in 0..comptime!(query_tiles * tile_keys / 8) {
             let mut pair = Array::<Vector<f32, NC>>::new(2usize);
             pair[0] = Vector::new(0.0f32);
             pair[1] = Vector::new(0.0f32);
@@ -295,46 +294,47 @@ fn attention_mma<E: Float, N: Size>(
             #[unroll]
             for i in 0..comptime!(vectors / 2) {
                 let row = tile_row + comptime!(16 * j as u32) + (lane / 16) * 8 + lane % 8;
-                let start = at(row, (lane / 8) % 2 + comptime!(2 * i as u32), pitch);
+                let start = shared_index(row, (lane / 8) % 2 + comptime!(2 * i as u32), pitch);
                 let slice = tile_k.slice(start, start + 1);
                 let both =
                     def.load_matrix::<Vector<E, N>, NB>(&slice, MatrixIdent::B, 4usize, false);
                 let first = halves(&both, false);
                 let second = halves(&both, true);
                 #[unroll]
-                for strip in 0..strips {
-                    let operand = &operands[comptime!(strip * (vectors / 2) + i)];
-                    let pair = comptime!(strip * (tile_keys / 8) + 2 * j);
+                for query_tile in 0..query_tiles {
+                    let operand = &operands[comptime!(query_tile * (vectors / 2) + i)];
+                    let pair = comptime!(query_tile * (tile_keys / 8) + 2 * j);
                     def.execute_inplace(operand, &first, scores.index_mut(pair));
                     def.execute_inplace(operand, &second, scores.index_mut(comptime!(pair + 1)));
                 }
             }
         }
 
-        // Keys that are none, or later than the query.
+        // Masks keys beyond the last one, or later than the query.
         let last = first_key + comptime!(tile_keys as u32);
-        let mut hide = last > sizes.keys;
+        let mut masks = last > sizes.keys;
         if comptime!(plan.causal) {
-            hide = hide || last > first_query;
+            masks = masks || last > first_query;
         }
-        if hide {
+        if masks {
             #[unroll]
-            for strip in 0..strips {
+            for query_tile in 0..query_tiles {
                 #[unroll]
                 for j in 0..comptime!(tile_keys / 8) {
-                    let pair = scores.index_mut(comptime!(strip * (tile_keys / 8) + j));
+                    let pair = scores.index_mut(comptime!(query_tile * (tile_keys / 8) + j));
                     #[unroll]
                     for part in 0..2usize {
                         let mut values = pair[part];
                         #[unroll]
                         for i in 0..2usize {
                             let column = first_key + comptime!((8 * j + i) as u32) + (lane % 4) * 2;
-                            let mut hidden = column >= sizes.keys;
+                            let mut masked = column >= sizes.keys;
                             if comptime!(plan.causal) {
-                                let row = own_query + comptime!((16 * strip + 8 * part) as u32);
-                                hidden = hidden || column > row;
+                                let row =
+                                    own_query + comptime!((16 * query_tile + 8 * part) as u32);
+                                masked = masked || column > row;
                             }
-                            if hidden {
+                            if masked {
                                 values[i] = LOWEST.runtime();
                             }
                         }
@@ -345,25 +345,25 @@ fn attention_mma<E: Float, N: Size>(
         }
 
         #[unroll]
-        for strip in 0..strips {
+        for query_tile in 0..query_tiles {
             #[unroll]
             for part in 0..2usize {
-                let own = comptime!(2 * strip + part);
-                let mut new_most = most[own];
+                let own = comptime!(2 * query_tile + part);
+                let mut new_max = max[own];
                 #[unroll]
                 for j in 0..comptime!(tile_keys / 8) {
-                    let values = scores[comptime!(strip * (tile_keys / 8) + j)][part];
-                    new_most = f32::max(new_most, f32::max(values[0], values[1]));
+                    let values = scores[comptime!(query_tile * (tile_keys / 8) + j)][part];
+                    new_max = f32::max(new_max, f32::max(values[0], values[1]));
                 }
-                new_most = f32::max(new_most, plane_shuffle_xor(new_most, 1u32));
-                new_most = f32::max(new_most, plane_shuffle_xor(new_most, 2u32));
-                let factor = f32::exp((most[own] - new_most) * scale);
-                most[own] = new_most;
-                let shift = new_most * scale;
+                new_max = f32::max(new_max, plane_shuffle_xor(new_max, 1u32));
+                new_max = f32::max(new_max, plane_shuffle_xor(new_max, 2u32));
+                let factor = f32::exp((max[own] - new_max) * scale);
+                max[own] = new_max;
+                let shift = new_max * scale;
                 let mut sum = 0.0f32;
                 #[unroll]
                 for j in 0..comptime!(tile_keys / 8) {
-                    let pair = scores.index_mut(comptime!(strip * (tile_keys / 8) + j));
+                    let pair = scores.index_mut(comptime!(query_tile * (tile_keys / 8) + j));
                     let mut values = pair[part];
                     values[0] = f32::exp(values[0] * scale - shift);
                     values[1] = f32::exp(values[1] * scale - shift);
@@ -373,7 +373,7 @@ fn attention_mma<E: Float, N: Size>(
                 total[own] = total[own] * factor + sum;
                 #[unroll]
                 for i in 0..vectors {
-                    let pair = sums.index_mut(comptime!(strip * vectors + i));
+                    let pair = sums.index_mut(comptime!(query_tile * vectors + i));
                     pair[part] = pair[part] * Vector::new(factor);
                 }
             }
@@ -381,13 +381,13 @@ fn attention_mma<E: Float, N: Size>(
 
         #[unroll]
         for j in 0..comptime!(tile_keys / 16) {
-            // Two 16x8 results of scores are a 16x16 operand.
+            // Two 16x8 tiles of scores become one 16x16 operand.
             let mut weights = Sequence::<Array<Vector<E, NA>>>::new();
             #[unroll]
-            for strip in 0..strips {
+            for query_tile in 0..query_tiles {
                 let mut operand = Array::<Vector<E, NA>>::new(4usize);
-                let left = comptime!(strip * (tile_keys / 8) + 2 * j);
-                let right = comptime!(strip * (tile_keys / 8) + 2 * j + 1);
+                let left = comptime!(query_tile * (tile_keys / 8) + 2 * j);
+                let right = comptime!(query_tile * (tile_keys / 8) + 2 * j + 1);
                 operand[0] = Vector::cast_from(scores[left][0]);
                 operand[1] = Vector::cast_from(scores[left][1]);
                 operand[2] = Vector::cast_from(scores[right][0]);
@@ -397,42 +397,42 @@ fn attention_mma<E: Float, N: Size>(
             #[unroll]
             for i in 0..comptime!(vectors / 2) {
                 let row = tile_row + comptime!(16 * j as u32) + lane % 16;
-                let start = at(row, lane / 16 + comptime!(2 * i as u32), pitch);
+                let start = shared_index(row, lane / 16 + comptime!(2 * i as u32), pitch);
                 let slice = tile_v.slice(start, start + 1);
                 let both =
                     def.load_matrix::<Vector<E, N>, NB>(&slice, MatrixIdent::B, 4usize, true);
                 let first = halves(&both, false);
                 let second = halves(&both, true);
                 #[unroll]
-                for strip in 0..strips {
-                    let pair = comptime!(strip * vectors + 2 * i);
-                    def.execute_inplace(&weights[strip], &first, sums.index_mut(pair));
+                for query_tile in 0..query_tiles {
+                    let pair = comptime!(query_tile * vectors + 2 * i);
+                    def.execute_inplace(&weights[query_tile], &first, sums.index_mut(pair));
                     def.execute_inplace(
-                        &weights[strip],
+                        &weights[query_tile],
                         &second,
                         sums.index_mut(comptime!(pair + 1)),
                     );
                 }
             }
         }
-        // All have read the tile that is overwritten next.
+        // All units have read the tile that is overwritten next.
         sync_cube();
     }
 
     #[unroll]
-    for strip in 0..strips {
+    for query_tile in 0..query_tiles {
         #[unroll]
         for part in 0..2usize {
-            let mut sum = total[comptime!(2 * strip + part)];
+            let mut sum = total[comptime!(2 * query_tile + part)];
             sum += plane_shuffle_xor(sum, 1u32);
             sum += plane_shuffle_xor(sum, 2u32);
-            let row = own_query + comptime!((16 * strip + 8 * part) as u32);
+            let row = own_query + comptime!((16 * query_tile + 8 * part) as u32);
             if row < sizes.queries {
                 let width = sizes.heads * comptime!(head as u32);
                 let start = (batch * sizes.queries + row) * width + offset + (lane % 4) * 2;
                 #[unroll]
                 for i in 0..comptime!(head / 8) {
-                    let values = sums[comptime!(strip * vectors + i)][part] / Vector::new(sum);
+                    let values = sums[comptime!(query_tile * vectors + i)][part] / Vector::new(sum);
                     let mut pair = Vector::<E, Const<2>>::new(E::cast_from(values[0]));
                     pair[1] = E::cast_from(values[1]);
                     out[((start + comptime!(8 * i as u32)) / 2) as usize] = pair;
@@ -442,7 +442,7 @@ fn attention_mma<E: Float, N: Size>(
     }
 }
 
-/// Without tensor cores: a unit has a query.
+/// Attention without tensor cores: a unit computes a query.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 fn attention_plain<E: Float, N: Size>(
@@ -474,7 +474,7 @@ fn attention_plain<E: Float, N: Size>(
         own[i] = Vector::cast_from(query[(start / lanes) as usize + i]) * Vector::new(scale);
         sums[i] = Vector::new(0.0f32);
     }
-    let mut most = LOWEST.runtime();
+    let mut max = LOWEST.runtime();
     let mut total = 0.0f32;
 
     let mut end = sizes.keys;
@@ -515,10 +515,10 @@ fn attention_plain<E: Float, N: Size>(
             for lane in 0..n {
                 score += products[lane];
             }
-            let new_most = f32::max(most, score);
-            let factor = f32::exp(most - new_most);
-            let weight = f32::exp(score - new_most);
-            most = new_most;
+            let new_max = f32::max(max, score);
+            let factor = f32::exp(max - new_max);
+            let weight = f32::exp(score - new_max);
+            max = new_max;
             total = total * factor + weight;
             for i in 0..vectors {
                 sums[i] = sums[i] * Vector::new(factor)
@@ -536,7 +536,7 @@ fn attention_plain<E: Float, N: Size>(
     }
 }
 
-/// Multi-head attention of `[batch, tokens, heads · head]`; `None` for heads of an unusual size.
+/// Multi-head attention of `[batch, tokens, heads · head]`; `None` for unsupported head sizes.
 pub fn attention<R: CubeRuntime>(
     query: CubeTensor<R>,
     key: CubeTensor<R>,
@@ -551,14 +551,14 @@ pub fn attention<R: CubeRuntime>(
     if batch * queries * keys * width == 0 {
         return None;
     }
-    if head > LARGEST_HEAD {
+    if head > MAX_HEAD {
         return (heads == 1 && batch == 1 && !causal).then(|| with_scores(query, key, value))?;
     }
     let (query, key, value) = (Rows::new(query), Rows::new(key), Rows::new(value));
     let out = empty(&query.tensor, shape);
     let client = &query.tensor.client;
     let dtype = query.tensor.dtype;
-    let n = widest(client, dtype.size());
+    let n = max_vector_size(client, dtype.size());
     let whole = |n: usize| {
         [head, query.pitch, key.pitch, value.pitch]
             .iter()
@@ -580,24 +580,24 @@ pub fn attention<R: CubeRuntime>(
         value.pitch as u32,
     );
     let scale = (head as f64).sqrt().recip() as f32;
-    // More queries share what is read of the keys, as long as there are cubes enough and registers.
-    let strips = if queries >= 1024 && head <= 80 { 2 } else { 1 };
+    // Two query tiles read the keys once, if there are enough cubes and registers.
+    let query_tiles = if queries >= 1024 && head <= 80 { 2 } else { 1 };
     let planes = 4;
     let plan = Plan {
         head,
         planes,
-        strips,
+        query_tiles,
         keys: 64,
         causal,
     };
     #[cfg(feature = "tuning")]
     let plan = match *super::tiles::FORCED_ATTENTION
         .lock()
-        .expect("nobody panics with it")
+        .expect("a lock that is not poisoned")
     {
-        Some([planes, strips, keys]) => Plan {
+        Some([planes, query_tiles, keys]) => Plan {
             planes,
-            strips,
+            query_tiles,
             keys,
             ..plan
         },
@@ -610,12 +610,12 @@ pub fn attention<R: CubeRuntime>(
             1,
         )
     };
-    // SAFETY: the kernels compare every index with the sizes, which are those of the tensors.
+    // SAFETY: the kernels check every index against the sizes, which are those of the tensors.
     unsafe {
         if tensor_cores {
             attention_mma::launch_unchecked::<R>(
                 client,
-                cubes(plan.planes * plan.strips * 16),
+                cubes(plan.planes * plan.query_tiles * 16),
                 CubeDim::new_1d((plan.planes * PLANE) as u32),
                 n,
                 array(&query.tensor),
@@ -673,7 +673,7 @@ fn with_scores<R: CubeRuntime>(
     let out = linear(
         weights,
         matrix(columns, head, keys),
-        Added::default(),
+        Addends::default(),
         false,
     )?;
     Some(with_layout(

@@ -1,4 +1,4 @@
-//! From operations on tensors of any backend to the kernels, and back.
+//! Converts operations on tensors of any backend to kernel calls.
 
 use std::any::{Any, TypeId};
 
@@ -12,7 +12,7 @@ use crate::{
     LayerNorm, Linear, LinearGeglu, LinearToImage, Linears, TokensToImage,
 };
 
-/// Computes with the runtime whose tensors the backend has; `None` where that is none of those
+/// Computes with the CubeCL runtime of the backend; `None` if the backend has none, or it is not
 /// built in.
 macro_rules! on_runtime {
     ($B:ident, |$R:ident| $body:expr) => {{
@@ -38,8 +38,10 @@ fn is_of<R: CubeRuntime, B: Backend>() -> bool {
     TypeId::of::<B::FloatTensorPrimitive>() == TypeId::of::<CubeTensor<R>>()
 }
 
-/// The runtime's tensor of a tensor; `None` if it is of another backend, or quantised.
-fn take<R: CubeRuntime, B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<CubeTensor<R>> {
+/// The CubeCL tensor of a tensor; `None` if it is of another backend, quantised, or not aligned.
+fn to_cube_tensor<R: CubeRuntime, B: Backend, const D: usize>(
+    x: &Tensor<B, D>,
+) -> Option<CubeTensor<R>> {
     let TensorPrimitive::Float(primitive) = x.clone().into_primitive() else {
         return None;
     };
@@ -47,7 +49,7 @@ fn take<R: CubeRuntime, B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<
     let tensor = (&mut slot as &mut dyn Any)
         .downcast_mut::<Option<CubeTensor<R>>>()?
         .take()?;
-    // Kernels read 16 bytes at once, so views must begin at multiples of that.
+    // Kernels read vectors of 16 bytes, so views must begin at multiples of that.
     tensor
         .handle
         .offset_start
@@ -56,21 +58,21 @@ fn take<R: CubeRuntime, B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<
         .then_some(tensor)
 }
 
-/// What is added to a result, if it is there; `None` if it does not have this shape and type, since
-/// kernels do not compare indices with the sizes of all their arguments.
-fn take_added<R: CubeRuntime, B: Backend, const D: usize>(
+/// An optional tensor that is added to a result; `None` if its shape or type differs, since kernels
+/// do not check indices against the sizes of all arguments.
+fn to_addend<R: CubeRuntime, B: Backend, const D: usize>(
     x: Option<&Tensor<B, D>>,
     shape: [usize; D],
     dtype: DType,
 ) -> Option<Option<CubeTensor<R>>> {
     match x {
-        Some(x) if x.dims() == shape && x.dtype() == dtype => Some(Some(take(x)?)),
+        Some(x) if x.dims() == shape && x.dtype() == dtype => Some(Some(to_cube_tensor(x)?)),
         Some(_) => None,
         None => Some(None),
     }
 }
 
-fn give<R: CubeRuntime, B: Backend, const D: usize>(x: CubeTensor<R>) -> Option<Tensor<B, D>> {
+fn to_tensor<R: CubeRuntime, B: Backend, const D: usize>(x: CubeTensor<R>) -> Option<Tensor<B, D>> {
     let mut slot = Some(x);
     let primitive = (&mut slot as &mut dyn Any)
         .downcast_mut::<Option<B::FloatTensorPrimitive>>()?
@@ -78,7 +80,7 @@ fn give<R: CubeRuntime, B: Backend, const D: usize>(x: CubeTensor<R>) -> Option<
     Some(Tensor::from_primitive(TensorPrimitive::Float(primitive)))
 }
 
-/// Whether a backend is one that kernels here compute on.
+/// Whether there are kernels for a backend.
 pub fn computes_on<B: Backend>() -> bool {
     let runtimes: &[TypeId] = &[
         #[cfg(feature = "cuda")]
@@ -89,16 +91,16 @@ pub fn computes_on<B: Backend>() -> bool {
     runtimes.contains(&TypeId::of::<B::FloatTensorPrimitive>())
 }
 
-/// A weight in the type of the tensor that it is multiplied with.
-fn take_weight<R: CubeRuntime, B: Backend, const D: usize>(
+/// A weight, converted to the type of the tensor that it is multiplied with.
+fn to_weight<R: CubeRuntime, B: Backend, const D: usize>(
     weight: &Tensor<B, D>,
     dtype: DType,
 ) -> Option<CubeTensor<R>> {
-    take(&weight.clone().cast(dtype))
+    to_cube_tensor(&weight.clone().cast(dtype))
 }
 
-/// Whether weight and bias of a norm are of one type and of this size.
-fn are_for<B: Backend>([weight, bias]: [&Tensor<B, 1>; 2], size: usize) -> bool {
+/// Whether weight and bias of a norm have this size, and one type.
+fn are_parameters_of<B: Backend>([weight, bias]: [&Tensor<B, 1>; 2], size: usize) -> bool {
     [weight.dims(), bias.dims()] == [[size]; 2] && weight.dtype() == bias.dtype()
 }
 
@@ -106,8 +108,8 @@ fn are_for<B: Backend>([weight, bias]: [&Tensor<B, 1>; 2], size: usize) -> bool 
 pub fn activation<B: Backend, const D: usize>(
     operation: &Activation<B, D>,
 ) -> Option<Tensor<B, D>> {
-    on_runtime!(B, |R| give(elementwise::activation::<R>(
-        take(&operation.x)?,
+    on_runtime!(B, |R| to_tensor(elementwise::activation::<R>(
+        to_cube_tensor(&operation.x)?,
         operation.function
     )))
 }
@@ -118,24 +120,24 @@ pub fn concat_channels<B: Backend>(operation: &ConcatChannels<B>) -> Option<Tens
     if [a[0], a[2], a[3]] != [b[0], b[2], b[3]] || operation.a.dtype() != operation.b.dtype() {
         return None;
     }
-    on_runtime!(B, |R| give(elementwise::concat_channels::<R>(
-        take(&operation.a)?,
-        take(&operation.b)?
+    on_runtime!(B, |R| to_tensor(elementwise::concat_channels::<R>(
+        to_cube_tensor(&operation.a)?,
+        to_cube_tensor(&operation.b)?
     )))
 }
 
 /// See [`GroupNorm`].
 pub fn group_norm<B: Backend>(operation: &GroupNorm<B>) -> Option<Tensor<B, 4>> {
     let [_, channels, _, _] = operation.x.dims();
-    if !are_for([&operation.weight, &operation.bias], channels)
+    if !are_parameters_of([&operation.weight, &operation.bias], channels)
         || !channels.is_multiple_of(operation.groups)
     {
         return None;
     }
-    on_runtime!(B, |R| give(norm::group_norm::<R>(
-        take(&operation.x)?,
-        take(&operation.weight)?,
-        take(&operation.bias)?,
+    on_runtime!(B, |R| to_tensor(norm::group_norm::<R>(
+        to_cube_tensor(&operation.x)?,
+        to_cube_tensor(&operation.weight)?,
+        to_cube_tensor(&operation.bias)?,
         operation.groups,
         operation.eps,
         operation.silu
@@ -145,13 +147,13 @@ pub fn group_norm<B: Backend>(operation: &GroupNorm<B>) -> Option<Tensor<B, 4>> 
 /// See [`LayerNorm`].
 pub fn layer_norm<B: Backend, const D: usize>(operation: &LayerNorm<B, D>) -> Option<Tensor<B, D>> {
     let features = operation.x.dims()[D - 1];
-    if !are_for([&operation.weight, &operation.bias], features) {
+    if !are_parameters_of([&operation.weight, &operation.bias], features) {
         return None;
     }
-    on_runtime!(B, |R| give(norm::layer_norm::<R>(
-        take(&operation.x)?,
-        take(&operation.weight)?,
-        take(&operation.bias)?,
+    on_runtime!(B, |R| to_tensor(norm::layer_norm::<R>(
+        to_cube_tensor(&operation.x)?,
+        to_cube_tensor(&operation.weight)?,
+        to_cube_tensor(&operation.bias)?,
         operation.eps
     )?))
 }
@@ -159,22 +161,21 @@ pub fn layer_norm<B: Backend, const D: usize>(operation: &LayerNorm<B, D>) -> Op
 /// See [`Linear`].
 pub fn linear<B: Backend, const D: usize>(operation: &Linear<B, D>) -> Option<Tensor<B, D>> {
     on_runtime!(B, |R| {
-        let x: CubeTensor<R> = take(&operation.x)?;
+        let x: CubeTensor<R> = to_cube_tensor(&operation.x)?;
         let (mut shape, dtype) = (operation.x.dims(), x.dtype);
         let [columns, depth] = operation.weight.dims();
         if shape[D - 1] != depth {
             return None;
         }
         shape[D - 1] = columns;
-        let weight = take_weight(&operation.weight, dtype)?;
-        let residual: Option<CubeTensor<R>> =
-            take_added(operation.residual.as_ref(), shape, dtype)?;
-        let added = matrix::Added {
-            bias: take_added(operation.bias.as_ref(), [columns], dtype)?,
+        let weight = to_weight(&operation.weight, dtype)?;
+        let residual: Option<CubeTensor<R>> = to_addend(operation.residual.as_ref(), shape, dtype)?;
+        let addends = matrix::Addends {
+            bias: to_addend(operation.bias.as_ref(), [columns], dtype)?,
             channel_bias: None,
             residual: residual.map(into_contiguous),
         };
-        give(matrix::linear::<R>(x, weight, added, false)?)
+        to_tensor(matrix::linear::<R>(x, weight, addends, false)?)
     })
 }
 
@@ -183,8 +184,8 @@ pub fn linears<B: Backend, const D: usize, const N: usize>(
     operation: &Linears<B, D, N>,
 ) -> Option<[Tensor<B, D>; N]> {
     on_runtime!(B, |R| {
-        let x: CubeTensor<R> = take(&operation.x)?;
-        // Elsewhere they are computed one by one.
+        let x: CubeTensor<R> = to_cube_tensor(&operation.x)?;
+        // Without tensor cores the weights are applied one by one.
         if !has_tensor_cores(&x.client, x.dtype) {
             return None;
         }
@@ -198,9 +199,9 @@ pub fn linears<B: Backend, const D: usize, const N: usize>(
         }
         let weights = operation.weights.iter();
         let weights: Option<Vec<CubeTensor<R>>> =
-            weights.map(|weight| take_weight(weight, x.dtype)).collect();
+            weights.map(|weight| to_weight(weight, x.dtype)).collect();
         let results = matrix::linears::<R>(x, weights?)?;
-        let results: Option<Vec<_>> = results.into_iter().map(give).collect();
+        let results: Option<Vec<_>> = results.into_iter().map(to_tensor).collect();
         results?.try_into().ok()
     })
 }
@@ -208,24 +209,24 @@ pub fn linears<B: Backend, const D: usize, const N: usize>(
 /// See [`LinearGeglu`].
 pub fn linear_geglu<B: Backend>(operation: &LinearGeglu<B>) -> Option<Tensor<B, 3>> {
     on_runtime!(B, |R| {
-        let x: CubeTensor<R> = take(&operation.x)?;
+        let x: CubeTensor<R> = to_cube_tensor(&operation.x)?;
         let ([_, _, from], [columns, depth]) = (operation.x.dims(), operation.weight.dims());
         if from != depth {
             return None;
         }
-        let weight = take_weight(&operation.weight, x.dtype)?;
-        let added = matrix::Added {
-            bias: take_added(operation.bias.as_ref(), [columns], x.dtype)?,
+        let weight = to_weight(&operation.weight, x.dtype)?;
+        let addends = matrix::Addends {
+            bias: to_addend(operation.bias.as_ref(), [columns], x.dtype)?,
             ..Default::default()
         };
-        give(matrix::linear::<R>(x, weight, added, true)?)
+        to_tensor(matrix::linear::<R>(x, weight, addends, true)?)
     })
 }
 
 /// See [`LinearToImage`].
 pub fn linear_to_image<B: Backend>(operation: &LinearToImage<B>) -> Option<Tensor<B, 4>> {
     on_runtime!(B, |R| {
-        let x: CubeTensor<R> = take(&operation.x)?;
+        let x: CubeTensor<R> = to_cube_tensor(&operation.x)?;
         let [batch, tokens, from] = operation.x.dims();
         let [columns, depth] = operation.weight.dims();
         let [_, _, height, width] = operation.residual.dims();
@@ -233,35 +234,35 @@ pub fn linear_to_image<B: Backend>(operation: &LinearToImage<B>) -> Option<Tenso
         if from != depth || height * width != tokens {
             return None;
         }
-        let weight = take_weight(&operation.weight, x.dtype)?;
-        let residual = take_added(Some(&operation.residual), shape, x.dtype)??;
+        let weight = to_weight(&operation.weight, x.dtype)?;
+        let residual = to_addend(Some(&operation.residual), shape, x.dtype)??;
         let residual = layout::Image::<R>::new(residual);
         let size = [residual.height, residual.width];
-        let added = matrix::Added {
-            bias: take_added(operation.bias.as_ref(), [columns], x.dtype)?,
+        let addends = matrix::Addends {
+            bias: to_addend(operation.bias.as_ref(), [columns], x.dtype)?,
             channel_bias: None,
             residual: Some(residual.into_tokens()),
         };
-        let tokens = matrix::linear::<R>(x, weight, added, false)?;
-        give(layout::image_of_tokens(tokens, size))
+        let tokens = matrix::linear::<R>(x, weight, addends, false)?;
+        to_tensor(layout::image_of_tokens(tokens, size))
     })
 }
 
-/// See [`ImageToTokens`]: the same memory.
+/// See [`ImageToTokens`]: a view of the same memory.
 pub fn image_to_tokens<B: Backend>(operation: &ImageToTokens<B>) -> Option<Tensor<B, 3>> {
     on_runtime!(B, |R| {
-        give(layout::Image::<R>::new(take(&operation.x)?).into_tokens())
+        to_tensor(layout::Image::<R>::new(to_cube_tensor(&operation.x)?).into_tokens())
     })
 }
 
-/// See [`TokensToImage`]: the same memory.
+/// See [`TokensToImage`]: a view of the same memory.
 pub fn tokens_to_image<B: Backend>(operation: &TokensToImage<B>) -> Option<Tensor<B, 4>> {
     let ([_, tokens, _], [height, width]) = (operation.x.dims(), operation.size);
     if height * width != tokens {
         return None;
     }
-    on_runtime!(B, |R| give(layout::image_of_tokens::<R>(
-        take(&operation.x)?,
+    on_runtime!(B, |R| to_tensor(layout::image_of_tokens::<R>(
+        to_cube_tensor(&operation.x)?,
         operation.size
     )))
 }
@@ -275,31 +276,31 @@ pub fn conv2d<B: Backend>(operation: &Conv2d<B>) -> Option<Tensor<B, 4>> {
         return None;
     }
     on_runtime!(B, |R| {
-        let x: CubeTensor<R> = take(&operation.x)?;
-        let weight = take_weight(&operation.weight, x.dtype)?;
+        let x: CubeTensor<R> = to_cube_tensor(&operation.x)?;
+        let weight = to_weight(&operation.weight, x.dtype)?;
         let geometry = matrix::Geometry {
             stride: operation.geometry.stride,
             padding: operation.geometry.padding_start,
             output,
-            enlarged: operation.upsample,
+            upsample: operation.upsample,
         };
         let channel_bias: Option<CubeTensor<R>> =
-            take_added(operation.channel_bias.as_ref(), [batch, to], x.dtype)?;
+            to_addend(operation.channel_bias.as_ref(), [batch, to], x.dtype)?;
         let shape = [batch, to, output[0], output[1]];
-        let added = matrix::Added {
-            bias: take_added(operation.bias.as_ref(), [to], x.dtype)?,
+        let addends = matrix::Addends {
+            bias: to_addend(operation.bias.as_ref(), [to], x.dtype)?,
             channel_bias: channel_bias.map(into_contiguous),
-            residual: take_added(operation.residual.as_ref(), shape, x.dtype)?,
+            residual: to_addend(operation.residual.as_ref(), shape, x.dtype)?,
         };
-        give(matrix::conv2d::<R>(x, weight, added, geometry)?)
+        to_tensor(matrix::conv2d::<R>(x, weight, addends, geometry)?)
     })
 }
 
 /// See [`ArrangeConvWeight`]: the input channels last in memory.
 pub fn arrange_conv_weight<B: Backend>(operation: &ArrangeConvWeight<B>) -> Option<Tensor<B, 4>> {
-    on_runtime!(B, |R| give(layout::kernel_channels_last::<R>(take(
-        &operation.weight
-    )?)))
+    on_runtime!(B, |R| to_tensor(layout::kernel_channels_last::<R>(
+        to_cube_tensor(&operation.weight)?
+    )))
 }
 
 /// See [`Attention`].
@@ -320,7 +321,7 @@ pub fn attention<B: Backend>(operation: &Attention<B>) -> Option<Tensor<B, 3>> {
     if !fits {
         return None;
     }
-    if batch > 1 && width / heads > flash::LARGEST_HEAD && computes_on::<B>() {
+    if batch > 1 && width / heads > flash::MAX_HEAD && computes_on::<B>() {
         let image = |x: &Tensor<B, 3>, index| x.clone().narrow(0, index, 1);
         let rows = (0..batch).map(|index| {
             attention(&Attention {
@@ -333,10 +334,10 @@ pub fn attention<B: Backend>(operation: &Attention<B>) -> Option<Tensor<B, 3>> {
         let rows: Option<Vec<_>> = rows.collect();
         return rows.map(|rows| Tensor::cat(rows, 0));
     }
-    on_runtime!(B, |R| give(flash::attention::<R>(
-        take(query)?,
-        take(key)?,
-        take(value)?,
+    on_runtime!(B, |R| to_tensor(flash::attention::<R>(
+        to_cube_tensor(query)?,
+        to_cube_tensor(key)?,
+        to_cube_tensor(value)?,
         *heads,
         *causal
     )?))

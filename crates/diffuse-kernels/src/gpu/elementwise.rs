@@ -1,13 +1,13 @@
-//! Activations and layout changes, one kernel each.
+//! Activations and concatenation.
 
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use super::launch::{array, empty, grid, lanes};
+use super::launch::{array, empty, grid, vector_size};
 use super::layout::Image;
 use crate::Function;
 
-/// Elements that a unit computes are `N` neighbours; a launch has this many units a cube.
+/// Units of a cube; each computes a vector of `N` elements.
 const UNITS: u32 = 256;
 
 /// The function in `f32`.
@@ -44,7 +44,7 @@ fn activation_kernel<E: Float, N: Size>(
     }
 }
 
-/// `function(x)` for a tensor whose values lie next to each other in any order of dimensions.
+/// `function(x)`, without a copy if `x` is contiguous in any order of dimensions.
 pub fn activation<R: CubeRuntime>(x: CubeTensor<R>, function: Function) -> CubeTensor<R> {
     let x = if x.meta.num_elements() as u64 * x.dtype.size() as u64 <= x.handle.size_in_used()
         && super::launch::is_dense(&x)
@@ -55,13 +55,13 @@ pub fn activation<R: CubeRuntime>(x: CubeTensor<R>, function: Function) -> CubeT
     };
     let len = x.meta.num_elements();
     let mut y = empty(&x, x.meta.shape().clone());
-    // The result keeps the input's order of dimensions.
+    // The result keeps the memory order of the input.
     y.meta = x.meta.clone();
     if len == 0 {
         return y;
     }
-    let n = lanes(&x, len);
-    // SAFETY: both arrays have `len` elements, and the kernel compares with it.
+    let n = vector_size(&x, len);
+    // SAFETY: both arrays have `len` elements, and the kernel checks indices against it.
     unsafe {
         activation_kernel::launch_unchecked::<R>(
             &x.client,
@@ -78,7 +78,7 @@ pub fn activation<R: CubeRuntime>(x: CubeTensor<R>, function: Function) -> CubeT
     y
 }
 
-/// The channels of two images, one after the other.
+/// Concatenates the channels of two images.
 #[cube(launch_unchecked)]
 fn concat_kernel<E: Float, N: Size>(
     a: &Array<Vector<E, N>>,
@@ -110,9 +110,9 @@ pub fn concat_channels<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>) -> Cu
     if pixels * channels == 0 {
         return y.tensor;
     }
-    let n = lanes(&a.tensor, a.channels).min(lanes(&a.tensor, b.channels));
+    let n = vector_size(&a.tensor, a.channels).min(vector_size(&a.tensor, b.channels));
     let vectors = (pixels * channels / n) as u32;
-    // SAFETY: an index below the number of vectors is one of one of the inputs.
+    // SAFETY: every index below the number of vectors lies in one of the inputs.
     unsafe {
         concat_kernel::launch_unchecked::<R>(
             &a.tensor.client,

@@ -1,4 +1,4 @@
-//! What all launches share: memory for results, array arguments, grids.
+//! Shared by all launches: memory for results, array arguments, grids.
 
 use burn::tensor::Shape;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -27,26 +27,25 @@ pub fn empty_of<R: CubeRuntime>(
     )
 }
 
-/// The tensor's memory as a kernel's argument. An array has no shape, which spares a copy to the
-/// device a launch.
+/// The tensor's memory as an argument of a kernel. An array has no shape, which saves a copy to the
+/// device at each launch.
 pub fn array<R: CubeRuntime>(x: &CubeTensor<R>) -> ArrayArg<R> {
     let len = x.handle.size_in_used() as usize / x.dtype.size();
     // SAFETY: the length is that of the memory.
     unsafe { ArrayArg::from_raw_parts(x.handle.clone(), len) }
 }
 
-/// How many elements of 16 bytes at most a unit reads at once, for arrays whose rows have `len`
-/// elements.
-pub fn lanes<R: CubeRuntime>(x: &CubeTensor<R>, len: usize) -> usize {
-    let most = widest(&x.client, x.dtype.size());
+/// Elements of the widest vector, at most 16 bytes, that divides rows of `len` elements.
+pub fn vector_size<R: CubeRuntime>(x: &CubeTensor<R>, len: usize) -> usize {
+    let most = max_vector_size(&x.client, x.dtype.size());
     (0..=most.ilog2())
         .map(|power| most >> power)
         .find(|n| len.is_multiple_of(*n))
         .unwrap_or(1)
 }
 
-/// The most elements of `size` bytes that the device reads at once.
-pub fn widest<R: CubeRuntime>(client: &ComputeClient<R>, size: usize) -> usize {
+/// Elements of `size` bytes of the widest vector that the device reads at once.
+pub fn max_vector_size<R: CubeRuntime>(client: &ComputeClient<R>, size: usize) -> usize {
     client
         .io_optimized_vector_sizes(size)
         .filter(|n| n * size <= 16)
@@ -54,14 +53,14 @@ pub fn widest<R: CubeRuntime>(client: &ComputeClient<R>, size: usize) -> usize {
         .unwrap_or(1)
 }
 
-/// Enough cubes for `units` units, in two dimensions where one has too few.
+/// Enough cubes for `units` units, in two dimensions if one is too small.
 pub fn grid(units: u32, units_per_cube: u32) -> CubeCount {
     let cubes = units.div_ceil(units_per_cube);
     let y = cubes.div_ceil(65_535);
     CubeCount::Static(cubes.div_ceil(y), y, 1)
 }
 
-/// Whether the values lie next to each other without gaps, in some order of dimensions.
+/// Whether the values are contiguous in some order of dimensions.
 pub fn is_dense<R: CubeRuntime>(x: &CubeTensor<R>) -> bool {
     let mut dims: Vec<(usize, usize)> = x
         .meta

@@ -1,4 +1,4 @@
-//! How tensors lie in memory: channels last for images, rows at a fixed distance for matrices.
+//! Memory layouts: channels last for images, rows at a fixed distance for matrices.
 
 use burn::tensor::Shape;
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
@@ -6,7 +6,7 @@ use cubecl::zspace::Strides;
 
 use super::launch::empty;
 
-/// A tensor with other dimensions over the same memory.
+/// A view of the same memory with other dimensions.
 pub fn with_layout<R: CubeRuntime>(
     mut x: CubeTensor<R>,
     shape: &[usize],
@@ -19,7 +19,7 @@ pub fn with_layout<R: CubeRuntime>(
 /// The strides of `[batch, channels, height, width]` with channels last.
 fn channels_last_strides([_, channels, height, width]: [usize; 4]) -> [usize; 4] {
     if height * width == 1 {
-        // The same memory, in the order that burn takes for contiguous.
+        // The same memory order; burn takes these strides for contiguous.
         return [channels, 1, 1, 1];
     }
     [height * width * channels, 1, width * channels, channels]
@@ -27,26 +27,25 @@ fn channels_last_strides([_, channels, height, width]: [usize; 4]) -> [usize; 4]
 
 fn dims<R: CubeRuntime, const D: usize>(x: &CubeTensor<R>) -> [usize; D] {
     let dims: Vec<usize> = x.meta.shape().iter().copied().collect();
-    dims.try_into()
-        .expect("as many dimensions as the type says")
+    dims.try_into().expect("a tensor with `D` dimensions")
 }
 
 /// An image with channels last.
 pub struct Image<R: CubeRuntime> {
     /// `[batch, channels, height, width]`, channels last in memory.
     pub tensor: CubeTensor<R>,
-    /// Images.
+    /// Number of images.
     pub batch: usize,
-    /// Channels of a pixel.
+    /// Number of channels.
     pub channels: usize,
-    /// Rows.
+    /// Height in pixels.
     pub height: usize,
-    /// Columns.
+    /// Width in pixels.
     pub width: usize,
 }
 
 impl<R: CubeRuntime> Image<R> {
-    /// Copies the image unless its channels are last already.
+    /// Copies the image if its channels are not last in memory.
     pub fn new(x: CubeTensor<R>) -> Self {
         let shape: [usize; 4] = dims(&x);
         let [batch, channels, height, width] = shape;
@@ -74,7 +73,7 @@ impl<R: CubeRuntime> Image<R> {
         }
     }
 
-    /// An image of unspecified values.
+    /// An image with unspecified values.
     pub fn empty(like: &CubeTensor<R>, shape: [usize; 4]) -> Self {
         let [batch, channels, height, width] = shape;
         let tensor = empty(like, Shape::from(shape.to_vec()));
@@ -87,7 +86,7 @@ impl<R: CubeRuntime> Image<R> {
         }
     }
 
-    /// `[batch, height · width, channels]`, the same memory.
+    /// The pixels as tokens, `[batch, height · width, channels]`, in the same memory.
     pub fn into_tokens(self) -> CubeTensor<R> {
         let tokens = self.height * self.width;
         with_layout(
@@ -98,7 +97,7 @@ impl<R: CubeRuntime> Image<R> {
     }
 }
 
-/// Contiguous tokens `[batch, height · width, channels]` as an image, the same memory.
+/// Tokens `[batch, height · width, channels]` as an image; contiguous ones are not copied.
 pub fn image_of_tokens<R: CubeRuntime>(
     x: CubeTensor<R>,
     [height, width]: [usize; 2],
@@ -108,7 +107,7 @@ pub fn image_of_tokens<R: CubeRuntime>(
     with_layout(into_contiguous(x), &shape, &channels_last_strides(shape))
 }
 
-/// Whether values lie as the strides say; strides of dimensions of one do not count.
+/// Whether the strides are equal, ignoring dimensions of size 1.
 fn same_order<R: CubeRuntime>(x: &CubeTensor<R>, shape: &[usize], strides: &[usize]) -> bool {
     x.meta
         .strides()
@@ -118,7 +117,7 @@ fn same_order<R: CubeRuntime>(x: &CubeTensor<R>, shape: &[usize], strides: &[usi
         .all(|((a, b), size)| a == b || *size == 1)
 }
 
-/// A matrix over the last dimension of a tensor, whose rows are at one distance.
+/// A tensor as a matrix over its last dimension, with rows at a fixed distance.
 pub struct Rows<R: CubeRuntime> {
     /// Any shape.
     pub tensor: CubeTensor<R>,
@@ -131,7 +130,7 @@ pub struct Rows<R: CubeRuntime> {
 }
 
 impl<R: CubeRuntime> Rows<R> {
-    /// Copies the tensor unless its rows are at one distance.
+    /// Copies the tensor if its rows are not at a fixed distance.
     pub fn new(x: CubeTensor<R>) -> Self {
         let shape: Vec<usize> = x.meta.shape().iter().copied().collect();
         let last = shape.len() - 1;
@@ -178,7 +177,7 @@ impl<R: CubeRuntime> Rows<R> {
     }
 }
 
-/// A convolution's weight `[out, in, kernel, kernel]` with the input channels last in memory.
+/// A convolution weight `[out, in, kernel, kernel]` with the input channels last in memory.
 pub fn kernel_channels_last<R: CubeRuntime>(weight: CubeTensor<R>) -> CubeTensor<R> {
     Image::new(weight).tensor
 }

@@ -4,26 +4,26 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use super::launch::{array, empty, empty_of, grid, widest};
+use super::launch::{array, empty, empty_of, grid, max_vector_size};
 use super::layout::{Image, Rows, kernel_channels_last, with_layout};
 use super::norm::{ROW_UNITS, rows_are_planes};
 use super::product::{
-    BIAS, CHANNEL_BIAS, FEW, FEW_UNITS, Output, Plan, RESIDUAL, SizesLaunch, Source, VECTORS,
-    few_rows, finish, product,
+    BIAS, CHANNEL_BIAS, FEW_ROWS, FEW_UNITS, K_VECTORS, Output, Plan, RESIDUAL, SizesLaunch,
+    Source, few_rows, finish, product,
 };
-use super::tiles::{Cut, has_tensor_cores};
+use super::tiles::{Tiling, has_tensor_cores};
 
-/// What is added to a product.
-pub struct Added<R: CubeRuntime> {
+/// The tensors added to a product.
+pub struct Addends<R: CubeRuntime> {
     /// `[columns]`
     pub bias: Option<CubeTensor<R>>,
     /// `[batch, columns]`, contiguous.
     pub channel_bias: Option<CubeTensor<R>>,
-    /// As the output, contiguous in its order.
+    /// The shape of the output, contiguous in its memory order.
     pub residual: Option<CubeTensor<R>>,
 }
 
-impl<R: CubeRuntime> Default for Added<R> {
+impl<R: CubeRuntime> Default for Addends<R> {
     fn default() -> Self {
         Self {
             bias: None,
@@ -33,12 +33,12 @@ impl<R: CubeRuntime> Default for Added<R> {
     }
 }
 
-impl<R: CubeRuntime> Added<R> {
-    fn bits(&self) -> u32 {
-        let bit = |there: bool, bit| if there { bit } else { 0 };
-        bit(self.bias.is_some(), BIAS)
-            | bit(self.channel_bias.is_some(), CHANNEL_BIAS)
-            | bit(self.residual.is_some(), RESIDUAL)
+impl<R: CubeRuntime> Addends<R> {
+    fn flags(&self) -> u32 {
+        let flag = |is_some: bool, flag| if is_some { flag } else { 0 };
+        flag(self.bias.is_some(), BIAS)
+            | flag(self.channel_bias.is_some(), CHANNEL_BIAS)
+            | flag(self.residual.is_some(), RESIDUAL)
     }
 }
 
@@ -46,12 +46,12 @@ impl<R: CubeRuntime> Added<R> {
 struct Operands<'a, R: CubeRuntime> {
     a: &'a CubeTensor<R>,
     weights: &'a [CubeTensor<R>],
-    added: &'a Added<R>,
+    addends: &'a Addends<R>,
 }
 
-/// The numbers of a product; see [`Sizes`](super::product::Sizes).
+/// A product to compute; see [`Sizes`](super::product::Sizes).
 #[derive(Clone, Copy)]
-struct Numbers {
+struct Problem {
     source: Source,
     rows: usize,
     columns: usize,
@@ -64,14 +64,14 @@ struct Numbers {
     kernel: usize,
     stride: usize,
     padding: usize,
-    enlarged: usize,
+    upsample: usize,
     gated: bool,
-    /// The sums themselves are wanted, in `f32`.
+    /// The result is the sums themselves, in `f32`.
     sums: bool,
 }
 
-impl Numbers {
-    /// The numbers of a product with the rows of a matrix, without those of `W`.
+impl Problem {
+    /// A product with the rows of a matrix, without the sizes of `W`.
     fn of_rows<R: CubeRuntime>(x: &Rows<R>) -> Self {
         Self {
             source: Source::Rows,
@@ -86,21 +86,26 @@ impl Numbers {
             kernel: 1,
             stride: 1,
             padding: 0,
-            enlarged: 0,
+            upsample: 0,
             gated: false,
             sums: false,
         }
     }
 }
 
-/// Launches a product into a new tensor of `shape`, or `None` if the kernel does not fit the sizes.
+/// Computes a product into a new tensor of `shape`; `None` if the kernel does not support its
+/// sizes.
 fn launch<R: CubeRuntime>(
     operands: Operands<R>,
-    numbers: Numbers,
+    problem: Problem,
     shape: Shape,
 ) -> Option<CubeTensor<R>> {
-    let Operands { a, weights, added } = operands;
-    let out = if numbers.sums {
+    let Operands {
+        a,
+        weights,
+        addends,
+    } = operands;
+    let out = if problem.sums {
         empty_of(a, shape, DType::F32)
     } else {
         empty(a, shape)
@@ -110,163 +115,165 @@ fn launch<R: CubeRuntime>(
     }
     let client = &a.client;
     let whole = |n: usize| {
-        [numbers.channels, numbers.pitch, numbers.weight_pitch]
+        [problem.channels, problem.pitch, problem.weight_pitch]
             .iter()
             .all(|size| size.is_multiple_of(n))
     };
-    let widest = widest(client, a.dtype.size());
-    let tensor_cores = widest == 8 && whole(8) && has_tensor_cores(client, a.dtype);
+    let max_vector_size = max_vector_size(client, a.dtype.size());
+    let tensor_cores = max_vector_size == 8 && whole(8) && has_tensor_cores(client, a.dtype);
     let n = match tensor_cores {
         true => 8,
-        false => [4, 2, 1].into_iter().find(|n| *n <= widest && whole(*n))?,
+        false => [4, 2, 1]
+            .into_iter()
+            .find(|n| *n <= max_vector_size && whole(*n))?,
     };
-    // What GEGLU leaves, half the columns, is not worth the way over shared memory.
-    let gathered =
-        tensor_cores && !numbers.gated && !numbers.sums && numbers.columns.is_multiple_of(8);
-    let pair = if numbers.columns.is_multiple_of(2) {
+    // GEGLU has half as many results, for which staging does not pay.
+    let staged =
+        tensor_cores && !problem.gated && !problem.sums && problem.columns.is_multiple_of(8);
+    let out_vector = if problem.columns.is_multiple_of(2) {
         2
     } else {
         1
     };
     if out.meta.num_elements() > u32::MAX as usize / 2
-        || (numbers.gated && !numbers.columns.is_multiple_of(4))
+        || (problem.gated && !problem.columns.is_multiple_of(4))
     {
         return None;
     }
-    if numbers.source == Source::Rows
-        && numbers.rows <= FEW
-        && !numbers.gated
-        && !numbers.sums
-        && added.channel_bias.is_none()
+    if problem.source == Source::Rows
+        && problem.rows <= FEW_ROWS
+        && !problem.gated
+        && !problem.sums
+        && addends.channel_bias.is_none()
         && weights.len() == 1
     {
         let or_a = |x: &Option<CubeTensor<R>>| array(x.as_ref().unwrap_or(a));
-        // SAFETY: the kernel compares every index with the sizes, which are those of the tensors.
+        // SAFETY: the kernel checks every index against the sizes, which are those of the tensors.
         unsafe {
             few_rows::launch_unchecked::<R>(
                 client,
-                grid(numbers.columns as u32, (FEW_UNITS / ROW_UNITS) as u32),
+                grid(problem.columns as u32, (FEW_UNITS / ROW_UNITS) as u32),
                 CubeDim::new_1d(FEW_UNITS as u32),
                 n,
                 array(a),
                 array(&weights[0]),
-                or_a(&added.bias),
-                or_a(&added.residual),
+                or_a(&addends.bias),
+                or_a(&addends.residual),
                 array(&out),
-                numbers.columns as u32,
-                (numbers.channels / n) as u32,
-                (numbers.pitch / n) as u32,
-                (numbers.weight_pitch / n) as u32,
-                added.bits(),
-                numbers.rows,
+                problem.columns as u32,
+                (problem.channels / n) as u32,
+                (problem.pitch / n) as u32,
+                (problem.weight_pitch / n) as u32,
+                addends.flags(),
+                problem.rows,
                 rows_are_planes(client),
                 a.dtype.into(),
             );
         }
         return Some(out);
     }
-    let depth = VECTORS * n;
-    let taps = numbers.kernel * numbers.kernel;
-    let steps = taps * numbers.channels.div_ceil(depth);
+    let depth = K_VECTORS * n;
+    let taps = problem.kernel * problem.kernel;
+    let steps = taps * problem.channels.div_ceil(depth);
     let processors = client
         .properties()
         .hardware
         .num_streaming_multiprocessors
         .unwrap_or(64) as usize;
-    let weight_rows = numbers.columns / weights.len();
-    let cut = Cut::choose(
-        [numbers.rows, numbers.columns],
+    let weight_rows = problem.columns / weights.len();
+    let tiling = Tiling::choose(
+        [problem.rows, problem.columns],
         steps,
         processors,
-        !numbers.gated && !numbers.sums,
+        !problem.gated && !problem.sums,
         tensor_cores,
         |tile| weights.len() == 1 || (tensor_cores && weight_rows.is_multiple_of(tile.columns)),
     )?;
-    let steps_per_cube = steps.div_ceil(cut.parts);
-    let parts = steps.div_ceil(steps_per_cube);
+    let steps_per_cube = steps.div_ceil(tiling.splits);
+    let splits = steps.div_ceil(steps_per_cube);
     let count = CubeCount::Static(
-        numbers.columns.div_ceil(cut.tile.columns) as u32,
-        numbers.rows.div_ceil(cut.tile.rows) as u32,
-        parts as u32,
+        problem.columns.div_ceil(tiling.tile.columns) as u32,
+        problem.rows.div_ceil(tiling.tile.rows) as u32,
+        splits as u32,
     );
     let sizes = SizesLaunch::new(
-        numbers.rows as u32,
-        numbers.columns as u32,
+        problem.rows as u32,
+        problem.columns as u32,
         weight_rows as u32,
-        numbers.channels as u32,
-        numbers.pitch as u32,
-        numbers.weight_pitch as u32,
+        problem.channels as u32,
+        problem.pitch as u32,
+        problem.weight_pitch as u32,
         steps as u32,
         steps_per_cube as u32,
-        numbers.positions as u32,
-        numbers.input[0] as u32,
-        numbers.input[1] as u32,
-        numbers.out_width as u32,
-        numbers.kernel as u32,
-        numbers.stride as u32,
-        numbers.padding as u32,
-        numbers.enlarged as u32,
-        added.bits(),
+        problem.positions as u32,
+        problem.input[0] as u32,
+        problem.input[1] as u32,
+        problem.out_width as u32,
+        problem.kernel as u32,
+        problem.stride as u32,
+        problem.padding as u32,
+        problem.upsample as u32,
+        addends.flags(),
     );
     let or_a = |x: &Option<CubeTensor<R>>| array(x.as_ref().unwrap_or(a));
-    let (sums, output) = match (parts, numbers.gated) {
-        (1, _) if numbers.sums => (out.clone(), Output::Partial),
+    let (sums, output) = match (splits, problem.gated) {
+        (1, _) if problem.sums => (out.clone(), Output::Partial),
         (1, false) => (out.clone(), Output::Finished),
         (1, true) => (out.clone(), Output::Geglu),
         _ => {
-            let shape = Shape::from(vec![parts, numbers.rows, numbers.columns]);
+            let shape = Shape::from(vec![splits, problem.rows, problem.columns]);
             (empty_of(a, shape, DType::F32), Output::Partial)
         }
     };
-    let gathered = gathered && output != Output::Partial;
-    let pair = if gathered { 8 } else { pair };
-    // The sums of parts are read and written in wider vectors.
-    let finish_pair = [4, 2, 1]
+    let staged = staged && output != Output::Partial;
+    let out_vector = if staged { 8 } else { out_vector };
+    // `finish` reads and writes in wider vectors.
+    let finish_vector = [4, 2, 1]
         .into_iter()
-        .find(|n| numbers.columns.is_multiple_of(*n))?;
+        .find(|n| problem.columns.is_multiple_of(*n))?;
     let plan = Plan {
-        tile: cut.tile,
-        source: numbers.source,
+        tile: tiling.tile,
+        source: problem.source,
         output,
         weights: weights.len(),
-        gathered,
+        staged,
     };
-    // SAFETY: the kernel compares every index with the sizes, which are those of the tensors.
+    // SAFETY: the kernel checks every index against the sizes, which are those of the tensors.
     unsafe {
         product::launch_unchecked::<R>(
             client,
             count,
-            CubeDim::new_1d(cut.tile.units() as u32),
+            CubeDim::new_1d(tiling.tile.units() as u32),
             n,
-            pair,
+            out_vector,
             array(a),
             array(&weights[0]),
             array(weights.get(1).unwrap_or(a)),
             array(weights.get(2).unwrap_or(a)),
-            or_a(&added.bias),
-            or_a(&added.channel_bias),
-            or_a(&added.residual),
+            or_a(&addends.bias),
+            or_a(&addends.channel_bias),
+            or_a(&addends.residual),
             array(&sums),
             sizes,
             plan,
             [a.dtype.into(), sums.dtype.into()],
         );
-        if parts > 1 {
+        if splits > 1 {
             finish::launch_unchecked::<R>(
                 client,
-                grid((numbers.rows * numbers.columns / finish_pair) as u32, 256),
+                grid((problem.rows * problem.columns / finish_vector) as u32, 256),
                 CubeDim::new_1d(256),
-                finish_pair,
+                finish_vector,
                 array(&sums),
-                or_a(&added.bias),
-                or_a(&added.channel_bias),
-                or_a(&added.residual),
+                or_a(&addends.bias),
+                or_a(&addends.channel_bias),
+                or_a(&addends.residual),
                 array(&out),
-                numbers.rows as u32,
-                numbers.columns as u32,
-                numbers.positions as u32,
-                parts as u32,
-                added.bits(),
+                problem.rows as u32,
+                problem.columns as u32,
+                problem.positions as u32,
+                splits as u32,
+                addends.flags(),
                 a.dtype.into(),
             );
         }
@@ -274,12 +281,12 @@ fn launch<R: CubeRuntime>(
     Some(out)
 }
 
-/// `x Wᵀ` over the last dimension of `x`, and what is added; with `gated`, the first half of the
+/// `x Wᵀ` over the last dimension of `x`, plus `addends`; with `gated`, the first half of the
 /// columns times the GELU of the second.
 pub fn linear<R: CubeRuntime>(
     x: CubeTensor<R>,
     weight: CubeTensor<R>,
-    added: Added<R>,
+    addends: Addends<R>,
     gated: bool,
 ) -> Option<CubeTensor<R>> {
     let mut shape: Vec<usize> = x.meta.shape().iter().copied().collect();
@@ -287,22 +294,22 @@ pub fn linear<R: CubeRuntime>(
     let weight = Rows::new(weight);
     let columns = weight.rows;
     *shape.last_mut()? = if gated { columns / 2 } else { columns };
-    let numbers = Numbers {
+    let problem = Problem {
         columns,
         weight_pitch: weight.pitch,
         gated,
-        ..Numbers::of_rows(&x)
+        ..Problem::of_rows(&x)
     };
     let operands = Operands {
         a: &x.tensor,
         weights: &[weight.tensor],
-        added: &added,
+        addends: &addends,
     };
-    launch(operands, numbers, Shape::from(shape))
+    launch(operands, problem, Shape::from(shape))
 }
 
-/// `x Wᵀ` for two or three matrices of the same size, in one product whose columns the results
-/// share; `None` where the device does not compute them in one.
+/// `x Wᵀ` for two or three matrices of the same size as one product; the results are views of its
+/// columns. `None` if the device does not support it.
 pub fn linears<R: CubeRuntime>(
     x: CubeTensor<R>,
     weights: Vec<CubeTensor<R>>,
@@ -319,18 +326,18 @@ pub fn linears<R: CubeRuntime>(
         return None;
     }
     *shape.last_mut()? = count * each;
-    let numbers = Numbers {
+    let problem = Problem {
         columns: count * each,
         weight_pitch: pitch,
-        ..Numbers::of_rows(&x)
+        ..Problem::of_rows(&x)
     };
     let weights: Vec<CubeTensor<R>> = weights.into_iter().map(|weight| weight.tensor).collect();
     let operands = Operands {
         a: &x.tensor,
         weights: &weights,
-        added: &Added::default(),
+        addends: &Addends::default(),
     };
-    let all = launch(operands, numbers, Shape::from(shape.clone()))?;
+    let all = launch(operands, problem, Shape::from(shape.clone()))?;
     *shape.last_mut()? = each;
     let strides: Vec<usize> = all.meta.strides().iter().copied().collect();
     let bytes = (each * all.dtype.size()) as u64;
@@ -345,38 +352,38 @@ pub fn linears<R: CubeRuntime>(
 /// `a bᵀ` of two contiguous matrices, in `f32`.
 pub fn products<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>) -> Option<CubeTensor<R>> {
     let (a, b) = (Rows::new(a.clone()), Rows::new(b.clone()));
-    let numbers = Numbers {
+    let problem = Problem {
         columns: b.rows,
         weight_pitch: b.pitch,
         sums: true,
-        ..Numbers::of_rows(&a)
+        ..Problem::of_rows(&a)
     };
     let operands = Operands {
         a: &a.tensor,
         weights: std::slice::from_ref(&b.tensor),
-        added: &Added::default(),
+        addends: &Addends::default(),
     };
-    launch(operands, numbers, Shape::from(vec![a.rows, b.rows]))
+    launch(operands, problem, Shape::from(vec![a.rows, b.rows]))
 }
 
-/// Where a convolution reads.
+/// The geometry of a convolution.
 #[derive(Debug, Clone, Copy)]
 pub struct Geometry {
-    /// Distance of two receptive fields.
+    /// Distance of neighbouring receptive fields.
     pub stride: usize,
     /// Zeros above and to the left.
     pub padding: usize,
     /// Height and width of the output.
     pub output: [usize; 2],
-    /// The input is enlarged to twice its height and width first, each pixel repeated.
-    pub enlarged: bool,
+    /// The input is first upsampled to twice its height and width, each pixel repeated.
+    pub upsample: bool,
 }
 
-/// A convolution of an image, and what is added.
+/// A convolution of an image, plus `addends`.
 pub fn conv2d<R: CubeRuntime>(
     x: CubeTensor<R>,
     weight: CubeTensor<R>,
-    added: Added<R>,
+    addends: Addends<R>,
     geometry: Geometry,
 ) -> Option<CubeTensor<R>> {
     let kernel = weight.meta.shape()[2];
@@ -385,7 +392,7 @@ pub fn conv2d<R: CubeRuntime>(
     let weight = kernel_channels_last(weight);
     let [height, width] = geometry.output;
     let positions = height * width;
-    let numbers = Numbers {
+    let problem = Problem {
         source: Source::Image,
         rows: x.batch * positions,
         columns,
@@ -398,21 +405,21 @@ pub fn conv2d<R: CubeRuntime>(
         kernel,
         stride: geometry.stride,
         padding: geometry.padding,
-        enlarged: usize::from(geometry.enlarged),
+        upsample: usize::from(geometry.upsample),
         gated: false,
         sums: false,
     };
-    let added = Added {
-        residual: added.residual.map(|residual| Image::new(residual).tensor),
-        ..added
+    let addends = Addends {
+        residual: addends.residual.map(|residual| Image::new(residual).tensor),
+        ..addends
     };
     let shape = [x.batch, columns, height, width];
     let operands = Operands {
         a: &x.tensor,
         weights: &[weight],
-        added: &added,
+        addends: &addends,
     };
-    let out = launch(operands, numbers, Shape::from(shape.to_vec()))?;
+    let out = launch(operands, problem, Shape::from(shape.to_vec()))?;
     Some(with_layout(
         out,
         &shape,

@@ -1,9 +1,9 @@
-//! Kernels for GPUs, in CubeCL: generic over the runtime, `f32` arithmetic over tensors of any
-//! floating point type.
+//! Kernels for GPUs in CubeCL, generic over its runtime. Tensors have any floating point type, and
+//! sums are `f32`.
 //!
-//! Images keep their logical shape `[batch, channels, height, width]` and lie in memory with
-//! channels last, so that the tokens of a transformer, `[batch, height · width, channels]`, are the
-//! same memory. A tensor in another order is copied once, where it enters.
+//! Images keep their logical shape `[batch, channels, height, width]`, with channels last in
+//! memory: the tokens of a transformer, `[batch, height · width, channels]`, are the same memory. A
+//! tensor in another order is copied once.
 
 mod attention;
 mod dispatch;
@@ -15,10 +15,10 @@ mod norm;
 mod product;
 mod tiles;
 
-/// Products with a given cut, for measuring.
+/// Products and attention with a given tiling, for measuring.
 #[cfg(feature = "tuning")]
 pub mod tuning {
-    pub use super::tiles::{Cut, FORCED, FORCED_ATTENTION, tile};
+    pub use super::tiles::{FORCED, FORCED_ATTENTION, Tiling, tile};
 }
 
 pub use dispatch::*;

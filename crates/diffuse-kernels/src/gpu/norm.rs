@@ -1,4 +1,4 @@
-//! Group norm, layer norm and softmax, with sums in `f32`.
+//! Group norm, layer norm and softmax. Sums are `f32`.
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -7,17 +7,17 @@ use cubecl::prelude::*;
 use crate::Function;
 
 use super::elementwise::activate;
-use super::launch::{array, empty, empty_of, lanes};
+use super::launch::{array, empty, empty_of, vector_size};
 use super::layout::{Image, Rows};
 
 /// Units of a cube.
 const UNITS: usize = 256;
-/// Loads of a unit that are on their way at once.
+/// Loads of a unit in flight at once.
 const UNROLLED: usize = 4;
 /// Units that share a row of a layer norm or softmax.
 pub const ROW_UNITS: usize = 32;
-/// Vectors of a row that a unit holds at most.
-const MOST_HELD: usize = 32;
+/// Vectors of a row that a unit holds at max_value.
+const MAX_HELD: usize = 32;
 
 /// The sizes of a group norm.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
@@ -26,7 +26,7 @@ struct Groups {
     positions: u32,
     /// Vectors of a pixel.
     vectors: u32,
-    /// Vectors of a pixel that a cube computes: whole groups.
+    /// Vectors of a pixel that a cube computes: a slice of whole groups.
     slice: u32,
     /// Groups of a slice.
     groups: u32,
@@ -36,10 +36,10 @@ struct Groups {
     chunk: u32,
 }
 
-/// Sums of `x - x₀` and its square over a part of the pixels, for each group of a slice of the
+/// Sums of `x - x₀` and its square over a chunk of the pixels, for each group of a slice of the
 /// channels, where `x₀` is the first value of the group: `parts[image, slice, chunk, group, 2]`.
 ///
-/// A cube for each chunk, slice and image.
+/// One cube per chunk, slice and image.
 #[cube(launch_unchecked)]
 fn group_sums<E: Float, N: Size>(
     x: &Array<Vector<E, N>>,
@@ -65,7 +65,7 @@ fn group_sums<E: Float, N: Size>(
         let end = u32::min((chunk + 1) * sizes.chunk, sizes.positions);
         let mut position = chunk * sizes.chunk + row;
         while position < end {
-            // Several loads on their way at once.
+            // Several loads in flight at once.
             let mut values = Array::<Vector<f32, N>>::new(UNROLLED);
             #[unroll]
             for i in 0..UNROLLED {
@@ -92,7 +92,7 @@ fn group_sums<E: Float, N: Size>(
         squares[at] = square[lane];
     }
     sync_cube();
-    // The rows of each channel, then the channels of each group.
+    // Sums over the rows of each channel, then over the channels of each group.
     let width = sizes.slice * lanes;
     let mut channel = UNIT_POS;
     while channel < width {
@@ -142,7 +142,7 @@ fn pivots<E: Float, N: Size>(
     pivot
 }
 
-/// The component of a vector at an index that is known only while running.
+/// The component of a vector at a run-time index.
 #[cube]
 fn component<E: Float, N: Size>(values: Vector<E, N>, index: u32) -> f32 {
     let mut value = 0.0f32;
@@ -180,7 +180,7 @@ fn group_apply<E: Float, N: Size, W: Float>(
     let vector = UNIT_POS % sizes.slice;
     let first = image * sizes.positions * sizes.vectors + slice * sizes.slice;
 
-    // What does not depend on the sums is read first.
+    // Loads that do not depend on the sums come first.
     let mut pivot = Vector::<f32, N>::new(0.0f32);
     let mut scale = Vector::<f32, N>::new(0.0f32);
     let mut shift = Vector::<f32, N>::new(0.0f32);
@@ -189,7 +189,7 @@ fn group_apply<E: Float, N: Size, W: Float>(
         scale = Vector::cast_from(weight[(slice * sizes.slice + vector) as usize]);
         shift = Vector::cast_from(bias[(slice * sizes.slice + vector) as usize]);
     }
-    // Eight units a group.
+    // Eight units per group.
     let mut group = UNIT_POS / 8;
     while group < sizes.groups {
         let mut sum = 0.0f32;
@@ -272,8 +272,8 @@ fn group_apply<E: Float, N: Size, W: Float>(
     }
 }
 
-/// Group norm of an image, then SiLU if it is asked for; `None` where a group of channels does not
-/// fit a cube.
+/// Group norm of an image, then SiLU with `silu`; `None` if a group of channels does not fit a
+/// cube.
 pub fn group_norm<R: CubeRuntime>(
     x: CubeTensor<R>,
     weight: CubeTensor<R>,
@@ -290,9 +290,9 @@ pub fn group_norm<R: CubeRuntime>(
     }
     let (weight, bias) = (Rows::new(weight).tensor, Rows::new(bias).tensor);
     let client = &x.tensor.client;
-    // As many channels as a unit has lanes, in slices of whole groups, each of which fits a cube.
+    // The widest vectors, and the fewest slices of whole groups that each fit a cube.
     let (n, slices) = (0..4)
-        .map(|power| lanes(&x.tensor, x.channels) >> power)
+        .map(|power| vector_size(&x.tensor, x.channels) >> power)
         .filter(|n| *n > 0)
         .find_map(|n| {
             let fits = |slices: &usize| {
@@ -326,7 +326,7 @@ pub fn group_norm<R: CubeRuntime>(
         )
     };
     let count = |chunks: usize| CubeCount::Static(chunks as u32, slices as u32, x.batch as u32);
-    // SAFETY: indices stay below the sizes, which are those of the tensors.
+    // SAFETY: indices are below the sizes, which are those of the tensors.
     unsafe {
         group_sums::launch_unchecked::<R>(
             client,
@@ -358,10 +358,10 @@ pub fn group_norm<R: CubeRuntime>(
     Some(y.tensor)
 }
 
-/// The sum, or with `max` the largest, of the values of the units that share a row. With `planes`,
-/// they are a plane.
+/// The sum, or with `max` the maximum, of the values of the units that share a row. With `planes`
+/// these units are a plane.
 #[cube]
-pub fn over_row(
+pub fn reduce_row(
     value: f32,
     shared: &mut SharedMemory<f32>,
     #[comptime] max: bool,
@@ -410,7 +410,7 @@ pub fn rows_are_planes<R: CubeRuntime>(client: &ComputeClient<R>) -> bool {
             .contains(cubecl::ir::features::Plane::Ops)
 }
 
-/// Layer norm of `rows` rows of `vectors` vectors, of which a unit holds `held`.
+/// Layer norm of `rows` rows of `vectors` vectors; a unit keeps `held` of them in registers.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 fn layer_norm_kernel<E: Float, N: Size, W: Float>(
@@ -448,7 +448,7 @@ fn layer_norm_kernel<E: Float, N: Size, W: Float>(
         }
     }
     let count = f32::cast_from(vectors * comptime!(n as u32));
-    let mean = Vector::<f32, N>::new(over_row(sum, &mut shared, false, planes) / count);
+    let mean = Vector::<f32, N>::new(reduce_row(sum, &mut shared, false, planes) / count);
     let mut square = 0.0f32;
     #[unroll]
     for i in 0..held {
@@ -462,7 +462,7 @@ fn layer_norm_kernel<E: Float, N: Size, W: Float>(
             }
         }
     }
-    let var = over_row(square, &mut shared, false, planes) / count;
+    let var = reduce_row(square, &mut shared, false, planes) / count;
     let scale = Vector::<f32, N>::new(1.0f32 / f32::sqrt(var + eps));
     if inside {
         #[unroll]
@@ -477,12 +477,12 @@ fn layer_norm_kernel<E: Float, N: Size, W: Float>(
     }
 }
 
-/// A cube for every so many rows.
+/// Enough cubes for `rows` rows.
 fn row_grid(rows: usize) -> CubeCount {
     super::launch::grid(rows as u32, (UNITS / ROW_UNITS) as u32)
 }
 
-/// Layer norm over the last dimension; `None` for rows that the units do not hold.
+/// Layer norm over the last dimension; `None` if a row does not fit into the registers.
 pub fn layer_norm<R: CubeRuntime>(
     x: CubeTensor<R>,
     weight: CubeTensor<R>,
@@ -496,15 +496,15 @@ pub fn layer_norm<R: CubeRuntime>(
         return Some(y);
     }
     let (weight, bias) = (Rows::new(weight).tensor, Rows::new(bias).tensor);
-    let mut n = lanes(&x.tensor, x.columns);
+    let mut n = vector_size(&x.tensor, x.columns);
     while !x.pitch.is_multiple_of(n) {
         n /= 2;
     }
     let held = (x.columns / n).div_ceil(ROW_UNITS);
-    if held > MOST_HELD {
+    if held > MAX_HELD {
         return None;
     }
-    // SAFETY: indices stay below the sizes, which are those of the tensors.
+    // SAFETY: indices are below the sizes, which are those of the tensors.
     unsafe {
         layer_norm_kernel::launch_unchecked::<R>(
             &x.tensor.client,
@@ -544,28 +544,29 @@ fn softmax_kernel<E: Float, O: Float>(
         (CUBE_POS * comptime!(UNITS / ROW_UNITS)) as u32 + UNIT_POS / comptime!(ROW_UNITS as u32);
     let inside = row < rows;
     let row = select(inside, row, 0u32);
-    let mut most = f32::cast_from(x[(row * columns) as usize]) * scale;
+    let mut max_value = f32::cast_from(x[(row * columns) as usize]) * scale;
     let mut i = lane;
     while i < columns {
-        most = f32::max(
-            most,
+        max_value = f32::max(
+            max_value,
             f32::cast_from(x[(row * columns + i) as usize]) * scale,
         );
         i += comptime!(ROW_UNITS as u32);
     }
-    let most = over_row(most, &mut shared, true, planes);
+    let max_value = reduce_row(max_value, &mut shared, true, planes);
     let mut sum = 0.0f32;
     let mut i = lane;
     while i < columns {
-        sum += f32::exp(f32::cast_from(x[(row * columns + i) as usize]) * scale - most);
+        sum += f32::exp(f32::cast_from(x[(row * columns + i) as usize]) * scale - max_value);
         i += comptime!(ROW_UNITS as u32);
     }
-    let factor = 1.0f32 / over_row(sum, &mut shared, false, planes);
+    let factor = 1.0f32 / reduce_row(sum, &mut shared, false, planes);
     if inside {
         let mut i = lane;
         while i < columns {
             let value =
-                f32::exp(f32::cast_from(x[(row * columns + i) as usize]) * scale - most) * factor;
+                f32::exp(f32::cast_from(x[(row * columns + i) as usize]) * scale - max_value)
+                    * factor;
             y[(row * columns + i) as usize] = O::cast_from(value);
             i += comptime!(ROW_UNITS as u32);
         }
@@ -581,7 +582,7 @@ pub fn softmax<R: CubeRuntime>(x: &CubeTensor<R>, scale: f32, dtype: DType) -> C
     if rows * columns == 0 {
         return y;
     }
-    // SAFETY: indices stay below the sizes, which are those of the tensors.
+    // SAFETY: indices are below the sizes, which are those of the tensors.
     unsafe {
         softmax_kernel::launch_unchecked::<R>(
             &x.client,

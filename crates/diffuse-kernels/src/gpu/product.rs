@@ -1,14 +1,14 @@
 //! Matrix products and convolutions as one kernel: `out = epilogue(A Wᵀ)`.
 //!
-//! `A` has a row for each output position. For a linear layer that is a row of the input; for a
-//! convolution it is the receptive field, read in place from an image with channels last (implicit
-//! GEMM: Chetlur et al. 2014, <https://arxiv.org/abs/1410.0759>). `W` has a row for each output
-//! channel, its columns in the order kernel row, kernel column, input channel.
+//! `A` has a row for each output position. For a linear layer it is a row of the input. For a
+//! convolution it is the receptive field, read from an image with channels last without a copy
+//! (implicit GEMM: Chetlur et al. 2014, <https://arxiv.org/abs/1410.0759>). `W` has a row for each
+//! output channel, and columns in the order kernel row, kernel column, input channel.
 //!
-//! A cube computes a tile of `rows x columns` outputs and walks over the `K` columns of `A` and `W`
-//! in steps of [`VECTORS`] vectors, which it copies to shared memory while it multiplies those
-//! before. Products are summed in `f32`: by tensor cores (`mma.sync`, 16x8x16) in half precision
-//! where the device has them, else by each unit.
+//! A cube computes a tile of `rows x columns` outputs. It loops over the `K` columns of `A` and `W`
+//! in steps of [`K_VECTORS`] vectors; the next step is copied to shared memory while the current
+//! one is multiplied. Sums are `f32`. In half precision tensor cores multiply (`mma.sync`, 16x8x16)
+//! where the device has them; otherwise each unit does.
 
 use cubecl::cmma::MmaDefinition;
 use cubecl::ir::MatrixIdent;
@@ -18,28 +18,28 @@ use cubecl::prelude::*;
 use crate::Function;
 
 use super::elementwise::activate;
-use super::norm::{ROW_UNITS, over_row};
+use super::norm::{ROW_UNITS, reduce_row};
 
-/// Vectors of a row of a tile in shared memory.
-pub const VECTORS: usize = 8;
-/// Units a cube without tensor cores.
+/// Vectors of a row of a tile in shared memory: the depth of a step.
+pub const K_VECTORS: usize = 8;
+/// Units of a cube without tensor cores.
 pub const PLAIN_UNITS: usize = 256;
 /// Rows and columns that a unit computes without tensor cores.
-const PLAIN: usize = 4;
-/// Units a plane that tensor cores need.
+const UNIT_TILE: usize = 4;
+/// Units of a plane: tensor cores need 32.
 pub const PLANE: usize = 32;
 
-/// How a cube's work is cut.
+/// The tile of outputs that a cube computes, and how its units share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tile {
-    /// Output positions of a cube.
+    /// Output positions of the tile.
     pub rows: usize,
-    /// Output channels of a cube.
+    /// Output channels of the tile.
     pub columns: usize,
     /// Planes along the rows and along the columns; `None` without tensor cores.
     pub planes: Option<[usize; 2]>,
-    /// Tiles in shared memory: one that is computed, the others on their way. With more than two,
-    /// the hardware copies them there (`cp.async`).
+    /// Steps in shared memory: one is multiplied while the others are loaded. With more than two,
+    /// the hardware copies them (`cp.async`).
     pub stages: usize,
 }
 
@@ -53,7 +53,7 @@ impl Tile {
     }
 }
 
-/// Without tensor cores.
+/// The tile without tensor cores.
 pub const PLAIN_TILE: Tile = Tile {
     rows: 64,
     columns: 64,
@@ -64,17 +64,18 @@ pub const PLAIN_TILE: Tile = Tile {
 /// What the kernel is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Plan {
-    /// The cut.
+    /// The tile of a cube.
     pub tile: Tile,
     /// Where the rows of `A` come from.
     pub source: Source,
     /// What is done with the sums.
     pub output: Output,
-    /// Matrices that `W` is made of, one to three of the same size, each a whole number of tiles.
+    /// Number of matrices that `W` consists of: one to three of the same size, each a whole number
+    /// of tiles.
     pub weights: usize,
-    /// Results are gathered in shared memory first, so that rows are written, and residuals read,
-    /// 16 bytes at once.
-    pub gathered: bool,
+    /// Results are staged in shared memory, so that rows are written, and residuals read, in
+    /// vectors of 16 bytes.
+    pub staged: bool,
 }
 
 /// Where the rows of `A` come from.
@@ -93,18 +94,18 @@ pub enum Output {
     Finished,
     /// The first half of the columns times the GELU of the second.
     Geglu,
-    /// The sums of a part of `K`, for [`finish`].
+    /// The sums of a part of `K` (split-K), for [`finish`].
     Partial,
 }
 
-/// Sizes, in elements where nothing else is said.
+/// Sizes, in elements unless stated otherwise.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub struct Sizes {
     /// Rows of `A`: output positions of the whole batch.
     pub rows: u32,
     /// Rows of `W`: output channels.
     pub columns: u32,
-    /// Rows of each of the matrices that `W` is made of.
+    /// Rows of each of the matrices that `W` consists of.
     pub weight_rows: u32,
     /// Channels of the input.
     pub channels: u32,
@@ -112,7 +113,7 @@ pub struct Sizes {
     pub pitch: u32,
     /// Distance of two rows of `W`.
     pub weight_pitch: u32,
-    /// Steps over the columns of `A`, in all.
+    /// Steps over all columns of `A`.
     pub steps: u32,
     /// Steps of a cube.
     pub steps_per_cube: u32,
@@ -124,15 +125,15 @@ pub struct Sizes {
     pub width: u32,
     /// Width of the output image.
     pub out_width: u32,
-    /// Rows of the kernel, which are its columns as well.
+    /// Height and width of the kernel.
     pub kernel: u32,
     /// Distance of two receptive fields.
     pub stride: u32,
     /// Zeros above and to the left.
     pub padding: u32,
-    /// The input image is enlarged by two to this power, each pixel repeated.
-    pub enlarged: u32,
-    /// Bit 0: `bias`; bit 1: `channel_bias`; bit 2: `residual`.
+    /// log2 of the factor by which the input image is upsampled, each pixel repeated.
+    pub upsample: u32,
+    /// Which tensors are added: [`BIAS`], [`CHANNEL_BIAS`], [`RESIDUAL`].
     pub added: u32,
 }
 
@@ -143,10 +144,10 @@ pub const CHANNEL_BIAS: u32 = 2;
 /// Bit of [`Sizes::added`].
 pub const RESIDUAL: u32 = 4;
 
-/// A row of `A`, decoded once.
+/// Where a row of `A` is read.
 #[derive(CubeType, Clone, Copy)]
-struct Field {
-    /// The row, or the image's first pixel.
+struct ReceptiveField {
+    /// The row, or the first pixel of the image.
     base: u32,
     /// Top and left of the receptive field.
     y: i32,
@@ -154,14 +155,14 @@ struct Field {
 }
 
 #[cube]
-fn field(row: u32, sizes: &Sizes, #[comptime] source: Source) -> Field {
+fn receptive_field(row: u32, sizes: &Sizes, #[comptime] source: Source) -> ReceptiveField {
     match source {
         Source::Rows => {
             let mut y = 0i32;
             if row >= sizes.rows {
                 y = -1i32;
             }
-            Field {
+            ReceptiveField {
                 base: row,
                 y,
                 x: 0i32,
@@ -173,10 +174,10 @@ fn field(row: u32, sizes: &Sizes, #[comptime] source: Source) -> Field {
             let mut y = ((position / sizes.out_width) * sizes.stride) as i32 - sizes.padding as i32;
             let x = ((position % sizes.out_width) * sizes.stride) as i32 - sizes.padding as i32;
             if row >= sizes.rows {
-                // Outside, whatever is added to it.
+                // Outside of the image at every row of the kernel.
                 y = -65536i32;
             }
-            Field {
+            ReceptiveField {
                 base: image * sizes.height * sizes.width,
                 y,
                 x,
@@ -185,27 +186,32 @@ fn field(row: u32, sizes: &Sizes, #[comptime] source: Source) -> Field {
     }
 }
 
-/// Where in `K` a step is.
+/// The columns of `A` and `W` that a unit reads in a step.
 #[derive(CubeType, Clone, Copy)]
-struct Place {
+struct KPosition {
     /// Row and column in the kernel.
     y: i32,
     x: i32,
-    /// The channel of the input at which the unit reads.
+    /// The channel of the input.
     channel: u32,
     /// The column of `W`.
     column: u32,
 }
 
 #[cube]
-fn place<N: Size>(step: u32, vector: u32, sizes: &Sizes, #[comptime] source: Source) -> Place {
+fn k_position<N: Size>(
+    step: u32,
+    vector: u32,
+    sizes: &Sizes,
+    #[comptime] source: Source,
+) -> KPosition {
     let n = N::value().comptime();
     let lanes = comptime!(n as u32);
-    let depth = comptime!((VECTORS * n) as u32);
+    let depth = comptime!((K_VECTORS * n) as u32);
     match source {
         Source::Rows => {
             let channel = step * depth + vector * lanes;
-            Place {
+            KPosition {
                 y: 0i32,
                 x: 0i32,
                 channel,
@@ -216,7 +222,7 @@ fn place<N: Size>(step: u32, vector: u32, sizes: &Sizes, #[comptime] source: Sou
             let tap_steps = (sizes.channels + comptime!(depth - 1)) / depth;
             let tap = step / tap_steps;
             let channel = (step % tap_steps) * depth + vector * lanes;
-            Place {
+            KPosition {
                 y: (tap / sizes.kernel) as i32,
                 x: (tap % sizes.kernel) as i32,
                 channel,
@@ -226,80 +232,80 @@ fn place<N: Size>(step: u32, vector: u32, sizes: &Sizes, #[comptime] source: Sou
     }
 }
 
-/// A vector in memory, or zeros.
+/// The index of a vector in memory.
 #[derive(CubeType, Clone, Copy)]
-pub struct Found {
+pub struct VectorIndex {
     /// Index of the vector.
-    pub at: u32,
-    /// Whether there is one.
+    pub index: u32,
+    /// Whether it is inside of the tensor; otherwise it reads as zeros.
     pub inside: bool,
 }
 
-/// The vector of `A` at a place.
+/// The vector of a row of `A` at a position in `K`.
 #[cube]
-fn find_a<N: Size>(
-    field: &Field,
-    place: &Place,
+fn locate_a<N: Size>(
+    field: &ReceptiveField,
+    position: &KPosition,
     sizes: &Sizes,
     #[comptime] source: Source,
-) -> Found {
+) -> VectorIndex {
     let n = N::value().comptime();
     let lanes = comptime!(n as u32);
     match source {
-        Source::Rows => Found {
-            at: (field.base * sizes.pitch + place.channel) / lanes,
-            inside: field.y >= 0i32 && place.channel < sizes.channels,
+        Source::Rows => VectorIndex {
+            index: (field.base * sizes.pitch + position.channel) / lanes,
+            inside: field.y >= 0i32 && position.channel < sizes.channels,
         },
         _ => {
-            let y = field.y + place.y;
-            let x = field.x + place.x;
-            let height = (sizes.height << sizes.enlarged) as i32;
-            let width = (sizes.width << sizes.enlarged) as i32;
+            let y = field.y + position.y;
+            let x = field.x + position.x;
+            let height = (sizes.height << sizes.upsample) as i32;
+            let width = (sizes.width << sizes.upsample) as i32;
             let inside = y >= 0i32 && y < height && x >= 0i32 && x < width;
-            let y = (y as u32) >> sizes.enlarged;
-            let x = (x as u32) >> sizes.enlarged;
+            let y = (y as u32) >> sizes.upsample;
+            let x = (x as u32) >> sizes.upsample;
             let pixel = field.base + y * sizes.width + x;
-            Found {
-                at: (pixel * sizes.pitch + place.channel) / lanes,
-                inside: inside && place.channel < sizes.channels,
+            VectorIndex {
+                index: (pixel * sizes.pitch + position.channel) / lanes,
+                inside: inside && position.channel < sizes.channels,
             }
         }
     }
 }
 
-/// The vector of a row of `W` at a place.
+/// The vector of a row of `W` at a position in `K`.
 #[cube]
-fn find_w<N: Size>(row: u32, place: &Place, sizes: &Sizes) -> Found {
+fn locate_w<N: Size>(row: u32, position: &KPosition, sizes: &Sizes) -> VectorIndex {
     let n = N::value().comptime();
     let lanes = comptime!(n as u32);
-    Found {
-        at: (row * sizes.weight_pitch + place.column) / lanes,
-        inside: row < sizes.weight_rows && place.channel < sizes.channels,
+    VectorIndex {
+        index: (row * sizes.weight_pitch + position.column) / lanes,
+        inside: row < sizes.weight_rows && position.channel < sizes.channels,
     }
 }
 
-/// Reads a vector.
+/// Reads a vector, or zeros outside of the tensor.
 #[cube]
-fn read<E: Float, N: Size>(source: &Array<Vector<E, N>>, found: &Found) -> Vector<E, N> {
+fn read<E: Float, N: Size>(source: &Array<Vector<E, N>>, found: &VectorIndex) -> Vector<E, N> {
     let mut value = Vector::<E, N>::new(E::from_int(0));
     if found.inside {
-        value = source[found.at as usize];
+        value = source[found.index as usize];
     }
     value
 }
 
-/// Starts to copy a vector to shared memory; it is there when the barrier that the copy is
-/// committed to says so.
+/// Starts an asynchronous copy of a vector to shared memory; the barrier that the copy is committed
+/// to reports its end.
 #[cube]
 pub fn copy<E: Float, N: Size>(
     source: &Array<Vector<E, N>>,
-    found: &Found,
+    found: &VectorIndex,
     target: &mut SharedMemory<Vector<E, N>>,
     at: usize,
 ) {
     let n = N::value().comptime();
-    let start = select(found.inside, found.at, 0u32) as usize;
-    let end = select(found.inside, found.at + 1, 0u32) as usize;
+    let start = select(found.inside, found.index, 0u32) as usize;
+    let end = select(found.inside, found.index + 1, 0u32) as usize;
     copy_async_checked(
         &source.slice(start, end),
         &mut target.slice_mut(at, at + 1),
@@ -307,8 +313,8 @@ pub fn copy<E: Float, N: Size>(
     );
 }
 
-/// The row of `W` of a tile's column. For GEGLU, each plane has columns of the first half, then
-/// those of the second that they are multiplied with.
+/// The row of `W` of a column of the tile. For GEGLU, a plane has columns of the first half and
+/// then their gates, columns of the second half.
 #[cube]
 fn weight_row(column: u32, sizes: &Sizes, #[comptime] plan: Plan) -> u32 {
     let columns = comptime!(plan.tile.columns as u32);
@@ -319,7 +325,7 @@ fn weight_row(column: u32, sizes: &Sizes, #[comptime] plan: Plan) -> u32 {
             let plane = column / width;
             let within = column % width;
             let mut row = (CUBE_POS_X * columns) / 2 + plane * half + within % half;
-            // Columns beyond the first half are none.
+            // A column beyond the first half has no row of `W`.
             let inside = row < sizes.columns / 2;
             if within >= half {
                 row += sizes.columns / 2;
@@ -330,24 +336,26 @@ fn weight_row(column: u32, sizes: &Sizes, #[comptime] plan: Plan) -> u32 {
     }
 }
 
-/// Columns of a plane, or of a unit without planes.
+/// Columns of a plane, or of a unit without tensor cores.
 const fn plane_columns(tile: Tile) -> usize {
     match tile.planes {
         Some([_, columns]) => tile.columns / columns,
-        None => PLAIN,
+        None => UNIT_TILE,
     }
 }
 
-/// Where in shared memory a vector of a row is: eight rows of one column lie in different banks.
+/// The index of a vector in shared memory, swizzled: eight rows of one column lie in different
+/// banks.
 #[cube]
 fn swizzled(row: u32, vector: u32) -> usize {
-    (row * comptime!(VECTORS as u32) + (vector ^ (row & 7u32))) as usize
+    (row * comptime!(K_VECTORS as u32) + (vector ^ (row & 7u32))) as usize
 }
 
-/// The sums of a unit, two neighbouring columns each.
+/// The sums of a unit, in vectors of two neighbouring columns.
 #[derive(CubeType)]
 struct Sums<NC: Size> {
-    /// Without tensor cores `[PLAIN rows, PLAIN / 2]`; with them, for each 16x8 product, two rows.
+    /// Without tensor cores `[UNIT_TILE rows, UNIT_TILE / 2]`; with them two rows of each 16x8
+    /// product.
     pairs: Sequence<Array<Vector<f32, NC>>>,
 }
 
@@ -364,7 +372,7 @@ fn zeros<NC: Size>(#[comptime] count: usize) -> Sums<NC> {
     Sums::<NC> { pairs }
 }
 
-/// Adds the biases to the sums, which are not those of a part of `K`.
+/// Adds bias and channel bias to complete sums.
 #[cube]
 fn add_biases<E: Float, NC: Size>(
     sums: &mut Sums<NC>,
@@ -379,18 +387,18 @@ fn add_biases<E: Float, NC: Size>(
     let rows = comptime!(if cores {
         tile.rows / planes[0] / 16
     } else {
-        PLAIN
+        UNIT_TILE
     });
     let parts = comptime!(if cores { 2usize } else { 1usize });
     let pairs = comptime!(if cores {
         tile.columns / planes[1] / 8
     } else {
-        PLAIN / 2
+        UNIT_TILE / 2
     });
     let apart = comptime!(if cores { 8usize } else { 2usize });
 
     let mut row = CUBE_POS_Y * comptime!(tile.rows as u32);
-    let mut column = (UNIT_POS % 16) * comptime!(PLAIN as u32);
+    let mut column = (UNIT_POS % 16) * comptime!(UNIT_TILE as u32);
     if comptime!(cores) {
         let lane = UNIT_POS % comptime!(PLANE as u32);
         let plane = UNIT_POS / comptime!(PLANE as u32);
@@ -398,9 +406,9 @@ fn add_biases<E: Float, NC: Size>(
         column =
             (plane % comptime!(planes[1] as u32)) * comptime!((8 * pairs) as u32) + (lane % 4) * 2;
     } else {
-        row += (UNIT_POS / 16) * comptime!(PLAIN as u32);
+        row += (UNIT_POS / 16) * comptime!(UNIT_TILE as u32);
     }
-    // Sums beyond the last column and row are computed, too, and not written.
+    // Sums beyond the last row and column are computed as well, but not written.
     let last = sizes.columns - 1;
     let mut columns = Sequence::<u32>::new();
     #[unroll]
@@ -424,7 +432,7 @@ fn add_biases<E: Float, NC: Size>(
             }
         }
     }
-    // Only images have them.
+    // Only convolutions have a channel bias.
     if comptime!(plan.source == Source::Image) && sizes.added & CHANNEL_BIAS != 0 {
         #[unroll]
         for i in 0..rows {
@@ -463,7 +471,7 @@ fn add_pair<NC: Size>(
     pair[half] = sum;
 }
 
-/// Adds the products of a tile in shared memory, with tensor cores.
+/// Adds the products of a step in shared memory, with tensor cores.
 #[cube]
 fn multiply_mma<E: Float, N: Size, NC: Size>(
     sums: &mut Sums<NC>,
@@ -490,7 +498,7 @@ fn multiply_mma<E: Float, N: Size, NC: Size>(
     let vector_w = (lane / 8) % 2;
 
     #[unroll]
-    for k in 0..comptime!(VECTORS / 2) {
+    for k in 0..comptime!(K_VECTORS / 2) {
         let mut lhs = Sequence::<Array<Vector<E, NA>>>::new();
         #[unroll]
         for i in 0..comptime!(rows / 16) {
@@ -525,7 +533,7 @@ fn multiply_mma<E: Float, N: Size, NC: Size>(
     }
 }
 
-/// Adds the products of a tile in shared memory, each unit its own `PLAIN x PLAIN`.
+/// Adds the products of a step in shared memory; a unit computes `UNIT_TILE x UNIT_TILE` of them.
 #[cube]
 fn multiply_plain<E: Float, N: Size, NC: Size>(
     sums: &mut Sums<NC>,
@@ -533,21 +541,21 @@ fn multiply_plain<E: Float, N: Size, NC: Size>(
     tile_w: &SharedMemory<Vector<E, N>>,
 ) {
     let n = N::value().comptime();
-    let row = (UNIT_POS / 16) * comptime!(PLAIN as u32);
-    let column = (UNIT_POS % 16) * comptime!(PLAIN as u32);
-    for k in 0..comptime!(VECTORS as u32) {
-        let mut lhs = Array::<Vector<f32, N>>::new(PLAIN);
-        let mut rhs = Array::<Vector<f32, N>>::new(PLAIN);
+    let row = (UNIT_POS / 16) * comptime!(UNIT_TILE as u32);
+    let column = (UNIT_POS % 16) * comptime!(UNIT_TILE as u32);
+    for k in 0..comptime!(K_VECTORS as u32) {
+        let mut lhs = Array::<Vector<f32, N>>::new(UNIT_TILE);
+        let mut rhs = Array::<Vector<f32, N>>::new(UNIT_TILE);
         #[unroll]
-        for i in 0..PLAIN {
+        for i in 0..UNIT_TILE {
             lhs[i] = Vector::cast_from(tile_a[swizzled(row + comptime!(i as u32), k)]);
             rhs[i] = Vector::cast_from(tile_w[swizzled(column + comptime!(i as u32), k)]);
         }
         #[unroll]
-        for i in 0..PLAIN {
+        for i in 0..UNIT_TILE {
             #[unroll]
-            for j in 0..comptime!(PLAIN / 2) {
-                let pair = sums.pairs.index_mut(comptime!(i * (PLAIN / 4) + j / 2));
+            for j in 0..comptime!(UNIT_TILE / 2) {
+                let pair = sums.pairs.index_mut(comptime!(i * (UNIT_TILE / 4) + j / 2));
                 let mut sum = pair[comptime!(j % 2)];
                 let first = lhs[i] * rhs[comptime!(2 * j)];
                 let second = lhs[i] * rhs[comptime!(2 * j + 1)];
@@ -562,7 +570,7 @@ fn multiply_plain<E: Float, N: Size, NC: Size>(
     }
 }
 
-/// Writes the sums of two neighbouring columns of a row, with the residual.
+/// Adds the residual to the sums of two neighbouring columns of a row, and writes them.
 #[cube]
 fn write<E: Float, O: Float, P: Size>(
     row: u32,
@@ -603,9 +611,9 @@ fn write<E: Float, O: Float, P: Size>(
     }
 }
 
-/// The sums of neighbouring columns of a row, and what is added to them.
+/// Adds bias, channel bias and residual to the sums of neighbouring columns of a row.
 #[cube]
-fn added<E: Float, P: Size>(
+fn add_all<E: Float, P: Size>(
     sums: Vector<f32, P>,
     row: u32,
     column: u32,
@@ -638,14 +646,14 @@ fn added<E: Float, P: Size>(
     sums
 }
 
-/// Starts to copy a vector of the matrix of `W` that a tile is of.
+/// Starts to copy a vector of `W` from the matrix that the tile belongs to.
 #[cube]
 fn copy_w<E: Float, N: Size>(
     weight: &Array<Vector<E, N>>,
     weight_2: &Array<Vector<E, N>>,
     weight_3: &Array<Vector<E, N>>,
     which: u32,
-    found: &Found,
+    found: &VectorIndex,
     target: &mut SharedMemory<Vector<E, N>>,
     at: usize,
     #[comptime] weights: usize,
@@ -659,8 +667,7 @@ fn copy_w<E: Float, N: Size>(
     }
 }
 
-/// See the [module](self). `bias`, `channel_bias` and `residual` are any array where they are not
-/// used.
+/// See the [module](self). Unused `bias`, `channel_bias` and `residual` may be any array.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub fn product<E: Float, N: Size, P: Size, O: Float>(
@@ -679,26 +686,26 @@ pub fn product<E: Float, N: Size, P: Size, O: Float>(
     let tile = comptime!(plan.tile);
     let source = comptime!(plan.source);
     let units = comptime!(tile.units());
-    let passes_a = comptime!(tile.rows * VECTORS / units);
-    let passes_w = comptime!(tile.columns * VECTORS / units);
-    let pass = comptime!((units / VECTORS) as u32);
+    let passes_a = comptime!(tile.rows * K_VECTORS / units);
+    let passes_w = comptime!(tile.columns * K_VECTORS / units);
+    let pass = comptime!((units / K_VECTORS) as u32);
 
     let mut tile_a = SharedMemory::<Vector<E, N>>::new_aligned(
-        comptime!(tile.stages * tile.rows * VECTORS),
+        comptime!(tile.stages * tile.rows * K_VECTORS),
         16usize,
     );
     let mut tile_w = SharedMemory::<Vector<E, N>>::new_aligned(
-        comptime!(tile.stages * tile.columns * VECTORS),
+        comptime!(tile.stages * tile.columns * K_VECTORS),
         16usize,
     );
 
-    let vector = UNIT_POS % comptime!(VECTORS as u32);
-    let unit_row = UNIT_POS / comptime!(VECTORS as u32);
+    let vector = UNIT_POS % comptime!(K_VECTORS as u32);
+    let unit_row = UNIT_POS / comptime!(K_VECTORS as u32);
     let first_row = CUBE_POS_Y * comptime!(tile.rows as u32);
-    let mut fields = Sequence::<Field>::new();
+    let mut fields = Sequence::<ReceptiveField>::new();
     #[unroll]
     for i in 0..passes_a {
-        fields.push(field(
+        fields.push(receptive_field(
             first_row + unit_row + comptime!(i as u32) * pass,
             sizes,
             source,
@@ -716,11 +723,11 @@ pub fn product<E: Float, N: Size, P: Size, O: Float>(
 
     let which = (CUBE_POS_X * comptime!(tile.columns as u32)) / sizes.weight_rows;
 
-    // Two columns a vector: what a product of tensor cores leaves a unit with.
+    // Two columns a vector, as tensor cores return them.
     let size!(NC) = 2usize;
     let count = match comptime!(tile.planes) {
         Some(planes) => comptime!((tile.rows / planes[0] / 16) * (tile.columns / planes[1] / 8)),
-        None => comptime!(PLAIN * PLAIN / 4),
+        None => comptime!(UNIT_TILE * UNIT_TILE / 4),
     };
     let mut sums = zeros::<NC>(count);
     let begin = CUBE_POS_Z * sizes.steps_per_cube;
@@ -736,7 +743,7 @@ pub fn product<E: Float, N: Size, P: Size, O: Float>(
         let ahead = comptime!(stages - 1);
         for step in begin..end + ahead {
             if step >= begin + ahead {
-                // All units have read the tile that is overwritten next.
+                // All units have read the step that is overwritten next.
                 let ready = step - ahead - begin;
                 #[unroll]
                 for i in 0..tile.stages {
@@ -750,16 +757,16 @@ pub fn product<E: Float, N: Size, P: Size, O: Float>(
                 let stage = (step - begin) % stages;
                 let start_a = stage * comptime!(tile.rows as u32) + unit_row;
                 let start_w = stage * comptime!(tile.columns as u32) + unit_row;
-                let at = place::<N>(step, vector, sizes, source);
+                let position = k_position::<N>(step, vector, sizes, source);
                 #[unroll]
                 for i in 0..passes_a {
-                    let found = find_a::<N>(&fields[i], &at, sizes, source);
+                    let found = locate_a::<N>(&fields[i], &position, sizes, source);
                     let row = start_a + comptime!(i as u32) * pass;
                     copy(a, &found, &mut tile_a, swizzled(row, vector));
                 }
                 #[unroll]
                 for i in 0..passes_w {
-                    let found = find_w::<N>(weight_rows[i], &at, sizes);
+                    let found = locate_w::<N>(weight_rows[i], &position, sizes);
                     let row = start_w + comptime!(i as u32) * pass;
                     let target = swizzled(row, vector);
                     copy_w(
@@ -792,7 +799,7 @@ pub fn product<E: Float, N: Size, P: Size, O: Float>(
         let mut next_a = Array::<Vector<E, N>>::new(passes_a);
         let mut next_w = Array::<Vector<E, N>>::new(passes_w);
         let stages = comptime!(tile.stages as u32);
-        // Vectors wait in registers while the tile before them is multiplied.
+        // The next step is loaded into registers while the current one is multiplied.
         for step in begin..end + 1 {
             if step > begin {
                 let stage = (step - 1 - begin) % stages;
@@ -812,14 +819,14 @@ pub fn product<E: Float, N: Size, P: Size, O: Float>(
                 sync_cube();
             }
             if step < end {
-                let at = place::<N>(step, vector, sizes, source);
+                let position = k_position::<N>(step, vector, sizes, source);
                 #[unroll]
                 for i in 0..passes_a {
-                    next_a[i] = read(a, &find_a::<N>(&fields[i], &at, sizes, source));
+                    next_a[i] = read(a, &locate_a::<N>(&fields[i], &position, sizes, source));
                 }
                 #[unroll]
                 for i in 0..passes_w {
-                    next_w[i] = read(weight, &find_w::<N>(weight_rows[i], &at, sizes));
+                    next_w[i] = read(weight, &locate_w::<N>(weight_rows[i], &position, sizes));
                 }
             }
             if step > begin {
@@ -838,18 +845,18 @@ pub fn product<E: Float, N: Size, P: Size, O: Float>(
     if comptime!(plan.output != Output::Partial) {
         add_biases::<E, NC>(&mut sums, bias, channel_bias, sizes, plan);
     }
-    if comptime!(plan.gathered) {
-        write_gathered::<E, O, N, NC, P>(&sums, &mut tile_a, residual, out, sizes, plan);
+    if comptime!(plan.staged) {
+        write_staged::<E, O, N, NC, P>(&sums, &mut tile_a, residual, out, sizes, plan);
     } else {
-        write_all::<E, O, NC, P>(&sums, residual, out, sizes, plan);
+        write_direct::<E, O, NC, P>(&sums, residual, out, sizes, plan);
     }
 }
 
-/// Writes the sums of a cube by way of shared memory, with tensor cores. The residual is added to
-/// values that are rounded already, as if it were added by an operation of its own.
+/// Writes the sums of a cube through shared memory, with tensor cores. The residual is added to
+/// rounded values, as by a separate operation.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn write_gathered<E: Float, O: Float, N: Size, NC: Size, P: Size>(
+fn write_staged<E: Float, O: Float, N: Size, NC: Size, P: Size>(
     sums: &Sums<NC>,
     memory: &mut SharedMemory<Vector<E, N>>,
     residual: &Array<Vector<E, P>>,
@@ -861,7 +868,7 @@ fn write_gathered<E: Float, O: Float, N: Size, NC: Size, P: Size>(
     let planes = comptime!(tile.planes.unwrap_or([1, 1]));
     let rows = comptime!(tile.rows / planes[0]);
     let columns = comptime!(tile.columns / planes[1]);
-    // The distance of two rows in shared memory: not a multiple of all banks.
+    // The distance of two rows in shared memory, padded against bank conflicts.
     let pitch = comptime!((tile.columns + 8) as u32);
 
     let lane = UNIT_POS % comptime!(PLANE as u32);
@@ -871,7 +878,7 @@ fn write_gathered<E: Float, O: Float, N: Size, NC: Size, P: Size>(
     let row = (plane / comptime!(planes[1] as u32)) * comptime!(rows as u32) + lane / 4;
     let column = (plane % comptime!(planes[1] as u32)) * comptime!(columns as u32) + (lane % 4) * 2;
 
-    // All have read the last tile.
+    // All units have read the last step.
     sync_cube();
     let mut pairs = memory.to_slice_mut().with_vector_size::<Const<2>>();
     #[unroll]
@@ -894,7 +901,7 @@ fn write_gathered<E: Float, O: Float, N: Size, NC: Size, P: Size>(
     let row_vectors = comptime!((tile.columns / 8) as u32);
     let count = comptime!((tile.rows * tile.columns / 8) as u32);
     let units = comptime!(tile.units() as u32);
-    // Some at a time, so that their residuals are read together.
+    // Several at a time, so that their residuals are loaded together.
     let together = comptime!(4u32);
     for group in 0..comptime!(count.div_ceil(units * together)) {
         #[unroll]
@@ -917,9 +924,9 @@ fn write_gathered<E: Float, O: Float, N: Size, NC: Size, P: Size>(
     }
 }
 
-/// Writes a unit's sums.
+/// Writes the sums of a unit.
 #[cube]
-fn write_all<E: Float, O: Float, NC: Size, P: Size>(
+fn write_direct<E: Float, O: Float, NC: Size, P: Size>(
     sums: &Sums<NC>,
     residual: &Array<Vector<E, P>>,
     out: &mut Array<Vector<O, P>>,
@@ -951,7 +958,7 @@ fn write_all<E: Float, O: Float, NC: Size, P: Size>(
                         let gate = &sums.pairs[comptime!(i * (columns / 8) + half / 8 + j)];
                         #[unroll]
                         for part in 0..2usize {
-                            write_gated::<O, P>(
+                            write_geglu::<O, P>(
                                 row + comptime!((16 * i + 8 * part) as u32),
                                 column + comptime!(8 * j as u32),
                                 value[part][0],
@@ -987,13 +994,13 @@ fn write_all<E: Float, O: Float, NC: Size, P: Size>(
             }
         }
         None => {
-            let row = first_row + (UNIT_POS / 16) * comptime!(PLAIN as u32);
-            let unit_column = (UNIT_POS % 16) * comptime!(PLAIN as u32);
+            let row = first_row + (UNIT_POS / 16) * comptime!(UNIT_TILE as u32);
+            let unit_column = (UNIT_POS % 16) * comptime!(UNIT_TILE as u32);
             #[unroll]
-            for i in 0..PLAIN {
+            for i in 0..UNIT_TILE {
                 let pair = &sums.pairs[i];
                 if comptime!(plan.output == Output::Geglu) {
-                    write_gated::<O, P>(
+                    write_geglu::<O, P>(
                         row + comptime!(i as u32),
                         (first_column + unit_column) / 2,
                         pair[0][0],
@@ -1024,7 +1031,7 @@ fn write_all<E: Float, O: Float, NC: Size, P: Size>(
 }
 
 #[cube]
-fn write_gated<O: Float, P: Size>(
+fn write_geglu<O: Float, P: Size>(
     row: u32,
     column: u32,
     value_0: f32,
@@ -1036,7 +1043,7 @@ fn write_gated<O: Float, P: Size>(
 ) {
     let half = sizes.columns / 2;
     if row < sizes.rows && column < half {
-        // Two columns a vector: the launch sees to it.
+        // Two columns a vector, which the launch ensures.
         let mut value = Vector::<f32, P>::new(value_0);
         value[1] = value_1;
         let mut gate = Vector::<f32, P>::new(gate_0);
@@ -1046,7 +1053,7 @@ fn write_gated<O: Float, P: Size>(
     }
 }
 
-/// Adds the sums of all parts of `K`, and what is added to them.
+/// Adds the sums of all parts of `K`, then bias, channel bias and residual.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub fn finish<E: Float, P: Size>(
@@ -1073,7 +1080,7 @@ pub fn finish<E: Float, P: Size>(
         }
         let row = (width * at) / columns;
         let column = (width * at) % columns;
-        out[at as usize] = Vector::cast_from(added::<E, P>(
+        out[at as usize] = Vector::cast_from(add_all::<E, P>(
             sums,
             row,
             column,
@@ -1087,13 +1094,13 @@ pub fn finish<E: Float, P: Size>(
     }
 }
 
-/// Rows that [`few_rows`] computes at most.
-pub const FEW: usize = 4;
+/// Rows of a product for [`few_rows`], at most.
+pub const FEW_ROWS: usize = 4;
 /// Units of a cube of [`few_rows`].
 pub const FEW_UNITS: usize = 256;
 
-/// A product with few rows, such as that of a time embedding: units that share a column of the
-/// result read its row of `W` side by side, once for all rows of `A`.
+/// A product with few rows, such as that of a time embedding. The units of a column of the result
+/// read its row of `W` together, once for all rows of `A`.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub fn few_rows<E: Float, N: Size>(
@@ -1140,7 +1147,7 @@ pub fn few_rows<E: Float, N: Size>(
         for lane in 0..n {
             sum += sums[row][lane];
         }
-        sum = over_row(sum, &mut shared, false, planes);
+        sum = reduce_row(sum, &mut shared, false, planes);
         if inside && lane == 0 {
             let at = comptime!(row as u32) * columns + column;
             if added & BIAS != 0 {

@@ -1,11 +1,10 @@
-//! What `from_config` must know of Diffusers' classes: which exchange options, and whose keys are
-//! whose.
+//! Diffusers' classes for `from_config`: which are compatible, and the keys of each.
 
 use std::collections::BTreeSet;
 
 use crate::registry::own_keys;
 
-/// The option names of a class of Diffusers, whether it stands in this crate or not.
+/// The option names of a class of Diffusers, whether this crate has it or not.
 pub(crate) fn keys_of(class: &str) -> Vec<&'static str> {
     own_keys(class).unwrap_or_else(|| {
         let other = OTHERS.iter().find(|(name, _)| *name == class);
@@ -13,7 +12,7 @@ pub(crate) fn keys_of(class: &str) -> Vec<&'static str> {
     })
 }
 
-/// The option names of the classes that `class` may be exchanged with.
+/// The option names of the classes that are compatible with `class`.
 pub(crate) fn compatible_keys(class: &str) -> BTreeSet<&'static str> {
     match NOT_EXCHANGEABLE.contains(&class) {
         true => BTreeSet::new(),
@@ -24,8 +23,7 @@ pub(crate) fn compatible_keys(class: &str) -> BTreeSet<&'static str> {
     }
 }
 
-/// The classes whose options may appear in each other's files (Diffusers'
-/// `KarrasDiffusionSchedulers`).
+/// The classes with options in each other's files (Diffusers' `KarrasDiffusionSchedulers`).
 const EXCHANGEABLE: &[&str] = &[
     "DDIMScheduler",
     "DDPMScheduler",
@@ -44,7 +42,7 @@ const EXCHANGEABLE: &[&str] = &[
     "EDMEulerScheduler",
 ];
 
-/// The classes that take no options of others.
+/// The classes that are compatible with no other.
 const NOT_EXCHANGEABLE: &[&str] = &[
     "DDIMInverseScheduler",
     "LCMScheduler",

@@ -2,8 +2,8 @@
 //!
 //! `json.dumps` writes the three floats that JSON lacks as bare words, `NaN`, `Infinity` and
 //! `-Infinity`, and saved configurations hold them (`"lambda_min_clipped": -Infinity`). Inside this
-//! crate such a number is the string of that spelling; [`parse`] and [`write`] translate at the
-//! border, [`from_value`] reads it where a float is expected.
+//! crate such a number is a string with that spelling. [`parse`] and [`write`] convert it, and
+//! [`from_value`] reads it as a float.
 
 use std::any::Any;
 
@@ -17,7 +17,7 @@ const WORDS: [(&str, f64); 3] = [
     ("Infinity", f64::INFINITY),
 ];
 
-/// Reads JSON text in which the three words may stand where a value does.
+/// Reads JSON text with the three words as values.
 pub(crate) fn parse(text: &str) -> Result<Value, Error> {
     serde_json::from_str(&quote_words(text))
 }
@@ -34,8 +34,7 @@ pub(crate) fn write(value: &Value) -> String {
     text + "\n"
 }
 
-/// Reads a `T`; a spelled-out float and a null in place of `false` are accepted, as Python accepts
-/// them.
+/// Reads a `T`. As in Python, a float may be a word, and null counts as `false`.
 pub(crate) fn from_value<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
     T::deserialize(value).or_else(|error| match value {
         Value::Null => T::deserialize(&Value::Bool(false)).map_err(|_: Error| error),
@@ -50,7 +49,7 @@ pub(crate) fn from_value<T: DeserializeOwned>(value: &Value) -> Result<T, Error>
     })
 }
 
-/// Writes a `T`, spelling out a float that JSON lacks.
+/// Writes a `T`; a float that JSON lacks becomes a string.
 pub(crate) fn to_value<T: Serialize + 'static>(value: &T) -> Value {
     let float = (value as &dyn Any).downcast_ref::<f64>();
     match float.filter(|number| !number.is_finite()) {
@@ -68,7 +67,7 @@ pub(crate) fn bare(value: &Value) -> String {
         .map_or_else(|| value.to_string(), str::to_string)
 }
 
-/// Puts quotation marks around the three words wherever they stand outside a string.
+/// Puts quotation marks around the three words outside of strings.
 fn quote_words(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 8);
     let mut rest = text;
@@ -83,7 +82,7 @@ fn quote_words(text: &str) -> String {
                 rest = &rest[word.len()..];
                 continue;
             }
-            // An escape and what it escapes pass together, so that `\"` does not end the string.
+            // Copies an escape sequence whole, so that `\"` does not end the string.
             ('\\', _) => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
             ('"', _) => {
                 in_string = !in_string;

@@ -1,13 +1,13 @@
-//! `scheduler_config.json`, and how one sampler's options become another's.
+//! `scheduler_config.json`, and how options pass from one sampler to another.
 //!
-//! A [`SchedulerConfig`] holds everything that a file says, keys of other samplers included. A
-//! sampler is built from it by the rules of Diffusers' `from_config`:
+//! A [`SchedulerConfig`] has all keys of a file, including those of other samplers. A sampler is
+//! built from it by the rules of Diffusers' `from_config`:
 //!
-//! 1. An option that nobody gave ([`SchedulerConfig::defaulted`]) takes the default of the *new*
+//! 1. An option without a given value ([`SchedulerConfig::defaulted`]) has the default of the *new*
 //!    sampler.
-//! 2. An option that the new sampler has keeps its value; overrides win.
-//! 3. A key of another compatible sampler, or of the sampler that the file was written for, is kept
-//!    without effect, so that switching back restores it.
+//! 2. An option of the new sampler keeps its value; overrides take precedence.
+//! 3. A key of another compatible sampler, or of the file's own sampler, is kept without effect, so
+//!    that switching back restores it.
 //! 4. Any other key is kept too and reported ([`SchedulerConfig::ignored`]).
 
 pub(crate) mod classes;
@@ -29,11 +29,10 @@ pub(crate) use options::{list_names, options, read_option, require, require_rang
 /// The name of the file inside a checkpoint's `scheduler` folder.
 pub const SCHEDULER_CONFIG_NAME: &str = "scheduler_config.json";
 
-/// Options by name, given to a sampler over those of its configuration.
+/// Options by name that take precedence over those of a configuration.
 pub type Overrides = Map<String, Value>;
 
-/// The options of a sampler and of those it may be exchanged with, as `scheduler_config.json` holds
-/// them.
+/// The options of a sampler, and kept options of compatible samplers: a `scheduler_config.json`.
 ///
 /// ```
 /// use diffuse_schedulers::SchedulerConfig;
@@ -53,8 +52,8 @@ pub struct SchedulerConfig {
 }
 
 impl SchedulerConfig {
-    /// Reads the text of a `scheduler_config.json`, Python's bare `NaN`, `Infinity` and `-Infinity`
-    /// included.
+    /// Reads the text of a `scheduler_config.json`, with Python's bare `NaN`, `Infinity` and
+    /// `-Infinity`.
     pub fn from_json_str(text: &str) -> Result<Self, SchedulerError> {
         let value = json::parse(text).map_err(|source| SchedulerError::Json { source })?;
         let Value::Object(values) = value else {
@@ -109,32 +108,30 @@ impl SchedulerConfig {
         &self.values
     }
 
-    /// The options that nobody gave: they have their sampler's default and do not pass on to
+    /// The options without a given value: they have their sampler's default and do not pass to
     /// another sampler.
     pub fn defaulted(&self) -> impl Iterator<Item = &str> {
         self.defaulted.iter().map(String::as_str)
     }
 
-    /// The keys that no sampler involved knows: they have no effect, and a program may want to say
-    /// so.
+    /// The keys that no sampler involved knows, for a warning: they have no effect.
     pub fn ignored(&self) -> &[String] {
         &self.ignored
     }
 
-    /// Gives an option a value, as a file that holds the key does.
+    /// Sets an option, as the key in a file does.
     pub fn set(&mut self, key: &str, value: impl Into<Value>) {
         self.defaulted.remove(key);
         self.values.insert(key.to_string(), value.into());
     }
 
-    /// Changes the value of an option as Diffusers' pipelines do when they correct an old
-    /// checkpoint: an option that nobody gave does not count as given afterwards and still does not
-    /// pass on to another sampler.
+    /// Corrects an option of an old checkpoint, as Diffusers' pipelines do: an option without a
+    /// given value still does not count as given, and does not pass to another sampler.
     pub fn patch(&mut self, key: &str, value: impl Into<Value>) {
         self.values.insert(key.to_string(), value.into());
     }
 
-    /// The text of a `scheduler_config.json`: sorted keys, with every default spelled out.
+    /// The text of a `scheduler_config.json`: sorted keys, with every default.
     pub fn to_json_string(&self) -> String {
         let mut values = self.values.clone();
         if let Some(class_name) = &self.class_name {
@@ -143,16 +140,15 @@ impl SchedulerConfig {
         json::write(&Value::Object(values))
     }
 
-    /// Writes a `scheduler_config.json`, into a folder if the path is one; an existing file is
-    /// replaced whole.
+    /// Writes a `scheduler_config.json`, into a folder if the path is one, and replaces an existing
+    /// file.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), SchedulerError> {
         let path = file_of(path.as_ref());
         let unfinished = path.with_extension("json.part");
         let written = std::fs::write(&unfinished, self.to_json_string())
             .and_then(|()| std::fs::rename(&unfinished, &path));
         written.map_err(|source| {
-            // What is left of an unfinished file is of no use; that it cannot be removed is no
-            // second error.
+            // Removes an incomplete file; a failure of that is ignored.
             let _ = std::fs::remove_file(&unfinished);
             SchedulerError::Write { path, source }
         })
@@ -167,7 +163,7 @@ fn file_of(path: &Path) -> PathBuf {
     }
 }
 
-/// The options of a sampler, typed and as the configuration they came from.
+/// The options of a sampler, both typed and as a configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct Resolved<S> {
     pub options: S,
@@ -192,7 +188,7 @@ impl<S: Sampler> Resolved<S> {
         Self { options, config }
     }
 
-    /// Options of a configuration, by the rules at the top of this file.
+    /// The options of a configuration, by the rules at the top of this file.
     pub fn from_config(
         config: &SchedulerConfig,
         overrides: &Overrides,
@@ -242,7 +238,7 @@ impl<S: Sampler> Resolved<S> {
         Ok(Self { options, config })
     }
 
-    /// Writes options that the sampler has changed itself back into the configuration.
+    /// Copies options that the sampler has changed to the configuration.
     pub fn write_back(&mut self) {
         self.options.write_to(&mut self.config.values);
     }

@@ -2,7 +2,7 @@
 //!
 //! Options that several samplers share are structs of their own
 //! ([`BetaOptions`](crate::BetaOptions), [`SpacingOptions`](crate::SpacingOptions), ...), fields of
-//! each sampler's struct. In the file all keys stand side by side.
+//! each sampler's struct. In the file all keys are on one level.
 
 use std::fmt::Debug;
 
@@ -117,7 +117,7 @@ pub(crate) fn read_option<T: DeserializeOwned>(
     })
 }
 
-/// Refuses an option whose value a class does not compute.
+/// An error for an option whose value a class does not support.
 pub(crate) fn require<T: PartialEq + Serialize>(
     class: &'static str,
     key: &'static str,
@@ -137,7 +137,7 @@ pub(crate) fn require<T: PartialEq + Serialize>(
     })
 }
 
-/// Refuses an option whose number is out of range.
+/// An error for an option whose number is out of range.
 pub(crate) fn require_range<T: PartialOrd + ToString>(
     class: &'static str,
     key: &'static str,

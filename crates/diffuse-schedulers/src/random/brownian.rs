@@ -2,7 +2,7 @@
 //! which they are computed.
 //!
 //! "Scalable Gradients for Stochastic Differential Equations" (<https://arxiv.org/abs/2001.01328>),
-//! section 4: a path is not stored but computed again from seeds. The increment over the whole
+//! section 4: a path is not stored, but recomputed from seeds. The increment over the whole
 //! interval is one draw; that over half of an interval follows from the whole, by the Brownian
 //! bridge, and one more draw `z`:
 //!
@@ -10,9 +10,8 @@
 //! W_left = (l / h) W + √(l r / h) z,   W_right = W - W_left,   l + r = h
 //! ```
 //!
-//! Each node of the tree of halves has a seed of its own, hashed from the path's seed and the
-//! node's place, so that an increment depends on nothing but its ends, which are rounded to six
-//! decimals.
+//! Each node of the binary tree has its own seed, a hash of the path's seed and the node's
+//! position. So an increment depends on its ends only, which are rounded to six decimals.
 
 use burn::tensor::DType;
 
@@ -32,7 +31,7 @@ pub(crate) struct BrownianTree {
 struct Node {
     start: f64,
     end: f64,
-    /// The place among the intervals of its depth, from the left.
+    /// The index among the intervals of its depth, from the left.
     place: u64,
     depth: u64,
     increment: Vec<f32>,
@@ -59,7 +58,7 @@ impl BrownianTree {
         }
     }
 
-    /// The increment over a part of the interval; what lies outside does not count.
+    /// The increment over a part of the interval; times outside of it are clamped.
     pub fn increment(&self, start: f64, end: f64) -> Vec<f32> {
         let within = |time: f64| rounded(time.clamp(self.root.start, self.root.end));
         let mut sum = vec![0.0; self.count];
@@ -125,7 +124,7 @@ fn rounded(time: f64) -> f64 {
         .expect("a number that was just written")
 }
 
-/// The size of the hash's pool.
+/// The pool size of the hash.
 const POOL: usize = 24;
 
 /// numpy's `SeedSequence(entropy, spawn_key, pool_size=24).generate_state(4)`: a hash of the

@@ -9,11 +9,11 @@
 //!
 //! torch does this in two ways. Draws of 16 numbers and more use f32 with 24-bit uniforms, in
 //! blocks of 16 where entry `j` of the first half pairs with entry `j` of the second; a last block
-//! that is not full overlaps the one before and is drawn anew. (In half precision the entries of
-//! that last block are not drawn a first time, so the generator moves on by less.) Shorter draws
-//! use f64 with 53-bit uniforms, one pair at a time; the second number of a pair waits for the next
-//! such draw. `randn(seed 0)` here is `torch.manual_seed(0); torch.randn(..)` there, up to the last
-//! bit of `ln`, `sin` and `cos`.
+//! that is not full overlaps the one before, and is drawn again. (In half precision the entries of
+//! that last block are drawn once only, so the generator advances by less.) Shorter draws use f64
+//! with 53-bit uniforms, one pair at a time; the second number of a pair is kept for the next such
+//! draw. `randn(seed 0)` here is `torch.manual_seed(0); torch.randn(..)` there, up to the last bit
+//! of `ln`, `sin` and `cos`.
 
 pub(crate) mod brownian;
 

@@ -1,7 +1,7 @@
 //! The timesteps of consistency models.
 //!
-//! Such a model was distilled at `original_inference_steps` timesteps, `⌊T / n⌋ i - 1`. A run
-//! visits some of them, from the noisiest one down, evenly by index.
+//! Such a model was distilled at `original_inference_steps` timesteps, `⌊T / n⌋ i - 1`. A run uses
+//! some of them, from the noisiest one down, evenly by index.
 
 use super::prelude::*;
 use crate::config::require_range;
@@ -32,7 +32,7 @@ pub(super) fn timesteps(
     Ok((0..steps).map(|i| timestep(i) as f64).collect())
 }
 
-/// Refuses more original steps than there are training timesteps.
+/// An error for more original steps than training timesteps.
 pub(super) fn check(
     class: &'static str,
     num_train_timesteps: usize,

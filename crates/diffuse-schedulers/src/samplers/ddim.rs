@@ -8,8 +8,8 @@
 //! x_s = √ᾱ_s x0 + √(1 - ᾱ_s - σ²) ε + σ z
 //! ```
 //!
-//! `s` is counted from `t` and not read from the schedule; below 0, `ᾱ_s` is 1 or `ᾱ_0`, as
-//! `set_alpha_to_one` says.
+//! `s` is computed from `t`, not read from the schedule; below 0, `ᾱ_s` is 1 or `ᾱ_0`, by
+//! `set_alpha_to_one`.
 
 use super::prelude::*;
 
@@ -18,10 +18,10 @@ options! {
     pub struct DDIMConfig {
         /// What the model predicts.
         pub prediction_type: PredictionType = PredictionType::Epsilon,
-        /// Whether the last step ends at an image without noise, instead of the first training
+        /// Whether the last step ends at an image without noise, not at the first training
         /// timestep.
         pub set_alpha_to_one: bool = true,
-        /// Whether the betas are rescaled so that the noisiest sample holds no image at all.
+        /// Whether the betas are rescaled to zero terminal SNR.
         pub rescale_betas_zero_snr: bool = false,
     } with {
         pub betas: BetaOptions = BetaOptions::default(),
@@ -32,7 +32,7 @@ options! {
 }
 
 /// Implicit sampling: few steps, and no noise in them unless
-/// [`StepOptions::eta`](crate::StepOptions::eta) asks for it.
+/// [`StepOptions::eta`](crate::StepOptions::eta) is set.
 pub type DDIMScheduler<B> = Driver<B, DDIMConfig>;
 
 impl DDIMConfig {

@@ -1,4 +1,4 @@
-//! DDIM run backwards, from an image to the noise that DDIM makes it of.
+//! DDIM backwards, from an image to its noise.
 //!
 //! "Diffusion Models Beat GANs on Image Synthesis" (<https://arxiv.org/abs/2105.05233>, appendix
 //! F): the ODE of "Denoising Diffusion Implicit Models" (<https://arxiv.org/abs/2010.02502>,
@@ -17,10 +17,10 @@ options! {
     pub struct DDIMInverseConfig {
         /// What the model predicts.
         pub prediction_type: PredictionType = PredictionType::Epsilon,
-        /// Whether the first step starts from an image without noise, instead of the first training
+        /// Whether the first step starts from an image without noise, not from the first training
         /// timestep.
         pub set_alpha_to_one: bool = true,
-        /// Whether the betas are rescaled so that the noisiest sample holds no image at all.
+        /// Whether the betas are rescaled to zero terminal SNR.
         pub rescale_betas_zero_snr: bool = false,
     } with {
         pub betas: BetaOptions = BetaOptions::default(),
@@ -29,7 +29,7 @@ options! {
     }
 }
 
-/// DDIM run backwards: it finds the noise that an image would come from.
+/// DDIM backwards: it computes the noise from which DDIM makes an image.
 pub type DDIMInverseScheduler<B> = Driver<B, DDIMInverseConfig>;
 
 impl Sampler for DDIMInverseConfig {

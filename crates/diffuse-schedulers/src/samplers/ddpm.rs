@@ -10,8 +10,8 @@
 //! ```
 //!
 //! The deviation is the square root of `β̃ = (1 - ᾱ_s) / (1 - ᾱ_t) β` (fixed small), of `β` (fixed
-//! large), or is predicted by the model (learned). Coefficients are f32: those of Diffusers are,
-//! and it shows in the result.
+//! large), or is predicted by the model (learned). Coefficients are f32, as in Diffusers,
+//! since that changes the result.
 
 use serde::{Deserialize, Serialize};
 
@@ -29,12 +29,12 @@ pub enum VarianceType {
     FixedSmallLog,
     /// `β`, the variance when nothing is known of the image.
     FixedLarge,
-    /// A mistake of Diffusers, which takes the logarithm of `β` for its square. Only the last step
-    /// can be taken.
+    /// Diffusers' mistake: the square root of the logarithm of `β`. Only a single step at timestep
+    /// 0 is finite.
     FixedLargeLog,
     /// The model predicts the variance.
     Learned,
-    /// The model predicts a place between `β̃` and `β` (<https://arxiv.org/abs/2102.09672>,
+    /// The model predicts an interpolation of `β̃` and `β` (<https://arxiv.org/abs/2102.09672>,
     /// equation 15).
     LearnedRange,
 }
@@ -52,7 +52,7 @@ options! {
         pub prediction_type: PredictionType = PredictionType::Epsilon,
         /// The variance of the noise in a step.
         pub variance_type: VarianceType = VarianceType::FixedSmall,
-        /// Whether the betas are rescaled so that the noisiest sample holds no image at all.
+        /// Whether the betas are rescaled to zero terminal SNR.
         pub rescale_betas_zero_snr: bool = false,
     } with {
         pub betas: BetaOptions = BetaOptions::default(),
@@ -62,7 +62,7 @@ options! {
     }
 }
 
-/// Ancestral sampling: a step for each noise level, noise in each step.
+/// Ancestral sampling: noise in each step.
 pub type DDPMScheduler<B> = Driver<B, DDPMConfig>;
 
 impl DDPMConfig {
@@ -71,7 +71,7 @@ impl DDPMConfig {
         self.threshold.clipping_or(Self::CLASS, clipping)
     }
 
-    /// The factor of the noise in a step, where the model predicts it from `small = β̃` and
+    /// The factor of the noise in a step that the model predicts between `small = β̃` and
     /// `large = β`: `[batch, channels, height, width]`.
     fn learned_deviation<B: Backend>(
         &self,

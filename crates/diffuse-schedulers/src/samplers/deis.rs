@@ -20,7 +20,7 @@ use crate::schedule::flow::{FlowOptions, ShiftOptions};
 use crate::step::adams::exponential_integrals;
 use crate::step::multistep::{FinalOrder, MAX_DPM_ORDER, check_order, check_steps};
 
-/// The family of DEIS (the key `algorithm_type`); DPM-Solver's names are read as `deis`.
+/// The family of DEIS (the key `algorithm_type`); the values of DPM-Solver are read as `deis`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -52,7 +52,7 @@ options! {
         pub algorithm_type: DEISAlgorithmType = DEISAlgorithmType::Deis,
         /// The variable of the polynomial: there is one.
         pub solver_type: DEISSolverType = DEISSolverType::Logrho,
-        /// Whether the order falls towards the end of a run of less than 15 steps.
+        /// Whether the order is reduced at the end of runs with fewer than 15 steps.
         pub lower_order_final: bool = true,
     } with {
         pub betas: BetaOptions = BetaOptions::default(),
@@ -69,7 +69,7 @@ options! {
 pub type DEISMultistepScheduler<B> = Driver<B, DEISMultistepConfig>;
 
 impl DEISMultistepConfig {
-    /// The coefficients of a step of a run, after so many steps.
+    /// The coefficients of a step of a run, after `taken` steps.
     fn coefficients(&self, schedule: &Schedule, index: usize, taken: usize) -> Coefficients {
         let final_order = FinalOrder {
             lower_order_final: self.lower_order_final,

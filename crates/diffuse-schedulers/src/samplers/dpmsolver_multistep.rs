@@ -10,8 +10,8 @@
 //! ```
 //!
 //! This is the ODE by data prediction. "DPM-Solver" (<https://arxiv.org/abs/2206.00927>) solves it
-//! by epsilon prediction, and both have an SDE (appendix A of the first): they change what stands
-//! before `x_s` and `D` ([`ExponentialStep`]), not `D`.
+//! by epsilon prediction, and both have an SDE (appendix A of the first): they change the
+//! factors of `x_s` and `D` ([`ExponentialStep`]), not `D`.
 
 use serde::{Deserialize, Serialize};
 
@@ -33,20 +33,20 @@ options! {
         pub algorithm_type: DPMAlgorithmType = DPMAlgorithmType::DPMSolverPlusPlus,
         /// The coefficient of the slope in a second-order step.
         pub solver_type: DPMSolverType = DPMSolverType::Midpoint,
-        /// Whether the order falls towards the end of a run of less than 15 steps.
+        /// Whether the order is reduced at the end of runs with fewer than 15 steps.
         pub lower_order_final: bool = true,
         /// Whether the last step has order 1.
         pub euler_at_final: bool = false,
-        /// Whether `λ` is spaced evenly.
+        /// Whether `λ` is evenly spaced.
         pub use_lu_lambdas: bool = false,
-        /// The sigma that a run ends at.
+        /// The final sigma of a run.
         pub final_sigmas_type: FinalSigmasType = FinalSigmasType::Zero,
         /// The smallest `λ = ln(α / σ)` to visit, for schedules that end in pure noise.
         pub lambda_min_clipped: f64 = f64::NEG_INFINITY,
-        /// The variance that the model predicts as well; `learned` and `learned_range` leave it
-        /// out.
+        /// The variance that the model also predicts; `learned` and `learned_range` drop it from
+        /// the output.
         pub variance_type: Option<VarianceType> = None,
-        /// Whether the betas are rescaled so that the noisiest sample holds no image at all.
+        /// Whether the betas are rescaled to zero terminal SNR.
         pub rescale_betas_zero_snr: bool = false,
     } with {
         pub betas: BetaOptions = BetaOptions::default(),
@@ -58,7 +58,7 @@ options! {
     }
 }
 
-/// A multistep solver of the diffusion ODE or SDE: good images from 20 steps.
+/// A multistep solver of the diffusion ODE or SDE: about 20 steps.
 pub type DPMSolverMultistepScheduler<B> = Driver<B, DPMSolverMultistepConfig>;
 
 /// The equation that DPM-Solver solves (the key `algorithm_type`).
@@ -77,7 +77,7 @@ pub enum DPMAlgorithmType {
     /// The SDE, by data prediction.
     #[serde(rename = "sde-dpmsolver++")]
     SDEDPMSolverPlusPlus,
-    /// What [`DEISMultistepScheduler`](crate::DEISMultistepScheduler) writes; read as
+    /// The value of [`DEISMultistepScheduler`](crate::DEISMultistepScheduler), read as
     /// `dpmsolver++`.
     #[serde(rename = "deis")]
     DEIS,
@@ -92,7 +92,7 @@ pub enum DPMSolverType {
     /// `φ_1 / 2`, as in the algorithm.
     #[serde(alias = "logrho", alias = "bh1", alias = "bh2")]
     Midpoint,
-    /// `φ_2`, of which it is the limit for small steps.
+    /// `φ_2`, whose limit for small steps is `φ_1 / 2`.
     Heun,
 }
 
@@ -106,7 +106,7 @@ pub(super) struct MultistepRule {
 }
 
 impl MultistepRule {
-    /// The coefficients of a step of a run, after so many steps.
+    /// The coefficients of a step of a run, after `taken` steps.
     pub fn coefficients(
         &self,
         schedule: &Schedule,
@@ -123,8 +123,7 @@ impl MultistepRule {
         self.between(&points[..order], points[order])
     }
 
-    /// Refuses a run in which a step has no finite result; else gives the highest order of its
-    /// steps.
+    /// The highest order of the steps of a run; an error if a step has no finite result.
     pub fn check(
         &self,
         class: &'static str,
@@ -136,7 +135,7 @@ impl MultistepRule {
         })
     }
 
-    /// Takes a step with the newest of the model outputs.
+    /// Computes a step from the latest model outputs.
     pub fn step<B: Backend>(
         &self,
         place: Place<'_>,
@@ -196,7 +195,7 @@ impl MultistepRule {
 }
 
 impl DPMAlgorithmType {
-    /// What is integrated.
+    /// The integrand.
     pub(super) fn integrand(self) -> Integrand {
         match self {
             Self::DPMSolver | Self::SDEDPMSolver => Integrand::Epsilon,
@@ -219,7 +218,7 @@ impl DPMAlgorithmType {
         }
     }
 
-    /// `φ_3`. Diffusers' quirk: a wrong sign in the SDE's third term makes it one too large.
+    /// `φ_3`. Diffusers' quirk: a wrong sign in the third term of the SDE makes it too large by 1.
     pub(super) fn phi_3(self, step: ExponentialStep) -> f32 {
         match self {
             Self::SDEDPMSolverPlusPlus => step.phi_3() + 1.0,
@@ -227,7 +226,7 @@ impl DPMAlgorithmType {
         }
     }
 
-    /// Refuses a run to sigma 0 where the last step would be infinitely long.
+    /// An error for a run to sigma 0 whose last step would be infinitely long.
     pub(super) fn check_end(
         self,
         class: &'static str,

@@ -1,4 +1,4 @@
-//! DPM-Solver run backwards, from an image to the noise that it would be made of.
+//! DPM-Solver backwards, from an image to its noise.
 //!
 //! The steps of `dpmsolver_multistep.rs` towards noise: "DPM-Solver"
 //! (<https://arxiv.org/abs/2206.00927>), "DPM-Solver++" (<https://arxiv.org/abs/2211.01095>), with
@@ -21,14 +21,14 @@ options! {
         pub algorithm_type: DPMAlgorithmType = DPMAlgorithmType::DPMSolverPlusPlus,
         /// The coefficient of the slope in a second-order step.
         pub solver_type: DPMSolverType = DPMSolverType::Midpoint,
-        /// Whether the order falls towards the end of a run of less than 15 steps.
+        /// Whether the order is reduced at the end of runs with fewer than 15 steps.
         pub lower_order_final: bool = true,
         /// Whether the last step has order 1.
         pub euler_at_final: bool = false,
         /// The smallest `λ = ln(α / σ)` to visit, for schedules that end in pure noise.
         pub lambda_min_clipped: f64 = f64::NEG_INFINITY,
-        /// The variance that the model predicts as well; `learned` and `learned_range` leave it
-        /// out.
+        /// The variance that the model also predicts; `learned` and `learned_range` drop it from
+        /// the output.
         pub variance_type: Option<VarianceType> = None,
     } with {
         pub betas: BetaOptions = BetaOptions::default(),
@@ -39,7 +39,7 @@ options! {
     }
 }
 
-/// DPM-Solver run backwards: it finds the noise that an image would come from.
+/// DPM-Solver backwards: it computes the noise from which DPM-Solver makes an image.
 pub type DPMSolverMultistepInverseScheduler<B> = Driver<B, DPMSolverMultistepInverseConfig>;
 
 impl DPMSolverMultistepInverseConfig {
@@ -126,7 +126,7 @@ impl Sampler for DPMSolverMultistepInverseConfig {
             true => grid.map_timesteps(f64::round_ties_even).timesteps,
             false => grid.timesteps,
         };
-        // Diffusers' quirk: a timestep that occurs twice goes, but not its sigma.
+        // Diffusers' quirk: a repeated timestep is removed, but not its sigma.
         timesteps.dedup();
         let timesteps = timesteps.into_iter().map(f64::trunc).collect();
         let run = Schedule::new(timesteps, sigmas);

@@ -11,8 +11,8 @@
 //! x'    = (σ_down / σ) x + (1 - σ_down / σ) x0 + σ_up s_noise (W(σ') - W(σ)) / √|σ' - σ|
 //! ```
 //!
-//! `W` is one path of Brownian motion for the whole run (`brownian.rs`), so that both substeps see
-//! the same noise.
+//! `W` is one path of Brownian motion for the whole run (`brownian.rs`), so both substeps have the
+//! same noise.
 
 use serde::{Deserialize, Serialize};
 
@@ -28,8 +28,8 @@ options! {
     pub struct DPMSolverSDEConfig {
         /// What the model predicts.
         pub prediction_type: PredictionType = PredictionType::Epsilon,
-        /// The seed of the noise, or one for each image of the batch; without one it is drawn, for
-        /// each image, from the run's source of noise.
+        /// The seed of the noise, or one for each image of the batch; without it, a seed for each
+        /// image is drawn from the run's source of noise.
         pub noise_sampler_seed: Option<NoiseSamplerSeed> = None,
     } with {
         pub betas: BetaOptions = BetaOptions::latent(BetaSchedule::Linear),
@@ -38,7 +38,7 @@ options! {
     }
 }
 
-/// A singlestep solver of the diffusion SDE: two model evaluations a step, noise in both.
+/// A singlestep solver of the diffusion SDE: two model evaluations per step, both with noise.
 pub type DPMSolverSDEScheduler<B> = Driver<B, DPMSolverSDEConfig>;
 
 /// Seeds of Brownian paths (the key `noise_sampler_seed`).
@@ -52,7 +52,7 @@ pub enum NoiseSamplerSeed {
     Each(Vec<u64>),
 }
 
-/// What the solver remembers.
+/// The state of a run.
 #[derive(Debug, Default)]
 pub struct SDEHistory<B: Backend> {
     /// The Brownian paths of the run: one for the batch, or one for each image.
@@ -171,7 +171,7 @@ impl Sampler for DPMSolverSDEConfig {
             timesteps.extend([within(pair), timestep]);
         }
         let (sigmas, steps) = (grid.sigmas_to(0.0), grid.timesteps.len());
-        // Between equal sigmas the Brownian path has no increment to normalize.
+        // Between equal sigmas the Brownian path has no increment.
         if let Some(equal) = sigmas.windows(2).position(|pair| pair[0] == pair[1]) {
             return Err(not_finite(Self::CLASS, equal, steps));
         }
@@ -195,7 +195,7 @@ impl Sampler for DPMSolverSDEConfig {
         let (schedule, index) = (place.schedule, place.index);
         let prediction = Prediction::of(self.prediction_type, &step);
         let original = prediction.denoised(schedule.model_sigma(index));
-        // Diffusers computes each sigma from its logarithm, and the noise shows the rounding.
+        // Diffusers computes each sigma from its logarithm; the rounding changes the noise.
         let through_log = |index: usize| schedule.sigmas[index].ln().exp();
         let (first, start, from, to) = match history.start.take() {
             None => {

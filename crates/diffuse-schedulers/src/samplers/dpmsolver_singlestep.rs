@@ -38,14 +38,14 @@ options! {
         pub algorithm_type: DPMAlgorithmType = DPMAlgorithmType::DPMSolverPlusPlus,
         /// The coefficients of the slopes within a step.
         pub solver_type: DPMSolverType = DPMSolverType::Midpoint,
-        /// Whether the last step has order 1; turned on where the other options need it.
+        /// Whether the last step has order 1; turned on if the other options need it.
         pub lower_order_final: bool = false,
-        /// The sigma that a run ends at.
+        /// The final sigma of a run.
         pub final_sigmas_type: FinalSigmasType = FinalSigmasType::Zero,
         /// The smallest `λ = ln(α / σ)` to visit, for schedules that end in pure noise.
         pub lambda_min_clipped: f64 = f64::NEG_INFINITY,
-        /// The variance that the model predicts as well; `learned` and `learned_range` leave it
-        /// out.
+        /// The variance that the model also predicts; `learned` and `learned_range` drop it from
+        /// the output.
         pub variance_type: Option<VarianceType> = None,
     } with {
         pub betas: BetaOptions = BetaOptions::default(),
@@ -56,10 +56,10 @@ options! {
     }
 }
 
-/// A singlestep solver of the diffusion ODE or SDE, which remembers nothing of earlier steps.
+/// A singlestep solver of the diffusion ODE or SDE, which uses no earlier steps.
 pub type DPMSolverSinglestepScheduler<B> = Driver<B, DPMSolverSinglestepConfig>;
 
-/// What the singlestep solver remembers.
+/// The state of a run.
 #[derive(Debug, Default)]
 pub struct SinglestepHistory<B: Backend> {
     /// The latest model outputs, newest first: at most `solver_order`.
@@ -80,7 +80,7 @@ impl DPMSolverSinglestepConfig {
         }
     }
 
-    /// The coefficients of a step of a run, after so many steps.
+    /// The coefficients of a step of a run, after `taken` steps.
     fn coefficients(&self, schedule: &Schedule, index: usize, taken: usize) -> Coefficients {
         let order = self.order_at(index, schedule.timesteps.len());
         let order = order.min(taken + 1);
@@ -218,7 +218,7 @@ impl Sampler for DPMSolverSinglestepConfig {
         Ok(run)
     }
 
-    /// As in Diffusers, the option changes for good where a run needs it.
+    /// As in Diffusers, the option changes permanently if a run needs it.
     fn settle(&mut self, schedule: &Schedule) {
         self.lower_order_final |= !schedule.steps.is_multiple_of(self.solver_order)
             || self.final_sigmas_type == FinalSigmasType::Zero;

@@ -1,4 +1,4 @@
-//! What the samplers of EDM models share.
+//! The parts that samplers of EDM models share.
 //!
 //! "Elucidating the Design Space of Diffusion-Based Generative Models"
 //! (<https://arxiv.org/abs/2206.00364>), table 1 and equation 5: samples are `x = x0 + σ ε`, the
@@ -9,7 +9,7 @@
 //!                            c_out  = ± σ σ_data / √(σ² + σ_data²)
 //! ```
 //!
-//! `c_out` is negative if `F` is called a velocity.
+//! `c_out` is negative with `v_prediction`.
 
 use serde::{Deserialize, Serialize};
 
@@ -40,19 +40,19 @@ options! {
         pub sigma_data: f64 = 0.5,
         /// The formula of the sigmas.
         pub sigma_schedule: EDMSigmaSchedule = EDMSigmaSchedule::Karras,
-        /// The number of steps that a run has at most.
+        /// The largest number of steps of a run.
         pub num_train_timesteps: usize = 1000,
         /// The sign of the model output: `epsilon` or `v_prediction`.
         pub prediction_type: PredictionType = PredictionType::Epsilon,
         /// The exponent of Karras's schedule.
         pub rho: f64 = 7.0,
-        /// The sigma that a run ends at.
+        /// The final sigma of a run.
         pub final_sigmas_type: FinalSigmasType = FinalSigmasType::Zero,
     }
 }
 
 impl EDMOptions {
-    /// Refuses options without finite sigmas.
+    /// An error for options without finite sigmas.
     pub(super) fn check(&self, class: &'static str) -> Result<(), SchedulerError> {
         for (key, value) in [
             ("sigma_min", self.sigma_min),
@@ -73,7 +73,7 @@ impl EDMOptions {
         }
     }
 
-    /// The schedule of a run, to the sigma of the result that the last one gives.
+    /// The schedule of a run; the final sigma is computed from the last one.
     pub(super) fn place(
         &self,
         class: &'static str,

@@ -17,7 +17,7 @@ options! {
         pub algorithm_type: DPMAlgorithmType = DPMAlgorithmType::DPMSolverPlusPlus,
         /// The coefficient of the slope in a second-order step.
         pub solver_type: DPMSolverType = DPMSolverType::Midpoint,
-        /// Whether the order falls towards the end of a run of less than 15 steps.
+        /// Whether the order is reduced at the end of runs with fewer than 15 steps.
         pub lower_order_final: bool = true,
         /// Whether the last step has order 1.
         pub euler_at_final: bool = false,

@@ -16,14 +16,14 @@ use crate::schedule::noise_schedule::linspace;
 use crate::schedule::sigmas::LogSigmas;
 use crate::schedule::spacing::{check_sigmas, check_timesteps};
 
-/// How sigmas between tabulated ones are found (the key `interpolation_type`).
+/// The interpolation of sigmas between tabulated ones (the key `interpolation_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum InterpolationType {
     /// Linearly in the timestep.
     Linear,
-    /// Not by timestep at all: sigmas are spaced evenly in `ln σ` over the whole schedule.
+    /// Independent of timesteps: sigmas are evenly spaced in `ln σ` over the whole schedule.
     LogLinear,
 }
 
@@ -43,17 +43,17 @@ options! {
     pub struct EulerDiscreteConfig {
         /// What the model predicts.
         pub prediction_type: PredictionType = PredictionType::Epsilon,
-        /// How sigmas between tabulated ones are found.
+        /// The interpolation of sigmas between tabulated ones.
         pub interpolation_type: InterpolationType = InterpolationType::Linear,
-        /// The smallest sigma of a sigma schedule, instead of that of the noise schedule.
+        /// The smallest sigma of a sigma schedule, in place of that of the noise schedule.
         pub sigma_min: Option<f64> = None,
-        /// The largest sigma of a sigma schedule, instead of that of the noise schedule.
+        /// The largest sigma of a sigma schedule, in place of that of the noise schedule.
         pub sigma_max: Option<f64> = None,
         /// The timestep that the model is conditioned on.
         pub timestep_type: TimestepType = TimestepType::Discrete,
-        /// The sigma that a run ends at.
+        /// The final sigma of a run.
         pub final_sigmas_type: FinalSigmasType = FinalSigmasType::Zero,
-        /// Whether the betas are rescaled so that the noisiest sample holds no image at all.
+        /// Whether the betas are rescaled to zero terminal SNR.
         pub rescale_betas_zero_snr: bool = false,
     } with {
         pub betas: BetaOptions = BetaOptions::default(),
@@ -62,7 +62,7 @@ options! {
     }
 }
 
-/// Euler's method: the plainest solver, and a good one.
+/// Euler's method, the simplest solver.
 pub type EulerDiscreteScheduler<B> = Driver<B, EulerDiscreteConfig>;
 
 impl EulerDiscreteConfig {
@@ -71,7 +71,7 @@ impl EulerDiscreteConfig {
             && self.prediction_type == PredictionType::VPrediction
     }
 
-    /// The sigmas of given or evenly placed timesteps, or of a sigma schedule in their place.
+    /// The sigmas of given or evenly spaced timesteps, or of a sigma schedule.
     fn grid(&self, timesteps: Vec<f64>, table: &[f32]) -> Result<SigmaGrid, SchedulerError> {
         let mut grid = SigmaGrid::at(timesteps, table);
         let steps = grid.sigmas.len();
@@ -90,8 +90,7 @@ impl EulerDiscreteConfig {
     }
 }
 
-/// Goes back to a larger sigma with new noise, where `s_churn` and its limits say so: changes the
-/// sample of the step and returns `σ̂`.
+/// Adds noise to the sample if `s_churn` and its limits say so, and returns the larger sigma `σ̂`.
 pub(super) fn churn<B: Backend>(
     step: &mut Step<'_, B>,
     place: Place<'_>,
@@ -205,7 +204,7 @@ impl Sampler for EulerDiscreteConfig {
         let (sigma, next) = (place.sigma(), place.next_sigma());
         let sigma_hat = churn(&mut step, place)?;
         let prediction = Prediction::of(self.prediction_type, &step);
-        // Diffusers' quirk: a velocity is read at the sigma before the noise was added.
+        // Diffusers' quirk: a velocity uses the sigma before the noise was added.
         let original = prediction.denoised(match self.prediction_type {
             PredictionType::VPrediction => sigma,
             PredictionType::Epsilon | PredictionType::Sample => sigma_hat,

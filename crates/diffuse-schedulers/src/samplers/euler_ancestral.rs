@@ -17,7 +17,7 @@ options! {
     pub struct EulerAncestralDiscreteConfig {
         /// What the model predicts.
         pub prediction_type: PredictionType = PredictionType::Epsilon,
-        /// Whether the betas are rescaled so that the noisiest sample holds no image at all.
+        /// Whether the betas are rescaled to zero terminal SNR.
         pub rescale_betas_zero_snr: bool = false,
     } with {
         pub betas: BetaOptions = BetaOptions::default(),
@@ -25,7 +25,7 @@ options! {
     }
 }
 
-/// Euler's method with noise in each step: the image never settles, however many steps are taken.
+/// Euler's method with noise in each step: the image does not converge with more steps.
 pub type EulerAncestralDiscreteScheduler<B> = Driver<B, EulerAncestralDiscreteConfig>;
 
 impl Sampler for EulerAncestralDiscreteConfig {

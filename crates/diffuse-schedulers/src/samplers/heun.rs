@@ -2,8 +2,8 @@
 //!
 //! "Elucidating the Design Space of Diffusion-Based Generative Models"
 //! (<https://arxiv.org/abs/2206.00364>), algorithm 1. From `σ` to the next `σ'` the model is
-//! evaluated at both ends, so that each timestep but the first occurs twice in the schedule. The
-//! last step, to sigma 0, takes one evaluation.
+//! evaluated at both ends, so each timestep but the first occurs twice in the schedule. The last
+//! step, to sigma 0, has one evaluation.
 //!
 //! ```text
 //! d  = (x - x0) / σ,    x' = x + (σ' - σ) d
@@ -27,7 +27,7 @@ options! {
     }
 }
 
-/// Heun's method: two model evaluations a step, of order 2.
+/// Heun's method: order 2, two model evaluations per step.
 pub type HeunDiscreteScheduler<B> = Driver<B, HeunDiscreteConfig>;
 
 impl Sampler for HeunDiscreteConfig {

@@ -1,4 +1,4 @@
-//! iPNDM: PNDM without its warm-up, on a noise schedule of its own.
+//! iPNDM: PNDM without its warm-up, with another noise schedule.
 //!
 //! "Fast Sampling of Diffusion Models with Exponential Integrator"
 //! (<https://arxiv.org/abs/2204.13902>), algorithm 2, as v-diffusion
@@ -22,18 +22,17 @@ use crate::step::adams::adams_bashforth;
 options! {
     /// Options of [`IPNDMScheduler`].
     pub struct IPNDMConfig {
-        /// The number of steps that a run has at most.
+        /// The largest number of steps of a run.
         pub num_train_timesteps: usize = 1000,
-        /// `β` of every step and of the result, instead of the formula; as many as the steps and
-        /// one.
+        /// `β` of every step and of the result, in place of the formula: one more than steps.
         pub trained_betas: Option<Vec<f64>> = None,
     }
 }
 
-/// A linear multistep method for models whose time runs from 1 to 0.
+/// A linear multistep method for models with time from 1 to 0.
 pub type IPNDMScheduler<B> = Driver<B, IPNDMConfig>;
 
-/// `α` that belongs to a `β`.
+/// The `α` of a `β`.
 fn alpha(beta: f32) -> f32 {
     (1.0 - beta * beta).sqrt()
 }
@@ -105,7 +104,7 @@ impl Sampler for IPNDMConfig {
         remember(estimates, estimate, 4);
         let coefficients = adams_bashforth(estimates.len()).iter().copied();
         let estimate = combine(coefficients.zip(estimates.iter().cloned()));
-        // At the start both `α` and what it divides are 0.
+        // At the start both `α` and its dividend are 0.
         let image = combine([(1.0, step.sample), (-beta, estimate.clone())]);
         let image = image.div_scalar(alpha.max(1e-8));
         Ok(StepOutput {

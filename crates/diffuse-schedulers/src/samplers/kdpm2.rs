@@ -25,7 +25,7 @@ options! {
     }
 }
 
-/// The midpoint method in `ln σ`: two model evaluations a step, of order 2.
+/// The midpoint method in `ln σ`: order 2, two model evaluations per step.
 pub type KDPM2DiscreteScheduler<B> = Driver<B, KDPM2DiscreteConfig>;
 
 impl Sampler for KDPM2DiscreteConfig {

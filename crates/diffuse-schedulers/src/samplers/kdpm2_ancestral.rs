@@ -28,7 +28,7 @@ options! {
     }
 }
 
-/// The midpoint method in `ln σ` with noise in each step: two model evaluations a step.
+/// The midpoint method in `ln σ` with noise in each step: two model evaluations per step.
 pub type KDPM2AncestralDiscreteScheduler<B> = Driver<B, KDPM2AncestralDiscreteConfig>;
 
 impl Sampler for KDPM2AncestralDiscreteConfig {

@@ -24,7 +24,7 @@ options! {
         pub set_alpha_to_one: bool = true,
         /// The factor of timesteps in the boundary conditions.
         pub timestep_scaling: f64 = 10.0,
-        /// Whether the betas are rescaled so that the noisiest sample holds no image at all.
+        /// Whether the betas are rescaled to zero terminal SNR.
         pub rescale_betas_zero_snr: bool = false,
     } with {
         pub betas: BetaOptions = BetaOptions::latent(BetaSchedule::ScaledLinear),

@@ -1,7 +1,7 @@
 //! LMS: a linear multistep method.
 //!
-//! The method of Adams and Bashforth on sigmas that need not be evenly spaced, as k-diffusion's
-//! `sample_lms` (<https://github.com/crowsonkb/k-diffusion>) has it. With the latest derivatives
+//! The Adams-Bashforth method on sigmas that need not be evenly spaced, as in k-diffusion's
+//! `sample_lms` (<https://github.com/crowsonkb/k-diffusion>). With the latest derivatives
 //! `d_i` at `σ_i` and the Lagrange polynomials `l_i` through these sigmas, from `σ` to the next
 //! `σ'`:
 //!
@@ -27,11 +27,11 @@ options! {
     }
 }
 
-/// A linear multistep method: as fast as Euler's, of order 4.
+/// A linear multistep method: order 4, one model evaluation per step.
 pub type LMSDiscreteScheduler<B> = Driver<B, LMSDiscreteConfig>;
 
-/// The coefficients of a step. Diffusers' quirk: a run that begins inside the schedule has those of
-/// its full order at once.
+/// The coefficients of a step. Diffusers' quirk: a run that begins inside the schedule has full
+/// order at once.
 fn coefficients(schedule: &Schedule, index: usize, order: usize) -> Coefficients {
     let oldest = (index + 1).saturating_sub(order);
     let sigmas = schedule.sigmas[oldest..=index + 1].iter().rev();

@@ -1,4 +1,4 @@
-//! The samplers: each its options, and its paper's formula.
+//! The samplers: options, and the formula of the paper.
 
 mod ddim;
 mod ddim_inverse;
@@ -58,7 +58,7 @@ pub use sasolver::{SAAlgorithmType, SASolverConfig, SASolverScheduler};
 pub use tcd::{TCDConfig, TCDScheduler};
 pub use unipc::{UniPCMultistepConfig, UniPCMultistepScheduler, UniPCSolverType};
 
-/// What the file of every sampler needs.
+/// The imports of every sampler's file.
 mod prelude {
     pub(super) use burn::prelude::*;
 

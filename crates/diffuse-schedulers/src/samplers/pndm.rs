@@ -13,8 +13,8 @@
 //! `e = (55 e_t - 59 e_{t+δ} + 37 e_{t+2δ} - 9 e_{t+3δ}) / 24`.
 //!
 //! With `skip_prk_steps` (Stable Diffusion) the warm-up is PLMS of lower orders, and the first step
-//! is taken twice: the second time with the mean of the noise estimates at both its ends. The
-//! schedule then has one entry more.
+//! is computed twice: the second time with the mean of the noise estimates at both its ends. The
+//! schedule then has one more entry.
 
 use super::prelude::*;
 use crate::step::adams::adams_bashforth;
@@ -26,7 +26,7 @@ options! {
         pub prediction_type: PredictionType = PredictionType::Epsilon,
         /// Whether to leave out the Runge-Kutta warm-up, as Stable Diffusion does.
         pub skip_prk_steps: bool = false,
-        /// Whether the last step ends at an image without noise, instead of the first training
+        /// Whether the last step ends at an image without noise, not at the first training
         /// timestep.
         pub set_alpha_to_one: bool = false,
     } with {
@@ -38,7 +38,7 @@ options! {
 /// The sampler that Stable Diffusion v1 was published with.
 pub type PNDMScheduler<B> = Driver<B, PNDMConfig>;
 
-/// What PNDM remembers.
+/// The state of a run.
 #[derive(Debug, Default)]
 pub struct PNDMHistory<B: Backend> {
     /// The number of model evaluations so far.
@@ -112,7 +112,7 @@ impl PNDMConfig {
         let stride = place.stride(self.betas.num_train_timesteps);
         let (mut from, mut to) = (timestep, timestep - stride);
         if history.taken == 1 {
-            // The first step once more, with the noise at its end known.
+            // Repeats the first step with the noise at its end.
             (from, to) = (timestep + stride, timestep);
             if let Some(start) = history.start.take() {
                 prediction.sample = start;

@@ -12,8 +12,8 @@
 //!                - (1 + τ²) σ_t Σ m_i ∫ e^(λ_t - λ) l_i(λ) dλ
 //! ```
 //!
-//! The predictor has `m_i` at `s` and before. Once the model has been evaluated at `x_t`, the
-//! corrector takes the same step again with that output among them and the same `z`.
+//! The predictor uses `m_i` at `s` and before. After the model evaluation at `x_t`, the corrector
+//! repeats the step with that output as well, and the same `z`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -36,14 +36,14 @@ options! {
         /// Must be null: the strength of noise is 1 for timesteps from 200 to 800, and 0 for the
         /// others.
         pub tau_func: Option<Value> = None,
-        /// What is integrated.
+        /// The integrand.
         pub algorithm_type: SAAlgorithmType = SAAlgorithmType::DataPrediction,
-        /// Whether the order falls towards the end.
+        /// Whether the order is reduced at the end.
         pub lower_order_final: bool = true,
         /// The smallest `λ = ln(α / σ)` to visit, for schedules that end in pure noise.
         pub lambda_min_clipped: f64 = f64::NEG_INFINITY,
-        /// The variance that the model predicts as well; `learned` and `learned_range` leave it
-        /// out.
+        /// The variance that the model also predicts; `learned` and `learned_range` drop it from
+        /// the output.
         pub variance_type: Option<VarianceType> = None,
     } with {
         pub betas: BetaOptions = BetaOptions::default(),
@@ -57,7 +57,7 @@ options! {
 /// A multistep predictor and corrector of the diffusion SDE.
 pub type SASolverScheduler<B> = Driver<B, SASolverConfig>;
 
-/// What SA-Solver integrates (the key `algorithm_type`).
+/// The integrand of SA-Solver (the key `algorithm_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -70,7 +70,7 @@ pub enum SAAlgorithmType {
 
 const MAX_ORDER: usize = 4;
 
-/// What SA-Solver remembers.
+/// The state of a run.
 #[derive(Debug, Default)]
 pub struct SAHistory<B: Backend> {
     /// The latest model outputs, newest first.
@@ -78,7 +78,7 @@ pub struct SAHistory<B: Backend> {
     latest: Option<Latest<B>>,
 }
 
-/// The step that the corrector takes again.
+/// The step that the corrector repeats.
 #[derive(Debug)]
 struct Latest<B: Backend> {
     start: Tensor<B, 4>,
@@ -134,7 +134,7 @@ impl SASolverConfig {
             ),
         };
         if self.integrand() == Integrand::Data && order == 2 {
-            // The authors' code integrates the slope at this order as for small `h`:
+            // The authors' code uses the limit for small `h` at this order:
             // ∫ (λ - λ_s) dλ = h² / 2.
             let exact = (strength * h - 1.0 + (-strength * h).exp()) / (strength * strength);
             let change = (h * h / 2.0 - exact) / (points[0] - points[1]);
@@ -149,7 +149,7 @@ impl SASolverConfig {
         }
     }
 
-    /// The predictor's order at an index, and that of the corrector that follows, after so many
+    /// The orders of the predictor at an index, and of the corrector that follows, after `taken`
     /// steps.
     fn orders(&self, index: usize, steps: usize, taken: usize) -> (usize, usize) {
         let left = match self.lower_order_final {

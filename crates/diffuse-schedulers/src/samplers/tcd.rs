@@ -13,8 +13,8 @@ use super::consistency;
 use super::prelude::*;
 
 options! {
-    /// Options of [`TCDScheduler`]. As in Diffusers, images are not clipped, whatever `clip_sample`
-    /// and `thresholding` say.
+    /// Options of [`TCDScheduler`]. As in Diffusers, `clip_sample` and `thresholding` have no
+    /// effect.
     pub struct TCDConfig {
         /// What the model predicts.
         pub prediction_type: PredictionType = PredictionType::Epsilon,
@@ -24,7 +24,7 @@ options! {
         pub set_alpha_to_one: bool = true,
         /// Without effect: an option of LCM.
         pub timestep_scaling: f64 = 10.0,
-        /// Whether the betas are rescaled so that the noisiest sample holds no image at all.
+        /// Whether the betas are rescaled to zero terminal SNR.
         pub rescale_betas_zero_snr: bool = false,
     } with {
         pub betas: BetaOptions = BetaOptions::latent(BetaSchedule::ScaledLinear),
@@ -37,10 +37,10 @@ options! {
     }
 }
 
-/// Sampling of trajectory consistency models, in 2 to 8 steps; more do not blur.
+/// Sampling of trajectory consistency models, in 2 to 8 steps.
 pub type TCDScheduler<B> = Driver<B, TCDConfig>;
 
-/// `η` unless [`StepOptions::eta`](crate::StepOptions::eta) says otherwise.
+/// The default of [`StepOptions::eta`](crate::StepOptions::eta).
 const DEFAULT_ETA: f64 = 0.3;
 
 impl Sampler for TCDConfig {
@@ -68,7 +68,7 @@ impl Sampler for TCDConfig {
     }
 
     fn check(&mut self) -> Result<(), SchedulerError> {
-        // Without effect, but not without meaning.
+        // Without effect, but kept in the configuration.
         self.clip.clipping(Self::CLASS)?;
         self.threshold.clipping(Self::CLASS)?;
         let train = self.betas.num_train_timesteps;

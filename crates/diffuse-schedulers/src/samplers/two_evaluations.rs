@@ -1,9 +1,9 @@
-//! What samplers with two model evaluations a step share.
+//! The parts that samplers with two model evaluations per step share.
 
 use super::prelude::*;
 use crate::schedule::sigmas::LogSigmas;
 
-/// The entries with all but the first of the first `steps` twice.
+/// The entries, with each of the first `steps` but the first one twice.
 pub(super) fn doubled<T: Copy>(entries: &[T], steps: usize) -> Vec<T> {
     let count = |index| if (1..steps).contains(&index) { 2 } else { 1 };
     entries
@@ -36,8 +36,8 @@ pub(super) fn dpm2_grid(
     Ok((grid, LogSigmas::new(&table)))
 }
 
-/// The schedule of DPM2, whose steps evaluate the model at a sigma and then at `σ_mid`: `mids` has
-/// that of each step, the last one's being the sigma of the result. The sigma of a step's end
+/// The schedule of DPM2, whose steps evaluate the model at a sigma and then at `σ_mid`. `mids` has
+/// the `σ_mid` of each step; the last one is the sigma of the result. The final sigma of a step
 /// occurs twice, as in Diffusers.
 pub(super) fn interleaved(grid: &SigmaGrid, mids: &[f32], logs: &LogSigmas) -> Schedule {
     let steps = grid.timesteps.len();

@@ -10,8 +10,8 @@
 //!       - α_t B(h) [ Σ ρ_i (m_i - m_s) / r_i + ρ_t (m_t - m_s) ]
 //! ```
 //!
-//! The predictor leaves out `m_t`; the corrector takes the step again with it, once the model has
-//! been evaluated at `x_t`, and before the next step. `B(h)` is `-h` (bh1) or `e^-h - 1` (bh2). The
+//! The predictor leaves out `m_t`; after the model evaluation at `x_t`, the corrector repeats the
+//! step with it. `B(h)` is `-h` (bh1) or `e^-h - 1` (bh2). The
 //! `ρ` solve the order conditions `Σ ρ_i r_i^(k-1) = k! φ_(k+1)(-h) (-h) / B(h)`, where
 //! `φ_(k+1)(z) = (φ_k(z) - 1/k!) / z` and `φ_0 = exp`. By epsilon prediction, `α` and `σ` exchange
 //! their roles and `h` changes its sign. In f32, as Diffusers.
@@ -33,26 +33,26 @@ options! {
         pub prediction_type: PredictionType = PredictionType::Epsilon,
         /// The order of the predictor; the corrector's is one higher.
         pub solver_order: usize = 2,
-        /// Whether the solver works by data prediction, instead of epsilon prediction.
+        /// Whether the solver integrates the data prediction, not the epsilon prediction.
         pub predict_x0: bool = true,
         /// The function `B(h)`.
         pub solver_type: UniPCSolverType = UniPCSolverType::Bh2,
-        /// Whether the order falls towards the end.
+        /// Whether the order is reduced at the end.
         pub lower_order_final: bool = true,
-        /// The steps whose result is not corrected.
+        /// The steps without correction.
         pub disable_corrector: Vec<usize> = Vec::new(),
-        /// The configuration of another sampler that predicts instead of UniP; UniC still corrects.
-        /// Its noise schedule is this one's where it gives none.
+        /// The configuration of another sampler as the predictor; UniC still corrects. By default
+        /// it has the same noise schedule.
         pub solver_p: Option<Map<String, Value>> = None,
-        /// The sigma that a run ends at.
+        /// The final sigma of a run.
         pub final_sigmas_type: FinalSigmasType = FinalSigmasType::Zero,
-        /// The smallest sigma of a sigma schedule, instead of that of the noise schedule.
+        /// The smallest sigma of a sigma schedule, in place of that of the noise schedule.
         pub sigma_min: Option<f64> = None,
-        /// The largest sigma of a sigma schedule, instead of that of the noise schedule.
+        /// The largest sigma of a sigma schedule, in place of that of the noise schedule.
         pub sigma_max: Option<f64> = None,
         /// Must be null: flow-matching models are not supported.
         pub shift_terminal: Option<f64> = None,
-        /// Whether the betas are rescaled so that the noisiest sample holds no image at all.
+        /// Whether the betas are rescaled to zero terminal SNR.
         pub rescale_betas_zero_snr: bool = false,
     } with {
         pub betas: BetaOptions = BetaOptions::default(),
@@ -64,7 +64,7 @@ options! {
     }
 }
 
-/// A multistep solver that corrects each step once the next model evaluation shows where it led.
+/// A multistep predictor and corrector of the diffusion ODE.
 pub type UniPCMultistepScheduler<B> = Driver<B, UniPCMultistepConfig>;
 
 /// The function `B(h)` (the key `solver_type`); the other multistep solvers' types are read as
@@ -80,17 +80,17 @@ pub enum UniPCSolverType {
     Bh2,
 }
 
-/// Beyond it, the equations of the order conditions cannot be solved in f32 by far.
+/// For higher orders, the order conditions cannot be solved in f32.
 const MAX_ORDER: usize = 12;
 
-/// What UniPC remembers.
+/// The state of a run.
 #[derive(Debug, Default)]
 pub struct UniPCHistory<B: Backend> {
     /// The latest model outputs, newest first: at most `solver_order`.
     outputs: Vec<Tensor<B, 4>>,
     /// The sample that the latest step started from, and the order of that step.
     latest: Option<(Tensor<B, 4>, usize)>,
-    /// The sampler that predicts instead of UniP.
+    /// The predictor, if it is not UniP.
     solver_p: Option<Box<dyn Scheduler<B>>>,
 }
 
@@ -102,7 +102,7 @@ enum Method {
 }
 
 impl UniPCMultistepConfig {
-    /// The order of the step at an index, of so many, after so many steps.
+    /// The order of the step at an index of a run of `steps` steps, after `taken` steps.
     fn order(&self, index: usize, steps: usize, taken: usize) -> usize {
         let left = match self.lower_order_final {
             true => steps - index,
@@ -115,7 +115,7 @@ impl UniPCMultistepConfig {
         index > 0 && !self.disable_corrector.contains(&(index - 1))
     }
 
-    /// Refuses runs in which a step has no finite result, before the first one is taken.
+    /// An error for runs in which a step has no finite result.
     fn check_run(&self, run: &Schedule) -> Result<(), SchedulerError> {
         for index in 0..run.steps {
             let order = |index| self.order(index, run.steps, index);
@@ -145,7 +145,7 @@ impl UniPCMultistepConfig {
         if !coefficients.all_finite() {
             return Err(self.not_finite(run.sigmas[source + 1]));
         }
-        // Sums that cancel to a thousandth of their terms have no digits left for an image.
+        // Sums that cancel to a thousandth of their terms are too imprecise.
         let terms = coefficients.outputs.iter().chain(&coefficients.z);
         if terms.map(|c| c.abs()).sum::<f32>() > 1e3 {
             return Err(SchedulerError::clash(
@@ -183,8 +183,7 @@ impl UniPCMultistepConfig {
         let r: Vec<f32> = r.chain([1.0]).collect();
         let mut rho = match (method, r.len()) {
             (Method::Predict, 1) => Vec::new(),
-            // The shortest cases are taken as one half, the limit of the order conditions for small
-            // `h`.
+            // One half is the limit of the order conditions for small `h`.
             (Method::Predict, 2) | (Method::Correct, 1) => vec![0.5],
             (Method::Predict, order) => solve_order_conditions(&r[..order - 1], z, b_of_h),
             (Method::Correct, _) => solve_order_conditions(&r, z, b_of_h),
@@ -204,7 +203,7 @@ impl UniPCMultistepConfig {
         }
     }
 
-    /// Why a step to this sigma has no finite result.
+    /// The reason why a step to this sigma has no finite result.
     fn not_finite(&self, sigma: f32) -> SchedulerError {
         let infinite = "the last step is infinitely long, choose `final_sigmas_type` `sigma_min`";
         let (keys, advice) = match sigma == 0.0 {

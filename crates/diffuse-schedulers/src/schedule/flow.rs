@@ -1,5 +1,4 @@
-//! Options of flow-matching models, which are not supported: known, so that their defaults are
-//! read.
+//! Options of flow-matching models, which are not supported; files may have their defaults.
 
 use crate::SchedulerError;
 use crate::config::{options, require};

@@ -1,4 +1,4 @@
-//! The schedule of a run: its timesteps, the sigma of each, and the position among them.
+//! The schedule of a run: its timesteps, their sigmas, and the step index.
 
 pub(crate) mod flow;
 pub(crate) mod noise_schedule;
@@ -10,21 +10,21 @@ use crate::SchedulerError;
 use crate::step::alpha_sigma::AlphaSigma;
 use noise_schedule::NoiseSchedule;
 
-/// The timesteps of a run, and the sigma of each and of the result.
+/// The timesteps of a run, and the sigmas of each and of the result.
 #[derive(Clone, Debug, Default)]
 pub struct Schedule {
-    /// The number of steps that the run was asked for.
+    /// The requested number of steps.
     pub steps: usize,
     /// The timestep of each model evaluation.
     pub timesteps: Vec<f64>,
     /// The sigma of each timestep, then that of the result; empty for samplers without sigmas.
     pub sigmas: Vec<f32>,
-    /// The sigma of the model input at each evaluation, where it is not that of `sigmas`.
+    /// The sigma of the model input at each evaluation, if it differs from `sigmas`.
     pub model_sigmas: Option<Vec<f32>>,
 }
 
 impl Schedule {
-    /// A schedule with one model evaluation a step.
+    /// A schedule with one model evaluation per step.
     pub fn new(timesteps: Vec<f64>, sigmas: Vec<f32>) -> Self {
         Self {
             steps: timesteps.len(),
@@ -44,9 +44,9 @@ impl Schedule {
         self.sigmas.iter().copied().fold(0.0, f32::max)
     }
 
-    /// The position of a timestep. A run that starts with the first timestep starts at its first
-    /// place; of another timestep that occurs twice it is the second, as in Diffusers, so that a
-    /// run that begins inside the schedule skips no sigma.
+    /// The index of a timestep: of the first timestep, its first index; of another one that occurs
+    /// twice, the second index, as in Diffusers, so that a run that begins inside the schedule
+    /// skips no sigma.
     pub fn index_of(&self, timestep: f64) -> Result<usize, SchedulerError> {
         if self.timesteps.is_empty() {
             return Err(SchedulerError::NoTimesteps);
@@ -61,7 +61,7 @@ impl Schedule {
         Ok(found.next().unwrap_or(first))
     }
 
-    /// Refuses a schedule with numbers that are not finite.
+    /// An error if a number of the schedule is not finite.
     pub fn check(&self, class: &'static str) -> Result<(), SchedulerError> {
         let sigmas = self.sigmas.iter().chain(self.model_sigmas.iter().flatten());
         match sigmas.copied().all(f32::is_finite) && self.timesteps.iter().all(|t| t.is_finite()) {
@@ -75,10 +75,10 @@ impl Schedule {
     }
 }
 
-/// Where a step stands in the run.
+/// The position of a step in the run.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
-    /// The position of the model evaluation among the timesteps.
+    /// The index of the model evaluation among the timesteps.
     pub index: usize,
     /// The schedule of the run.
     pub schedule: &'a Schedule,
@@ -102,7 +102,7 @@ impl Place<'_> {
         self.schedule.timesteps.get(self.index + 1).copied()
     }
 
-    /// `⌊T / n⌋`: how far DDIM and PNDM step, for `T` training timesteps.
+    /// `⌊T / n⌋`: the stride of DDIM and PNDM, for `T` training timesteps.
     pub fn stride(&self, num_train_timesteps: usize) -> f64 {
         (num_train_timesteps / self.schedule.steps) as f64
     }

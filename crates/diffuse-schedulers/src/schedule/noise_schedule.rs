@@ -1,4 +1,4 @@
-//! How much noise the forward process adds at each training timestep.
+//! The noise schedule: the noise of the forward process at each training timestep.
 //!
 //! "Denoising Diffusion Probabilistic Models" (<https://arxiv.org/abs/2006.11239>), equation 4:
 //! with `α_t = 1 - β_t` and `ᾱ_t = α_0 α_1 … α_t`,
@@ -7,9 +7,9 @@
 //! x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε
 //! ```
 //!
-//! The tables are f32, computed with the roundings of torch, because samplers amplify them: a
-//! straight line is drawn from both ends with one rounding a point, and the running product is kept
-//! in f64 and rounded where it is stored.
+//! The tables are f32, with the roundings of torch, because samplers amplify them: `linspace` is
+//! computed from both ends with one rounding per point, and the running product is f64 and rounded
+//! when it is stored.
 
 use std::f64::consts::PI;
 
@@ -42,7 +42,7 @@ pub enum BetaSchedule {
 }
 
 impl BetaSchedule {
-    /// The kinds that every sampler knows.
+    /// The kinds that every sampler supports.
     pub(crate) const COMMON: &[Self] = &[Self::Linear, Self::ScaledLinear, Self::SquaredcosCapV2];
 }
 
@@ -62,8 +62,7 @@ options! {
     }
 }
 
-/// More training timesteps than any published model by a factor of a thousand; a file that asks for
-/// more is broken.
+/// A thousand times more training timesteps than any published model; a file with more is broken.
 const MAX_TRAIN_TIMESTEPS: usize = 1_000_000;
 
 impl BetaOptions {
@@ -77,7 +76,7 @@ impl BetaOptions {
         }
     }
 
-    /// The noise schedule of these options, of the kinds that every sampler knows.
+    /// The noise schedule of these options, for the kinds that every sampler supports.
     pub(crate) fn noise_schedule(
         &self,
         class: &'static str,
@@ -85,7 +84,8 @@ impl BetaOptions {
         self.noise_schedule_of(class, BetaSchedule::COMMON, false)
     }
 
-    /// The same with betas that are rescaled on request (`rescale_betas_zero_snr`).
+    /// The same, with betas rescaled to zero terminal SNR if the option says so
+    /// (`rescale_betas_zero_snr`).
     pub(crate) fn rescaled_noise_schedule(
         &self,
         class: &'static str,
@@ -94,7 +94,7 @@ impl BetaOptions {
         self.noise_schedule_of(class, BetaSchedule::COMMON, rescale)
     }
 
-    /// The noise schedule of these options. Whatever no sampler can use is refused here.
+    /// The noise schedule of these options; an error if no sampler can use it.
     pub(crate) fn noise_schedule_of(
         &self,
         class: &'static str,
@@ -178,7 +178,7 @@ impl NoiseSchedule {
         &self.alphas_cumprod
     }
 
-    /// `ᾱ_t`, for a timestep that must be a whole number of the table.
+    /// `ᾱ_t`, for an integer timestep of the table.
     pub(crate) fn alpha_bar(&self, timestep: f64) -> Result<f32, SchedulerError> {
         let known =
             timestep.fract() == 0.0 && (0.0..self.alphas_cumprod.len() as f64).contains(&timestep);
@@ -191,7 +191,7 @@ impl NoiseSchedule {
         }
     }
 
-    /// `ᾱ_t`, or below the first timestep the end of the process: 1, or `ᾱ_0`.
+    /// `ᾱ_t`, or below the first timestep the final value: 1, or `ᾱ_0`.
     pub(crate) fn alpha_bar_or_end(
         &self,
         timestep: f64,
@@ -204,9 +204,8 @@ impl NoiseSchedule {
         }
     }
 
-    /// Refuses to visit a timestep at which an image would be computed from a sample that is
-    /// nothing but noise (`ᾱ_t = 0`, by `rescale_betas_zero_snr`), and so be infinite, unless it is
-    /// clipped.
+    /// An error for a timestep with `ᾱ_t = 0` (`rescale_betas_zero_snr`): the sample is pure noise,
+    /// and the predicted image infinite unless it is clipped.
     pub(crate) fn check_visited(
         &self,
         class: &'static str,
@@ -250,8 +249,8 @@ impl NoiseSchedule {
     }
 }
 
-/// Why no sampler can use these betas, if so. `ᾱ_t` must stay in the normal range of f32, where
-/// `σ_t` and its square are finite; rescaled betas may end at 0.
+/// The reason why no sampler can use these betas, if any. `ᾱ_t` must stay in the normal range of
+/// f32, where `σ_t` and its square are finite; rescaled betas may end at 0.
 fn fault(betas: &[f32], alphas_cumprod: &[f32], rescaled: bool) -> Option<String> {
     let last = betas.len() - 1;
     let may_be_one = |t: usize| rescaled && t == last && t > 0;
@@ -308,7 +307,7 @@ fn from_alpha_bar(count: usize, alpha_bar: impl Fn(f64) -> f64) -> Vec<f32> {
         .collect()
 }
 
-/// A straight line of f32 points, each from the near end with one rounding (a fused multiply-add).
+/// `linspace` in f32: each point from the nearer end with one rounding (a fused multiply-add).
 pub(crate) fn linspace(start: f64, end: f64, count: usize) -> Vec<f32> {
     let (start, end) = (start as f32, end as f32);
     let step = if count > 1 {
@@ -327,7 +326,7 @@ pub(crate) fn linspace(start: f64, end: f64, count: usize) -> Vec<f32> {
     }
 }
 
-/// `ᾱ_t`: each `1 - β` is rounded to f32, their product only where it is stored.
+/// `ᾱ_t`: each `1 - β` is rounded to f32, their product only when it is stored.
 fn running_product(betas: &[f32]) -> Vec<f32> {
     let product = |product: &mut f64, beta: &f32| {
         *product *= f64::from(1.0 - beta);
@@ -337,8 +336,8 @@ fn running_product(betas: &[f32]) -> Vec<f32> {
 }
 
 /// Algorithm 1 of "Common Diffusion Noise Schedules and Sample Steps are Flawed"
-/// (<https://arxiv.org/abs/2305.08891>): shifts and scales `√ᾱ` so that the last one is 0 and the
-/// first one stays.
+/// (<https://arxiv.org/abs/2305.08891>): shifts and scales `√ᾱ` so that the last value is 0 and the
+/// first one does not change.
 fn rescale_zero_terminal_snr(betas: &[f32]) -> Vec<f32> {
     let roots: Vec<f32> = running_product(betas).into_iter().map(f32::sqrt).collect();
     let (first, last) = (roots[0], roots[roots.len() - 1]);

@@ -90,8 +90,8 @@ pub(crate) enum SigmaSchedule {
 }
 
 impl SigmaSchedule {
-    /// How multistep solvers make the timesteps of a sigma schedule whole. Diffusers' quirk: some
-    /// are rounded, the others truncated.
+    /// The rounding of the timesteps of a sigma schedule in multistep solvers. Diffusers' quirk:
+    /// some are rounded, the others truncated.
     pub fn whole(self) -> fn(f64) -> f64 {
         match self {
             Self::Karras | Self::Lu => f64::round_ties_even,
@@ -154,7 +154,7 @@ impl SigmaRange {
         }
     }
 
-    /// The ends that a configuration's `sigma_min` and `sigma_max` move.
+    /// The ends, replaced by `sigma_min` and `sigma_max` of a configuration.
     pub fn with(
         self,
         class: &'static str,
@@ -172,8 +172,8 @@ impl SigmaRange {
     }
 }
 
-/// The sigma of a fractional timestep, by linear interpolation between neighbours; beyond the
-/// table, it is that of the nearer end.
+/// The sigma of a fractional timestep, by linear interpolation between neighbours, clamped to the
+/// table.
 pub(crate) fn sigma_at(table: &[f32], timestep: f64) -> f64 {
     let below = (timestep.max(0.0) as usize).min(table.len() - 1);
     let above = (below + 1).min(table.len() - 1);
@@ -215,7 +215,7 @@ impl LogSigmas {
         f64::from((1.0 - weight) * low + weight * (low + 1.0))
     }
 
-    /// The tabulated timestep below a sigma, and how far the sigma is towards the next one.
+    /// The tabulated timestep below a sigma, and the fraction of the distance to the next one.
     fn place(&self, log_sigma: f64) -> (f64, f64) {
         let Self(logs) = self;
         let below = logs
@@ -239,13 +239,13 @@ impl LogSigmas {
     }
 }
 
-/// The shape of the beta distribution, on both sides.
+/// Both shape parameters of the beta distribution.
 const SHAPE: f64 = 0.6;
 
-/// The `x` below which a share `p` of the distribution lies.
+/// The quantile of the distribution.
 ///
-/// The distribution is symmetric, so half of it will do. There its density falls, and Newton's
-/// method converges from the first guess, the leading term of the series.
+/// The distribution is symmetric, so half of it is enough. There its density falls, and Newton's
+/// method converges from the leading term of the series.
 fn beta_quantile(p: f64) -> f64 {
     if p > 0.5 {
         return 1.0 - beta_quantile(1.0 - p);

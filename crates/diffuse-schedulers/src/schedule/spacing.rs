@@ -1,9 +1,9 @@
-//! Which training timesteps are visited, from noise to image.
+//! The training timesteps of a run, from noise to image.
 //!
 //! Table 2 of "Common Diffusion Noise Schedules and Sample Steps are Flawed"
-//! (<https://arxiv.org/abs/2305.08891>), for `n` steps out of `T`. Samplers that take a step *at*
-//! each timestep use [`Spacing::visited`], those that step *between* neighbours use
-//! [`Spacing::interval_tops`], where the lower end of the last interval is the image itself:
+//! (<https://arxiv.org/abs/2305.08891>), for `n` steps out of `T`. Samplers with a step *at* each
+//! timestep use [`Spacing::visited`]. Those with a step *between* neighbours use
+//! [`Spacing::interval_tops`]; the last interval ends at the image:
 //!
 //! ```text
 //!            visited                      interval_tops
@@ -12,10 +12,10 @@
 //! trailing   round(T - i T/n) - 1         the same
 //! ```
 //!
-//! Rounding is to the nearest whole number, halves to the even one. Diffusers' trailing spacing,
-//! made by adding floats until zero is reached, yields one entry too many (-1) for 62 step counts;
-//! here `n` steps are `n` timesteps. Where the noisiest timesteps are left out, `T` is the number
-//! of the others, except in trailing's stride.
+//! Rounding is to the nearest integer, halves to even. Diffusers' trailing spacing adds floats
+//! until zero is reached, and has one entry too many (-1) for 62 step counts; here `n` steps are
+//! `n` timesteps. If the noisiest timesteps are left out, `T` is the number of the others, except
+//! in the stride of trailing spacing.
 
 use serde::{Deserialize, Serialize};
 
@@ -25,17 +25,17 @@ use crate::config::options;
 use crate::step::alpha_sigma::AlphaSigma;
 use crate::{NoiseSchedule, SchedulerError, TimestepRequest};
 
-/// How timesteps are spread over the training schedule (the key `timestep_spacing`).
+/// The spacing of timesteps over the training schedule (the key `timestep_spacing`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TimestepSpacing {
     /// Evenly, with both ends.
     Linspace,
-    /// Multiples of a whole step from 0, moved up by `steps_offset`: the noisiest timestep is not
-    /// visited.
+    /// Multiples of an integer stride from 0, plus `steps_offset`: the noisiest timestep is left
+    /// out.
     Leading,
-    /// Whole steps down from the noisiest timestep.
+    /// Equal steps down from the noisiest timestep.
     Trailing,
 }
 
@@ -51,11 +51,11 @@ pub const AYS_SIGMAS: [f64; 11] = [
 ];
 
 options! {
-    /// How timesteps are spread over the training schedule.
+    /// The spacing of timesteps over the training schedule.
     pub struct SpacingOptions {
         /// The kind of spacing.
         pub timestep_spacing: TimestepSpacing = TimestepSpacing::Linspace,
-        /// What leading spacing adds to every timestep.
+        /// The offset of every timestep in leading spacing.
         pub steps_offset: usize = 0,
     }
 }
@@ -116,7 +116,7 @@ impl Spacing {
         }
     }
 
-    /// The timesteps at which `steps` steps are taken, largest first, all of the noise schedule.
+    /// The timesteps of `steps` steps, largest first, integers of the noise schedule.
     pub fn visited(&self, steps: usize) -> Result<Vec<f64>, SchedulerError> {
         let visited = self.place(steps, steps)?;
         let (first, train) = (visited[0], self.num_train_timesteps);
@@ -135,7 +135,7 @@ impl Spacing {
         ))
     }
 
-    /// The same, with linspace timesteps left between whole numbers, in f32.
+    /// The same in f32, with fractional linspace timesteps.
     pub fn visited_unrounded(&self, steps: usize) -> Result<Vec<f64>, SchedulerError> {
         let visited = self.visited_unrounded_f64(steps)?;
         Ok(visited
@@ -186,8 +186,8 @@ impl Spacing {
                 .rev()
                 .collect(),
             TimestepSpacing::Trailing => {
-                // numpy counts down by the rounded difference of the first two entries, which
-                // decides some halves.
+                // numpy uses the rounded difference of the first two entries as the stride, which
+                // matters for some halves.
                 let (reach, stride) = (reach as f64, train as f64 / steps as f64);
                 let difference = (reach - stride) - reach;
                 let count = if self.reach == train {
@@ -202,13 +202,13 @@ impl Spacing {
         })
     }
 
-    /// Refuses step counts that no spacing can place.
+    /// An error for step counts that no spacing supports.
     pub fn check(&self, steps: usize) -> Result<(), SchedulerError> {
         check_steps(self.class, steps, self.num_train_timesteps)
     }
 }
 
-/// Refuses more steps than training timesteps, and none.
+/// An error for 0 steps, and for more steps than training timesteps.
 pub(crate) fn check_steps(
     class: &'static str,
     steps: usize,
@@ -225,7 +225,7 @@ pub(crate) fn check_steps(
 }
 
 impl TimestepRequest {
-    /// The number of steps, for a sampler that places its own timesteps.
+    /// The number of steps, for a sampler without custom timesteps.
     pub(crate) fn steps(&self, class: &'static str) -> Result<usize, SchedulerError> {
         let what = match self {
             Self::Steps(steps) => return Ok(*steps),
@@ -237,8 +237,8 @@ impl TimestepRequest {
     }
 }
 
-/// Refuses a list of timesteps that does not lead from noise to image, and any where the options
-/// place the timesteps already.
+/// An error for a list of timesteps that is not descending, and for any list if the options choose
+/// the timesteps.
 pub(crate) fn check_timesteps(
     class: &'static str,
     timesteps: &[f64],
@@ -260,7 +260,7 @@ pub(crate) fn check_timesteps(
     Err(refused(class, "timesteps", reason))
 }
 
-/// The same, for samplers whose timesteps are whole.
+/// The same, for samplers with integer timesteps.
 pub(crate) fn check_whole_timesteps(
     class: &'static str,
     timesteps: &[f64],
@@ -277,7 +277,7 @@ pub(crate) fn check_whole_timesteps(
     }
 }
 
-/// Refuses a list of sigmas that does not lead from noise to image.
+/// An error for a list of sigmas that is not descending.
 pub(crate) fn check_sigmas(class: &'static str, sigmas: &[f64]) -> Result<(), SchedulerError> {
     let steps = &sigmas[..sigmas.len().saturating_sub(1)];
     let usable = |sigma: &f64| SIGMAS.contains(sigma);

@@ -24,7 +24,7 @@ fn polynomials(points: &[f64]) -> Vec<Vec<f64>> {
     let polynomial = |(i, here): (usize, &f64)| {
         let mut product = vec![1.0];
         for (_, there) in points.iter().enumerate().filter(|(j, _)| *j != i) {
-            // Times (u - there) / (here - there).
+            // Times (u - u_j) / (u_i - u_j).
             product.insert(0, 0.0);
             for power in 1..product.len() {
                 product[power - 1] -= there * product[power];

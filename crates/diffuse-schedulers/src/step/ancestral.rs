@@ -1,7 +1,7 @@
-//! Ancestral steps: down to less noise than asked for, then new noise.
+//! Ancestral steps: down to a smaller sigma than the target, then new noise.
 //!
 //! The posterior of "Denoising Diffusion Probabilistic Models" (<https://arxiv.org/abs/2006.11239>)
-//! in terms of sigma: to get from `σ` to `σ'`, step down to `σ_down` without noise, then add noise
+//! in terms of sigma: a step from `σ` to `σ'` goes to `σ_down` without noise, and then adds noise
 //! of `σ_up`.
 //!
 //! ```text
@@ -18,7 +18,7 @@ pub(crate) struct Ancestral {
 }
 
 impl Ancestral {
-    /// Those of a step from one sigma to a lower one.
+    /// `σ_down` and `σ_up` of a step from one sigma to a lower one.
     pub fn between(from: f32, to: f32) -> Self {
         let (from_squared, to_squared) = (from * from, to * to);
         let up = (to_squared * (from_squared - to_squared) / from_squared).sqrt();
@@ -26,8 +26,8 @@ impl Ancestral {
         Self { down, up }
     }
 
-    /// Refuses sigmas so far apart that `σ_down` has no digit left in f32, as Diffusers computes
-    /// it: `(σ' / σ)²` must not be below `least`.
+    /// An error for sigmas so far apart that `σ_down` has no correct digit in f32, as Diffusers
+    /// computes it: `(σ' / σ)²` must not be below `least`.
     pub fn check(class: &'static str, sigmas: &[f32], least: f32) -> Result<(), SchedulerError> {
         for pair in sigmas.windows(2).filter(|pair| pair[1] > 0.0) {
             let Self { down, up } = Self::between(pair[0], pair[1]);

@@ -1,4 +1,4 @@
-//! Clipping and dynamic thresholding: how a predicted image is kept in range.
+//! Clipping and dynamic thresholding of a predicted image.
 
 use burn::prelude::*;
 
@@ -22,7 +22,7 @@ impl ClipOptions {
         clip_sample_range: 1.0,
     };
 
-    /// The clipping that the options ask for.
+    /// The clipping of these options.
     pub(crate) fn clipping(&self, class: &'static str) -> Result<Clipping, SchedulerError> {
         if !self.clip_sample {
             return Ok(Clipping::None);
@@ -52,7 +52,7 @@ options! {
 }
 
 impl ThresholdOptions {
-    /// Thresholding if it is on, else another clipping.
+    /// Thresholding if it is on, else the other clipping.
     pub(crate) fn clipping_or(
         &self,
         class: &'static str,
@@ -81,13 +81,13 @@ impl ThresholdOptions {
         Ok(Clipping::Threshold { ratio, max })
     }
 
-    /// The thresholding that the options ask for.
+    /// The thresholding of these options.
     pub(crate) fn clipping(&self, class: &'static str) -> Result<Clipping, SchedulerError> {
         self.clipping_or(class, Clipping::None)
     }
 }
 
-/// How a predicted image is kept in range.
+/// The range of a predicted image.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Clipping {
     None,
@@ -123,7 +123,7 @@ impl Clipping {
 fn quantile_of_magnitude<B: Backend>(image: Tensor<B, 4>, ratio: f64) -> Tensor<B, 4> {
     let [batch, channels, height, width] = image.dims();
     let count = channels * height * width;
-    // torch ranks in f32, which shows in large images.
+    // torch computes the rank in f32, which matters for large images.
     let rank = ratio as f32 * (count - 1) as f32;
     let below = (rank.floor() as usize).min(count - 1);
     let above = (below + 1).min(count - 1);

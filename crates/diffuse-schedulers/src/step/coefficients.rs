@@ -1,7 +1,6 @@
 //! A step as a linear combination of known tensors.
 //!
-//! Solvers that integrate a polynomial through the latest model outputs, by whatever rule they
-//! choose it, take steps
+//! Solvers that integrate a polynomial through the latest model outputs have the step
 //!
 //! ```text
 //! x_t = a x_s + b_0 m_0 + b_1 m_1 + .. + c z
@@ -23,7 +22,7 @@ pub(crate) struct Coefficients {
 }
 
 impl Coefficients {
-    /// Whether the step has a result.
+    /// Whether the step has a finite result.
     pub fn all_finite(&self) -> bool {
         let all = self.outputs.iter().chain([&self.sample]).chain(&self.z);
         all.copied().all(f32::is_finite)
@@ -46,7 +45,7 @@ impl Coefficients {
     }
 }
 
-/// Puts the newest output first and forgets those beyond `most`.
+/// Puts the newest output first, and drops those beyond `most`.
 pub(crate) fn remember<B: Backend>(
     outputs: &mut Vec<Tensor<B, 4>>,
     newest: Tensor<B, 4>,

@@ -1,4 +1,4 @@
-//! What a step is made of.
+//! The parts of a step.
 
 pub(crate) mod adams;
 pub(crate) mod alpha_sigma;

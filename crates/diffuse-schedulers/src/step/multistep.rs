@@ -1,4 +1,4 @@
-//! What multistep solvers share besides their formulas.
+//! Orders of multistep solvers.
 
 use super::coefficients::Coefficients;
 use crate::SchedulerError;
@@ -7,7 +7,7 @@ use crate::config::require_range;
 /// The highest order of DPM-Solver and DEIS.
 pub(crate) const MAX_DPM_ORDER: usize = 3;
 
-/// Refuses an order that there is no formula for.
+/// An error for an unsupported order.
 pub(crate) fn check_order(
     class: &'static str,
     key: &'static str,
@@ -17,10 +17,10 @@ pub(crate) fn check_order(
     require_range(class, key, order, 1..=most, &format!("1 to {most}"))
 }
 
-/// How the order of DPM-Solver and DEIS falls towards the end of a run.
+/// The reduction of the order of DPM-Solver and DEIS at the end of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FinalOrder {
-    /// Whether it falls in short runs, of less than 15 steps.
+    /// Whether it is reduced in runs of fewer than 15 steps.
     pub lower_order_final: bool,
     /// Whether the last step has order 1 in every run.
     pub euler_at_final: bool,
@@ -38,7 +38,7 @@ impl FinalOrder {
     }
 }
 
-/// Refuses a run in which a step has no finite result; else gives the highest order of its steps.
+/// The highest order of the steps of a run; an error if a step has no finite result.
 pub(crate) fn check_steps(
     class: &'static str,
     steps: usize,
@@ -55,7 +55,7 @@ pub(crate) fn check_steps(
     Ok(highest)
 }
 
-/// Why the step at an index has no finite result.
+/// The reason why the step at an index has no finite result.
 pub(crate) fn not_finite(class: &'static str, index: usize, steps: usize) -> SchedulerError {
     SchedulerError::clash(
         class,

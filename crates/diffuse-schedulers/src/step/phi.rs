@@ -1,4 +1,4 @@
-//! The exponential integrator: the linear half of the diffusion equations, solved exactly.
+//! The exponential integrator: the linear term of the diffusion ODE or SDE is solved exactly.
 //!
 //! In the time `λ = ln(α / σ)`, from `s` to `t` with `h = λ_t - λ_s`, its step is
 //!
@@ -22,7 +22,7 @@
 
 use super::alpha_sigma::AlphaSigma;
 
-/// The terms of a step that depend on its two ends alone.
+/// The terms of a step that depend on its ends only.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ExponentialStep {
     pub ratio: f32,

@@ -1,4 +1,4 @@
-//! What the model predicts, and how image and noise are computed from it.
+//! Prediction types, and how image and noise are computed from them.
 //!
 //! With a sample `x = α x0 + σ ε`, a model was trained to predict `ε`, `x0`, or the velocity
 //! `v = α ε - σ x0` of "Progressive Distillation" (<https://arxiv.org/abs/2202.00512>, appendix D).
@@ -34,7 +34,7 @@ pub enum PredictionType {
 }
 
 impl PredictionType {
-    /// Refuses models that predict the image, for samplers that need the noise.
+    /// An error for models that predict the image, in samplers that need the noise.
     pub(crate) fn require_noise(self, class: &'static str) -> Result<(), SchedulerError> {
         let supported = &[Self::Epsilon, Self::VPrediction];
         crate::config::require(class, "prediction_type", &self, supported)
@@ -127,7 +127,7 @@ impl<B: Backend> Prediction<B> {
         }
     }
 
-    /// What a solver integrates: the clipped `x0`, or the `ε` that belongs to it.
+    /// The integrand of a solver: the clipped `x0`, or its `ε`.
     pub fn integrand(&self, at: AlphaSigma, clipping: Clipping, kind: Integrand) -> Tensor<B, 4> {
         match (kind, clipping) {
             (Integrand::Data, clipping) => clipping.apply(self.original(at)),

@@ -1,4 +1,4 @@
-//! How a sample `x = α x0 + σ ε` is composed, where `α` and `σ` are found, and the model's input.
+//! The forward process `x = α x0 + σ ε` of each family of models, and the model input.
 //!
 //! "Elucidating the Design Space of Diffusion-Based Generative Models"
 //! (<https://arxiv.org/abs/2206.00364>), table 1:
@@ -29,7 +29,7 @@ pub enum Process {
         /// The largest sigma.
         sigma_max: f64,
     },
-    /// Another process, known to the sampler alone.
+    /// Another process, defined by the sampler.
     Own,
 }
 
@@ -54,7 +54,7 @@ impl Process {
         }
     }
 
-    /// Whether the model input is another than the sample.
+    /// Whether the model input differs from the sample.
     pub fn scales_input(self) -> bool {
         matches!(self, Self::Exploding(_) | Self::EDM { .. })
     }

@@ -1,4 +1,4 @@
-//! The few tensor operations that samplers are made of.
+//! The tensor operations of samplers.
 
 use burn::prelude::*;
 use burn::tensor::{DType, FloatDType};
@@ -48,7 +48,7 @@ pub(crate) fn combine_rows<B: Backend>(
     Ok(x.clone() * column(a) + y * column(b))
 }
 
-/// The tensor in f32 if it is in half precision: samplers need the digits that it lacks.
+/// The tensor, converted to f32 from half precision, which is not enough for samplers.
 pub(crate) fn widen<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
     match x.dtype() {
         DType::F16 | DType::BF16 | DType::Flex32 => x.cast(FloatDType::F32),

@@ -1,4 +1,4 @@
-//! The README's image: what the built-in model makes of twelve prompts, each from the seed 0.
+//! The image of the README: twelve prompts with the built-in model, each with seed 0.
 //!
 //! `cargo run --release -p diffuse-training --bin image-grid -- docs/scenes.png`
 

@@ -1,5 +1,5 @@
-//! How often the small model draws what it is asked for: prompts of combinations that training
-//! never showed, each image read again by the checker.
+//! How often images of the built-in model follow their prompts: the checker reads images of
+//! held-out combinations.
 //!
 //! `cargo xtask bench quality`, or `cargo run --release -p diffuse-training --bin scene-quality`
 
@@ -37,22 +37,21 @@ struct Arguments {
     /// Scheduler in place of the model's own
     #[arg(long)]
     scheduler: Option<String>,
-    /// Which prompts: other numbers give others, for choosing settings without those that are
-    /// reported
+    /// Seed of the prompts: choose settings with other prompts than the reported ones
     #[arg(long, default_value_t = 4)]
     prompt_seed: u64,
-    /// Where the noise starts
+    /// Seed of the noise
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Write the images here, on one sheet
+    /// Write all images into this file
     #[arg(long)]
     sheet: Option<PathBuf>,
-    /// Print the prompts that were not followed
+    /// Print the prompts of images with mistakes
     #[arg(long)]
     failures: bool,
 }
 
-/// Images that are made at once.
+/// Batch size.
 const BATCH: usize = 10;
 
 fn main() -> Result<()> {
@@ -137,7 +136,7 @@ fn report(verdicts: &[Verdict]) {
     );
 }
 
-/// How many attributes of rendered scenes the checker reads right, from 0 to 1.
+/// Share of the attributes of rendered scenes that the checker recognises, from 0 to 1.
 fn rendered_accuracy(rng: &mut StdRng) -> f64 {
     let mut attributes = Vec::new();
     for _ in 0..1_000 {

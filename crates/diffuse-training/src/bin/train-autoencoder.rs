@@ -30,10 +30,10 @@ use rand::{Rng, SeedableRng};
 struct Arguments {
     #[command(flatten)]
     settings: Settings,
-    /// Side of the crops that are learned from
+    /// Height and width of the training crops
     #[arg(long, default_value_t = 64)]
     crop: u32,
-    /// Begin with the weights of this folder
+    /// Start from the weights of this folder
     #[arg(long)]
     from: Option<PathBuf>,
     /// Folder for the finished model
@@ -41,10 +41,9 @@ struct Arguments {
     output: PathBuf,
 }
 
-/// Side of the scenes.
+/// Height and width of the scenes.
 const SIZE: u32 = 128;
-/// Weight of the divergence of the latents from normal ones, per value, against an error of 1 per
-/// value of the image.
+/// Weight of the KL divergence per latent value, relative to an error of 1 per image value.
 const KL_WEIGHT: f64 = 2e-4;
 
 struct Reconstruction {
@@ -58,7 +57,8 @@ impl Reconstruction {
             .map(|_| {
                 let scene = Scene::for_training(&mut rng);
                 let image = render(&scene, SIZE, &mut rng);
-                // Most of a scene is sky and ground: of a few places, the one with the most to see.
+                // Most of a scene is sky and ground: takes the crop with the most contrast of a
+                // few.
                 let crops = (0..4).map(|_| {
                     let [x, y] = [0, 1].map(|_| rng.random_range(0..=SIZE - self.crop));
                     imageops::crop_imm(&image, x, y, self.crop, self.crop).to_image()
@@ -88,10 +88,10 @@ impl<B: AutodiffBackend> Task<B> for AutoencoderTask {
         let noise = randn_tensor(&mut noise, posterior.mean.dims(), DType::F32, &device)?;
         let decoded = model.decode(posterior.sample(noise));
 
-        // Absolute errors keep edges sharp; squares find what is missing altogether.
+        // Absolute errors keep edges sharp; squared errors penalise missing parts.
         let difference = decoded.clone() - images.clone();
         let pixels = difference.clone().abs().mean() + difference.powi_scalar(2).mean() * 2.0;
-        // Edges count beside pixels: the differences between neighbours, across and down.
+        // Edges: differences between neighbours in both directions.
         let edges = edge_error(decoded, images);
         let variance = posterior.logvar.clone().exp();
         let divergence =
@@ -103,7 +103,7 @@ impl<B: AutodiffBackend> Task<B> for AutoencoderTask {
         ))
     }
 
-    /// Scenes above, what the autoencoder makes of them below.
+    /// Scenes above, their reconstructions below.
     fn sample(&self, model: AutoencoderKL<B::InnerBackend>) -> Result<RgbImage> {
         let whole = Reconstruction { crop: SIZE };
         let images = whole.batch::<B::InnerBackend>(8, u64::MAX, &Default::default());
@@ -114,7 +114,7 @@ impl<B: AutodiffBackend> Task<B> for AutoencoderTask {
     }
 }
 
-/// How much an image's colors differ from their mean.
+/// The contrast of an image: the deviation of its colors from their mean.
 fn contrast(image: &RgbImage) -> f64 {
     let levels = |channel| {
         let all = image.pixels().map(move |pixel| f64::from(pixel.0[channel]));
@@ -124,7 +124,7 @@ fn contrast(image: &RgbImage) -> f64 {
     (0..3).map(levels).sum()
 }
 
-/// Mean absolute difference of the two images' differences between neighbours.
+/// Mean absolute error of the differences between neighbours.
 fn edge_error<B: Backend>(a: Tensor<B, 4>, b: Tensor<B, 4>) -> Tensor<B, 1> {
     let difference = a - b;
     let neighbours = |dim: usize| {
@@ -166,7 +166,7 @@ fn main() -> Result<()> {
     };
     let model = train(&task, model, &arguments.settings, &device)?;
 
-    // Diffusion wants latents of unit variance.
+    // Scales latents to unit variance.
     let whole = Reconstruction { crop: SIZE };
     let images = whole.batch::<Inner>(64, u64::MAX - 1, &device);
     let std: f32 = model

@@ -36,7 +36,7 @@ struct Arguments {
     output: PathBuf,
 }
 
-/// Side of the scenes.
+/// Height and width of the scenes.
 const SIZE: u32 = 64;
 
 struct PixelTask {
@@ -70,7 +70,7 @@ impl<B: AutodiffBackend> Task<B> for PixelTask {
         Ok((error.powi_scalar(2).mean(), vec![]))
     }
 
-    /// Images from the same noise each time.
+    /// Sample images, always from the same noise.
     fn sample(&self, model: UNet2DModel<B::InnerBackend>) -> Result<RgbImage> {
         let pipeline = DDPMPipeline {
             unet: model,
@@ -114,7 +114,7 @@ fn scheduler_config() -> Value {
     })
 }
 
-/// A folder as `google/ddpm-cat-256` has it, with the parts in folders of their own.
+/// Writes a folder like `google/ddpm-cat-256`, but with a folder for each part.
 fn save<B: Backend>(model: &UNet2DModel<B>, folder: &Path) -> Result<()> {
     let index = json!({
         "_class_name": "DDPMPipeline",
@@ -135,7 +135,7 @@ fn main() -> Result<()> {
     let device = default_device();
     Inner::seed(&device, arguments.settings.seed);
     let mut model = UNet2DModel::<Differentiable>::from_config(&config(), &device);
-    // A UNet that predicts nothing learns faster than one that predicts anything.
+    // A UNet that starts with zero output learns faster.
     model.conv_out.weight = scaled(model.conv_out.weight, 0.0);
     println!("{} parameters", model.num_params());
     let task = PixelTask {

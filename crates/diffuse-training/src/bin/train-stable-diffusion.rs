@@ -44,16 +44,16 @@ struct Arguments {
     /// Folder of the trained autoencoder
     #[arg(long)]
     autoencoder: PathBuf,
-    /// Begin with the weights and the tokenizer of this pipeline
+    /// Start from the weights and the tokenizer of this pipeline
     #[arg(long)]
     from: Option<PathBuf>,
-    /// Channels of the UNet's levels
+    /// Channels of the UNet's resolution levels
     #[arg(long, value_delimiter = ',', default_values_t = [48, 64, 64, 64])]
     channels: Vec<usize>,
-    /// Attention heads of the UNet's levels: many tokens with many heads are slow
+    /// Attention heads of the UNet's resolution levels: many tokens with many heads are slow
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 4])]
     heads: Vec<usize>,
-    /// Residual blocks of each level of the UNet
+    /// Residual blocks of each resolution level of the UNet
     #[arg(long, default_value_t = 2)]
     layers: usize,
     /// Scenes to draw and encode before training
@@ -64,49 +64,48 @@ struct Arguments {
     output: PathBuf,
 }
 
-/// Side of the scenes.
+/// Height and width of the scenes.
 const SIZE: u32 = 128;
-/// Numbers of a text's state.
+/// Size of the text embeddings.
 const HIDDEN_SIZE: usize = 128;
-/// Token ids of a text: captions have about twenty.
+/// Maximum number of token ids of a text: captions have about twenty.
 const MAX_LENGTH: usize = 32;
-/// Pairs that the tokenizer learns.
+/// Merges of the tokenizer.
 const MERGES: usize = 180;
-/// How many captions are left empty, so that the UNet learns to do without: guidance needs both.
+/// Share of empty captions, which guidance needs.
 const EMPTY_CAPTIONS: f64 = 0.1;
 /// Signal-to-noise ratio above which a timestep counts less (Hang et al. 2023,
 /// <https://arxiv.org/abs/2303.09556>).
 ///
-/// Below it, errors of the noise count `1 / ᾱ`, as if the velocity were predicted (Salimans & Ho
-/// 2022, <https://arxiv.org/abs/2202.00512>): what a text decides, it decides where hardly anything
-/// but noise is left, and there an error of the image is only a small one of the noise.
+/// Below it, errors of the noise have the weight `1 / ᾱ`, like those of a velocity prediction
+/// (Salimans & Ho 2022, <https://arxiv.org/abs/2202.00512>). The text matters most at the noisiest
+/// timesteps, where an error of the image is only a small error of the noise.
 const MAX_SNR: f32 = 5.0;
-/// How many of a text's last states must tell the scene: they are at the text's end or behind it
-/// and see all of it.
+/// Number of last states of a text from which the scene is predicted: they are at or after the end
+/// of the text, and attend to all of it.
 const TELLING_STATES: usize = 8;
 
-/// What is trained together.
+/// The modules that are trained together.
 #[derive(Module, Debug)]
 struct TextToLatents<B: Backend> {
     text_encoder: CLIPTextModel<B>,
     unet: UNet2DConditionModel<B>,
-    /// Reads a scene's [features](Scene::features) off the states of its caption. Only training has
-    /// it: what the UNet asks of a text is too little, at first, for the text encoder to learn
-    /// from.
+    /// Predicts the [features](Scene::features) of a scene from the states of its caption, in
+    /// training only: at first the gradient of the UNet is too weak to train the text encoder.
     reader: Linear<B>,
 }
 
-/// Scenes and the distributions of their latents, kept as numbers.
+/// Scenes and the distributions of their latents, on the host.
 struct Latents {
     scenes: Vec<Scene>,
-    /// Of each scene, one after the other.
+    /// The values of all scenes in order.
     mean: Vec<f32>,
     std: Vec<f32>,
     shape: [usize; 3],
 }
 
 impl Latents {
-    /// Draws scenes and encodes them; scaled to unit variance.
+    /// Renders scenes, and encodes them to latents of unit variance.
     fn new<B: Backend>(vae: &AutoencoderKL<B>, count: usize, seed: u64) -> Self {
         const BATCH: usize = 32;
         let device = Default::default();
@@ -136,7 +135,8 @@ impl Latents {
         }
     }
 
-    /// Scenes by their indices, and a draw of their latents: `[batch, channels, height, width]`.
+    /// The scenes of some indices, and samples of their latents: `[batch, channels, height,
+    /// width]`.
     fn batch<B: Backend>(
         &self,
         indices: &[usize],
@@ -236,7 +236,7 @@ impl<B: AutodiffBackend> Task<B> for TextToImageTask<B::InnerBackend> {
         Ok((weighted.mean() + text_error, parts))
     }
 
-    /// Images of the same prompts from the same noise each time.
+    /// Sample images, always of the same prompts and noise.
     fn sample(&self, model: TextToLatents<B::InnerBackend>) -> Result<RgbImage> {
         let mut pipeline = self.pipeline(model)?;
         pipeline.scheduler = Box::new(DPMSolverMultistepScheduler::from_config(&self.scheduler)?);
@@ -291,8 +291,7 @@ fn text_config(vocab_size: usize) -> CLIPTextConfig {
     }
 }
 
-/// Fresh weights, in a state from which they learn fast: small embeddings, and a UNet that predicts
-/// nothing.
+/// Initial weights for fast training: small embeddings, and a UNet with zero output.
 fn fresh<B: Backend>(
     arguments: &Arguments,
     tokenizer: &CLIPTokenizer,
@@ -344,7 +343,7 @@ fn scheduler_config() -> Value {
     })
 }
 
-/// A folder as Stable Diffusion v1 has it, but for the safety checker.
+/// Writes a folder like Stable Diffusion v1, without the safety checker.
 fn save<B: Backend>(
     model: &TextToLatents<B>,
     autoencoder: &Path,

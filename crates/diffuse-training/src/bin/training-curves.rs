@@ -1,8 +1,7 @@
-//! Draws the losses of training runs, as their `log.csv` tell them.
+//! Plots the losses of training runs from their `log.csv`.
 //!
 //! `cargo run --release -p diffuse-training --bin training-curves -- OUT.svg
-//! NAME=FOLDER[,FOLDER]..`: a panel for each name; runs that went on from one another are separated
-//! by commas.
+//! NAME=FOLDER[,FOLDER]..`: a panel for each name; commas separate runs that continue one another.
 
 use std::fs;
 use std::path::Path;
@@ -50,8 +49,8 @@ fn read(folder: &Path, start: f64, curves: &mut Vec<Curve>) -> Result<f64> {
         fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
     let mut lines = text.lines();
     let names: Vec<&str> = lines.next().unwrap_or_default().split(',').collect();
-    // The step comes first, the learning rate and the seconds last; the total is not shown where
-    // there are parts.
+    // The step is first, the learning rate and the seconds last; the total is left out if there are
+    // parts.
     let losses = 1 + usize::from(names.len() > 4)..names.len() - 2;
     let mut end = start;
     for line in lines {

@@ -1,20 +1,20 @@
-//! A scene in words.
+//! Captions of scenes.
 
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::{Color, Ground, Kind, Scene, Side, Size, Sky, Subject};
 
-/// How much of a scene a caption tells.
+/// The detail of a caption.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
-    /// Sky, ground, subjects and colors; sizes and sides where they are not the usual.
+    /// Sky, ground, subjects and colors, and unusual sizes and sides.
     Full,
-    /// As people write: now and then something is left out.
+    /// Like a user's prompt: some details are left out.
     Casual,
 }
 
-/// A caption of `scene`, in words that vary.
+/// A caption of `scene` in varied words.
 pub fn caption(scene: &Scene, detail: Detail, rng: &mut impl Rng) -> String {
     let mut told = |probability: f64| detail == Detail::Full || rng.random_bool(probability);
     let (tell_ground, tell_sky, tell_side, tell_color) =
@@ -58,7 +58,7 @@ impl<R: Rng> Wording<'_, R> {
                 format!("two {}s", self.described(first))
             }
             [first, second] => {
-                // Either may be named first.
+                // In either order.
                 let (first, second) = if self.rng.random_bool(0.5) {
                     (first, second)
                 } else {

@@ -1,32 +1,33 @@
-//! Reads a scene off an image: sky, ground, kinds of subjects and the color of a house or boat.
+//! Recognises a scene in an image: sky, ground, kinds of subjects, and the color of a house or
+//! boat.
 //!
-//! The light is known once the sky is, so every material has one color. Each pixel is given to the
-//! material or background nearest to it, and a subject is there if enough pixels of its material
-//! are where it belongs.
+//! The sky determines the light, so every material has one color. Each pixel belongs to the
+//! material or background with the nearest color, and a subject is recognised by enough pixels of
+//! its material at its place.
 
 use image::RgbImage;
 
 use super::palette::{self, Rgb, mix};
 use super::{Color, Combination, Ground, Kind, Sky};
 
-/// What the horizon of a scene is at least above, and at most below, from 0 at the top to 1.
+/// The range of the horizon, from 0 at the top to 1.
 const HORIZON: [f32; 2] = [0.57, 0.63];
 
-/// Which of a scene's attributes an image has right.
+/// The attributes of a prompt that an image has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
     pub sky: bool,
     pub ground: bool,
-    /// One for each kind that was asked for.
+    /// One for each kind in the prompt.
     pub subjects: Vec<bool>,
-    /// Of the house or boat, if one was asked for.
+    /// Of the house or boat, if the prompt has one.
     pub color: Option<bool>,
-    /// Kinds that nobody asked for.
+    /// Kinds that are not in the prompt.
     pub extra: Vec<Kind>,
 }
 
 impl Verdict {
-    /// The attributes that were asked for, right or wrong.
+    /// The attributes of the prompt, correct or not.
     pub fn attributes(&self) -> impl Iterator<Item = bool> {
         [self.sky, self.ground]
             .into_iter()
@@ -34,13 +35,13 @@ impl Verdict {
             .chain(self.color)
     }
 
-    /// Whether everything that was asked for is there, and nothing else.
+    /// Whether the image has everything in the prompt, and nothing else.
     pub fn is_right(&self) -> bool {
         self.attributes().all(|right| right) && self.extra.is_empty()
     }
 }
 
-/// Compares an image with what was asked for.
+/// Compares an image with a prompt.
 pub fn check(image: &RgbImage, wanted: &Combination) -> Verdict {
     let found = read(image);
     let is_wanted = |kind: &Kind| wanted.kinds.contains(kind);
@@ -61,7 +62,7 @@ pub fn check(image: &RgbImage, wanted: &Combination) -> Verdict {
     }
 }
 
-/// What an image shows.
+/// The contents of an image.
 pub fn read(image: &RgbImage) -> Combination {
     let top = mean(image, [0.01, 0.07]);
     let sky = *nearest(&Sky::ALL, top, |sky| sky.colors()[0]);
@@ -102,7 +103,7 @@ pub fn read(image: &RgbImage) -> Combination {
     }
 }
 
-/// What a pixel may be part of.
+/// The material of a pixel.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Material {
     Background,
@@ -115,7 +116,7 @@ enum Material {
     Moon,
 }
 
-/// How much of the image each material covers, where it counts, from 0 to 1.
+/// The share of the image that each material covers, at the places that count, from 0 to 1.
 #[derive(Debug, Default)]
 struct Areas {
     walls: [f32; 4],
@@ -132,7 +133,7 @@ impl Areas {
         let materials = materials(image, sky, ground);
         let (width, height) = image.dimensions();
         let at = |x: u32, y: u32| materials[(y * width + x) as usize];
-        // Where two colors meet is grey, like rock: it counts only among its like.
+        // The border of two colors is grey, like rock: rock counts only among other rock.
         let reach = (width / 64).max(1);
         let is_inside = |x: u32, y: u32, material: Material| {
             (reach..width - reach).contains(&x)
@@ -205,7 +206,7 @@ fn materials(image: &RgbImage, sky: Sky, ground: Ground) -> Vec<Material> {
                 Sky::Night => (Material::Moon, palette::MOON),
                 Sky::Day | Sky::Sunset => (Material::Sun, palette::SUN),
             };
-            // What shines through around it, and clouds.
+            // The background around it, and clouds.
             background(mix(behind, light, 0.22));
             if sky == Sky::Day {
                 for cloud in [0.45, 0.7, 0.85] {
@@ -227,7 +228,7 @@ fn materials(image: &RgbImage, sky: Sky, ground: Ground) -> Vec<Material> {
         .collect()
 }
 
-/// The mean color of the rows from `from` to `to`, parts of the height.
+/// The mean color of the rows from `from` to `to`, as fractions of the height.
 fn mean(image: &RgbImage, [from, to]: [f32; 2]) -> Rgb {
     let (width, height) = image.dimensions();
     let row = |part: f32| (part * height as f32) as u32;
@@ -264,7 +265,7 @@ mod tests {
     use rand::SeedableRng;
     use rand::rngs::StdRng;
 
-    /// Each attribute is read right in at least 98 of 100 rendered scenes, at both sizes.
+    /// Each attribute is recognised in at least 98 of 100 rendered scenes, at both sizes.
     #[test]
     fn rendered_scenes_are_read_right() {
         let mut rng = StdRng::seed_from_u64(20_000);

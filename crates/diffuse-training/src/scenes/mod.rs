@@ -1,8 +1,8 @@
-//! Small captioned scenes: a sky, a ground, and one or two subjects. They are the whole data set of
-//! the training examples, drawn as they are needed.
+//! The data set: small captioned scenes with a sky, a ground, and one or two subjects, rendered on
+//! demand.
 //!
-//! [`render`] draws a [`Scene`], [`caption`] puts it into words, and [`checker`] reads it off a
-//! image's pixels again.
+//! [`render`] draws a [`Scene`], [`caption`] describes it, and [`checker`] recognises it in an
+//! image.
 
 pub mod caption;
 pub mod checker;
@@ -12,7 +12,7 @@ pub mod render;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
-/// What the light comes from.
+/// The sky, which determines the light.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Sky {
     Day,
@@ -20,7 +20,7 @@ pub enum Sky {
     Night,
 }
 
-/// What is below the horizon.
+/// The ground below the horizon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ground {
     Meadow,
@@ -29,7 +29,7 @@ pub enum Ground {
     Sea,
 }
 
-/// What a subject is.
+/// The kind of a subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     House,
@@ -49,7 +49,7 @@ pub enum Color {
     Purple,
 }
 
-/// How large a subject is for its kind.
+/// The size of a subject, for its kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Size {
     Small,
@@ -57,7 +57,7 @@ pub enum Size {
     Large,
 }
 
-/// Where a subject stands; a subject without a side stands near the middle.
+/// The side of a subject; without one it is near the middle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Side {
     Left,
@@ -86,7 +86,7 @@ impl Kind {
         Kind::Moon,
     ];
 
-    /// Whether subjects of this kind have a color of their own.
+    /// Whether subjects of this kind have a color.
     pub fn is_colored(self) -> bool {
         matches!(self, Kind::House | Kind::Boat)
     }
@@ -96,7 +96,7 @@ impl Kind {
         matches!(self, Kind::Sun | Kind::Moon)
     }
 
-    /// Whether a scene with this sky and ground may have it.
+    /// Whether a scene with this sky and ground may have this kind.
     fn fits(self, sky: Sky, ground: Ground) -> bool {
         match self {
             Kind::Boat => ground == Ground::Sea,
@@ -117,17 +117,16 @@ pub struct Subject {
     pub side: Option<Side>,
 }
 
-/// What an image shows.
+/// The contents of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Scene {
     pub sky: Sky,
     pub ground: Ground,
-    /// One or two; two of the same kind are alike but for their sides.
+    /// One or two; two of the same kind differ in their sides only.
     pub subjects: Vec<Subject>,
 }
 
-/// What stays of a scene without sizes, sides and numbers: what a caption promises and an image is
-/// checked for.
+/// A scene without sizes, sides and numbers: the attributes that are held out and checked.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Combination {
     pub sky: Sky,
@@ -139,7 +138,7 @@ pub struct Combination {
 }
 
 impl Combination {
-    /// Whether training never shows this combination: about one in sixteen, chosen by a hash.
+    /// Whether this combination is held out from training: about one in sixteen, by a hash.
     pub fn is_held_out(&self) -> bool {
         let digits = [self.sky as u64, self.ground as u64]
             .into_iter()
@@ -149,14 +148,14 @@ impl Combination {
         let hash = digits.fold(0xcbf2_9ce4_8422_2325_u64, |hash, digit| {
             (hash ^ (digit + 1)).wrapping_mul(0x0100_0000_01b3)
         });
-        // The three low bits hardly depend on the last digit and hold out colors together; the high
-        // one parts them.
+        // The three low bits hardly depend on the last digit, and hold out all colors together; the
+        // high bit separates colors.
         hash & (0b111 << 17 | 1 << 41) == 0
     }
 }
 
 impl Scene {
-    /// A scene of any combination.
+    /// A random scene of any combination.
     pub fn random(rng: &mut impl Rng) -> Self {
         let sky = *Sky::ALL.choose(rng).expect("there are skies");
         let ground = *Ground::ALL.choose(rng).expect("there are grounds");
@@ -196,8 +195,8 @@ impl Scene {
         }
     }
 
-    /// A scene that training may show. Boats are at sea only, and would be seldom: most scenes
-    /// without one are drawn again.
+    /// A random scene for training. Boats are at sea only, and would be rare: most scenes without
+    /// one are drawn again.
     pub fn for_training(rng: &mut impl Rng) -> Self {
         loop {
             let scene = Self::random_where(rng, false);
@@ -208,7 +207,7 @@ impl Scene {
         }
     }
 
-    /// A scene of a combination that training never shows.
+    /// A random scene of a held-out combination.
     pub fn held_out(rng: &mut impl Rng) -> Self {
         Self::random_where(rng, true)
     }
@@ -226,9 +225,8 @@ impl Scene {
     pub const FEATURES: usize =
         Sky::ALL.len() + Ground::ALL.len() + Color::ALL.len() + 6 * Kind::ALL.len();
 
-    /// Everything about the scene as numbers, 1 for what it has and 0 for what it has not: sky,
-    /// ground and color, and of each kind whether it is there, twice, small, large, to the left and
-    /// to the right.
+    /// The scene as features of 0 and 1: sky, ground and color, and for each kind whether it is
+    /// present, twice, small, large, to the left and to the right.
     pub fn features(&self) -> Vec<f32> {
         let color = self.combination().color;
         let mut features: Vec<bool> = Vec::with_capacity(Self::FEATURES);
@@ -250,7 +248,7 @@ impl Scene {
         features.into_iter().map(f32::from).collect()
     }
 
-    /// What the scene shows, without sizes, sides and numbers.
+    /// The combination: the scene without sizes, sides and numbers.
     pub fn combination(&self) -> Combination {
         let mut kinds: Vec<Kind> = self.subjects.iter().map(|subject| subject.kind).collect();
         kinds.sort();
@@ -265,8 +263,8 @@ impl Scene {
 }
 
 impl Kind {
-    /// Whether a scene may have both: not two that are colored differently, and only one sun or
-    /// moon.
+    /// Whether a scene may have both: two subjects have the same color, and there is only one sun
+    /// or moon.
     fn goes_with(self, other: Kind) -> bool {
         if self == other {
             matches!(self, Kind::House | Kind::Tree | Kind::Boat)
@@ -313,7 +311,7 @@ mod tests {
         assert!(trained.is_disjoint(&held_out));
         let share = held_out.len() as f64 / (trained.len() + held_out.len()) as f64;
         assert!((0.04..0.1).contains(&share), "{share} of all are held out");
-        // Every single attribute is seen in training.
+        // Training has every single attribute.
         for sky in Sky::ALL {
             assert!(trained.iter().any(|combination| combination.sky == sky));
         }

@@ -1,5 +1,4 @@
-//! Colors of things and how the light changes them; used to draw a scene and to read it off a
-//! image.
+//! Colors of materials in each light, used to render a scene and to recognise it.
 
 use super::{Color, Ground, Sky};
 
@@ -27,7 +26,7 @@ impl Sky {
         }
     }
 
-    /// The color of something in this light.
+    /// A color in this light.
     pub fn light(self, [red, green, blue]: Rgb) -> Rgb {
         let [r, g, b] = match self {
             Sky::Day => [1.0, 1.0, 1.0],
@@ -62,7 +61,7 @@ impl Color {
     }
 }
 
-/// `a` at 0 to `b` at 1.
+/// Linear interpolation from `a` at 0 to `b` at 1.
 pub fn mix(a: Rgb, b: Rgb, t: f32) -> Rgb {
     std::array::from_fn(|i| a[i] + (b[i] - a[i]) * t)
 }

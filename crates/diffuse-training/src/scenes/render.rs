@@ -1,5 +1,4 @@
-//! Draws a scene, with mild variation: the horizon, places, sizes, clouds and stars are drawn anew
-//! each time.
+//! Renders a scene with mild variation: horizon, places, sizes, clouds and stars are random.
 
 use image::RgbImage;
 use rand::Rng;
@@ -11,7 +10,7 @@ use tiny_skia::{
 use super::palette::{self, Rgb, mix};
 use super::{Ground, Kind, Scene, Side, Size, Sky, Subject};
 
-/// The image of a scene, `size` pixels square.
+/// The image of a scene, of `size` x `size` pixels.
 ///
 /// # Panics
 /// If `size` is zero.
@@ -83,7 +82,7 @@ impl Canvas {
 
     fn ground(&mut self, ground: Ground, horizon: f32, rng: &mut impl Rng) {
         let near = self.sky.light(ground.color());
-        // Far ground takes on a little of the sky.
+        // Distant ground has a little of the sky's color.
         let far = mix(near, self.sky.colors()[1], 0.18);
         self.gradient(horizon, 1.0, [horizon, 0.95], [far, near]);
         for _ in 0..rng.random_range(5..9) {
@@ -270,7 +269,7 @@ impl Canvas {
 
     fn into_image(self) -> RgbImage {
         let side = self.pixels.width();
-        // Nothing is transparent, so colors are as they were painted.
+        // Nothing is transparent, so colors need no conversion.
         let rgb = self
             .pixels
             .pixels()

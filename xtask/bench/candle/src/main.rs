@@ -1,5 +1,5 @@
-//! Stable Diffusion v1's networks in candle: a line of the input is a network's name, its folder
-//! and sizes, the answer the seconds of one call, as in `xtask/bench/cpu.py`.
+//! Stable Diffusion v1's networks in candle. A line of input has the name of a network, its folder
+//! and sizes; the output is the seconds of one call, as in `xtask/bench/cpu.py`.
 
 use std::io::{self, BufRead, Write};
 use std::time::Instant;

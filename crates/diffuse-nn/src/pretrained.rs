@@ -13,6 +13,7 @@ use crate::files::replace_file;
 
 /// Why a model could not be loaded or saved.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum PretrainedError {
     /// The configuration.
     #[error(transparent)]

@@ -18,6 +18,7 @@ use crate::levels::{Levels, Network, validate_levels};
 
 /// A level on the way down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum UNet2DConditionDownBlock {
     /// Residual blocks.
     DownBlock2D,
@@ -36,6 +37,7 @@ impl UNet2DConditionDownBlock {
 
 /// The level at the bottom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum UNet2DConditionMidBlock {
     /// Two residual blocks with a transformer between them.
     UNetMidBlock2DCrossAttn,
@@ -43,6 +45,7 @@ pub enum UNet2DConditionMidBlock {
 
 /// A level on the way up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum UNet2DConditionUpBlock {
     /// Residual blocks.
     UpBlock2D,

@@ -35,11 +35,3 @@ pub fn tiny_model(name: &str) -> String {
     let reference = "../crates/diffuse-pipelines/tests/reference";
     format!("{}/{reference}/{name}", env!("CARGO_MANIFEST_DIR"))
 }
-
-/// The folder of a built-in model: `scenes` or `scenes-ddpm`.
-pub fn shipped_model(name: &str) -> String {
-    format!(
-        "{}/../crates/diffuse-cli/assets/{name}",
-        env!("CARGO_MANIFEST_DIR")
-    )
-}

@@ -2,12 +2,15 @@
 
     python builtin.py OUTPUT_FOLDER
 
-Run from the workspace's folder. Writes an image of each case in `cases.json`, which it writes as well; the program's
-tests make the same images from the same seeds. Everything runs on the CPU in float32.
+Run from the workspace's folder, with cargo, which unpacks the models. Writes an image of each case in `cases.json`,
+which it writes as well; the program's tests make the same images from the same seeds. Everything runs on the CPU in
+float32.
 """
 
 import json
+import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import diffusers
 import torch
 import transformers
 
-ASSETS = Path("crates/diffuse-cli/assets")
+UNPACK = ["cargo", "run", "--quiet", "--package", "diffuse-builtin", "--example", "unpack", "--"]
 TEXT_CASES = {
     "house": ("a small red house on snow at night", 0),
     "trees": ("two trees and a moon over the sea", 1),
@@ -30,12 +33,18 @@ def main():
         raise SystemExit("usage: builtin.py OUTPUT_FOLDER")
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as models:
+        subprocess.run([*UNPACK, models], check=True)
+        make_images(Path(models), folder)
+
+
+def make_images(models, folder):
     warnings.filterwarnings("ignore")
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)
 
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(ASSETS / "scenes", torch_dtype=torch.float32)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(models / "scenes", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     cases = []
     for name, (prompt, seed) in TEXT_CASES.items():
@@ -44,7 +53,7 @@ def main():
         pipeline(prompt, **options).images[0].save(folder / f"{name}.png")
         cases.append({"name": name, "prompt": prompt, "seed": seed})
 
-    pipeline = diffusers.DDPMPipeline.from_pretrained(ASSETS / "scenes-ddpm", torch_dtype=torch.float32)
+    pipeline = diffusers.DDPMPipeline.from_pretrained(models / "scenes-ddpm", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator("cpu").manual_seed(DDPM_SEED)
     pipeline(num_inference_steps=DDPM_STEPS, generator=generator).images[0].save(folder / "ddpm.png")

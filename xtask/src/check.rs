@@ -1,14 +1,16 @@
-//! `cargo xtask check`: formatting, lints, documentation, dependency arrows, packages.
+//! `cargo xtask check`: formatting, lints, documentation, dependencies, packages.
 
 use std::collections::BTreeSet;
 use std::fs;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cargo, features, no_arguments};
+use crate::{cargo, features, no_arguments, output};
 
 /// What each library crate must not depend on, by any path. `docs/architecture.md` says why.
-const FORBIDDEN: [(&str, &[&str]); 8] = [
+const FORBIDDEN: [(&str, &[&str]); 10] = [
+    ("diffuse-builtin-unet", &["burn", "diffuse-builtin"]),
+    ("diffuse-builtin", &["burn", "diffuse-pipelines"]),
     (
         "diffuse-schedulers",
         &[
@@ -156,15 +158,23 @@ pub fn run(arguments: &[String]) -> Result<()> {
     for (package, forbidden) in FORBIDDEN {
         check_arrows(package, forbidden)?;
     }
+    crate::deny::check()?;
     say!("packages");
     check_packages()
 }
 
-/// Packs the libraries as for publishing, which fails where metadata or a file is missing.
+/// Packs the libraries and the program as for publishing, in the order of their dependencies, which
+/// cargo finds. That fails where metadata or a file is missing, or a dependency has no version.
 fn check_packages() -> Result<()> {
     // The registry's limit.
     const MAX_BYTES: u64 = 10 << 20;
-    let packages = || FORBIDDEN.iter().map(|(package, _)| *package);
+    let packages = || {
+        let libraries = FORBIDDEN.iter().map(|(package, _)| *package);
+        libraries.chain(["diffuse-cli"])
+    };
+    for package in packages() {
+        check_files(package)?;
+    }
     crate::run(
         cargo()
             .args(["package", "--quiet", "--no-verify", "--allow-dirty"])
@@ -179,6 +189,21 @@ fn check_packages() -> Result<()> {
         if size > MAX_BYTES {
             bail!("the package of `{package}` has {size} bytes, more than {MAX_BYTES}");
         }
+    }
+    Ok(())
+}
+
+/// Fails where a package lacks its licenses or the text of its page, or has recorded values in it.
+fn check_files(package: &str) -> Result<()> {
+    let list = output(cargo().args(["package", "--list", "--allow-dirty", "--package", package]))?;
+    let files: BTreeSet<&str> = list.lines().collect();
+    for name in ["LICENSE-APACHE", "LICENSE-MIT", "README.md"] {
+        if !files.contains(name) {
+            bail!("the package of `{package}` has no `{name}`");
+        }
+    }
+    if let Some(test) = files.iter().find(|name| name.starts_with("tests/")) {
+        bail!("the package of `{package}` has `{test}`: exclude `/tests`");
     }
     Ok(())
 }
@@ -201,25 +226,17 @@ fn check_arrows(package: &str, forbidden: &[&str]) -> Result<()> {
 /// Names of all packages that a package needs at run time without its default features, which
 /// choose kernels for a backend.
 fn dependencies(package: &str) -> Result<BTreeSet<String>> {
-    let output = cargo()
-        .args([
-            "tree",
-            "--package",
-            package,
-            "--edges",
-            "normal",
-            "--no-default-features",
-        ])
-        .args(["--prefix", "none", "--format", "{p}"])
-        .output()
-        .context("cannot run `cargo tree`")?;
-    if !output.status.success() {
-        bail!(
-            "`cargo tree` failed: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+    let lines = output(
+        cargo()
+            .args(["tree", "--package", package, "--edges", "normal"])
+            .args([
+                "--no-default-features",
+                "--prefix",
+                "none",
+                "--format",
+                "{p}",
+            ]),
+    )?;
     let names: BTreeSet<String> = lines
         .lines()
         .filter_map(|line| line.split_whitespace().next())

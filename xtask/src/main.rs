@@ -22,6 +22,7 @@ mod arguments;
 mod bench;
 mod check;
 mod cpu;
+mod deny;
 mod golden;
 mod gpu;
 mod operations;
@@ -38,7 +39,7 @@ const HELP: &str = "\
 usage: cargo xtask COMMAND
 
   test [ARGS]              run all tests; ARGS go to `cargo test`
-  check                    formatting, lints, documentation, dependency arrows, packages
+  check                    formatting, lints, documentation, dependencies, packages
   convert SRC DST [--dtype f16|f32|bf16] [--variant NAME]
                            rewrite a checkpoint as clean safetensors
   bench MODEL [OPTIONS]    time the program and, with --reference PYTHON, Diffusers on the same
@@ -170,6 +171,21 @@ fn run(command: &mut Command) -> Result<()> {
         bail!("`{name} {}` failed", arguments.join(" "));
     }
     Ok(())
+}
+
+/// What a command writes to its standard output; it must succeed.
+fn output(command: &mut Command) -> Result<String> {
+    let name = format!("{command:?}");
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {name}"))?;
+    if !output.status.success() {
+        bail!(
+            "{name} failed: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("{name} wrote no text"))
 }
 
 /// An error if there are arguments.

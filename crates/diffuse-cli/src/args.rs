@@ -10,7 +10,7 @@ use diffuse_pipelines::schedulers::Overrides;
 use diffuse_pipelines::{PipelineKind, StableDiffusionOptions};
 use serde_json::Value;
 
-use crate::builtin::Builtin;
+use crate::builtin::builtin;
 
 /// Images from diffusion models.
 #[derive(Debug, Parser)]
@@ -119,7 +119,7 @@ pub struct Txt2img {
         help = format!(
             "Number of steps [default: {}, of the built-in model {}]",
             txt2img_defaults().num_inference_steps,
-            Builtin::of(PipelineKind::StableDiffusion).steps,
+            builtin(PipelineKind::StableDiffusion).num_inference_steps,
         )
     )]
     pub steps: Option<usize>,
@@ -143,7 +143,7 @@ pub struct Txt2img {
             "How closely to follow the prompt; 1 and less is no guidance [default: {}, of the \
              built-in model {}]",
             txt2img_defaults().guidance_scale,
-            Builtin::of(PipelineKind::StableDiffusion).guidance_scale,
+            builtin(PipelineKind::StableDiffusion).guidance_scale,
         )
     )]
     pub guidance_scale: Option<f64>,
@@ -180,7 +180,7 @@ pub struct Ddpm {
         help = format!(
             "Number of steps [default: {DDPM_STEPS} with DDPM, of the built-in model {}; else \
              {OTHER_STEPS}]",
-            Builtin::of(PipelineKind::Unconditional).steps,
+            builtin(PipelineKind::Unconditional).num_inference_steps,
         )
     )]
     pub steps: Option<usize>,
@@ -296,7 +296,7 @@ impl Model {
     pub fn name(&self, pipeline: PipelineKind) -> String {
         match &self.model {
             Some(path) => path.display().to_string(),
-            None => format!("built in: {}", Builtin::of(pipeline).name),
+            None => format!("built in: {}", builtin(pipeline).name),
         }
     }
 

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::args::{BackendName, DDPM_STEPS, Ddpm, OTHER_STEPS};
 use crate::backend::{self, Job, load_options, with_backend};
-use crate::builtin::Builtin;
+use crate::builtin::builtin;
 use crate::model::find_model;
 use crate::output;
 use crate::progress::Progress;
@@ -51,7 +51,7 @@ impl Job for Unconditional {
             num_inference_steps: args.steps.unwrap_or(match &args.model.model {
                 _ if !is_ddpm => OTHER_STEPS,
                 Some(_) => DDPM_STEPS,
-                None => Builtin::of(kind).steps,
+                None => builtin(kind).num_inference_steps,
             }),
             seeds: args.run.seed.clone(),
             step: StepOptions {

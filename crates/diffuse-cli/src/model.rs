@@ -12,7 +12,7 @@ use diffuse_pipelines::{
 use tempfile::TempDir;
 
 use crate::args::{Inspect, Model};
-use crate::builtin::Builtin;
+use crate::builtin::{builtin, unpack};
 #[cfg(feature = "hub")]
 use crate::progress::DownloadProgress;
 
@@ -37,7 +37,7 @@ pub fn find_model(model: &Model, pipeline: PipelineKind, quiet: bool) -> Result<
                 bail!("`{option}` is for a checkpoint: name it with `--model`");
             }
         }
-        let temporary = Builtin::of(pipeline).unpack()?;
+        let temporary = unpack(builtin(pipeline))?;
         return Ok(Source {
             folder: temporary.path().to_path_buf(),
             commit: None,

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::args::{BackendName, Txt2img};
 use crate::backend::{self, Job, load_options, with_backend};
-use crate::builtin::Builtin;
+use crate::builtin::builtin;
 use crate::model::find_model;
 use crate::output;
 use crate::progress::Progress;
@@ -58,9 +58,9 @@ impl Job for TextToImage {
         drop(source.temporary);
         let mut defaults = StableDiffusionOptions::default();
         if args.model.model.is_none() {
-            let builtin = Builtin::of(kind);
-            defaults.num_inference_steps = builtin.steps;
-            defaults.guidance_scale = builtin.guidance_scale;
+            let model = builtin(kind);
+            defaults.num_inference_steps = model.num_inference_steps;
+            defaults.guidance_scale = model.guidance_scale;
         }
         let options = StableDiffusionOptions {
             prompt: args.prompts.clone(),

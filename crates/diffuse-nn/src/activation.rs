@@ -6,6 +6,7 @@ use crate::ops;
 /// Activation functions by the names that configuration files use (`act_fn`, `hidden_act`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Activation {
     /// `x · σ(x)`; `swish` is its older name.
     #[default]

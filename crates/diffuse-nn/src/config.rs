@@ -15,6 +15,7 @@ use crate::files::read_text;
 
 /// Why a configuration could not be read or is not supported.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read `{}`", path.display())]

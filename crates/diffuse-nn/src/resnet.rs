@@ -11,6 +11,7 @@ use crate::{Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, Linear, LinearConf
 /// How the time embedding enters a block (`resnet_time_scale_shift`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum TimeScaleShift {
     /// Added to the features before the second norm.
     #[default]

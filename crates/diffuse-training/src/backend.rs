@@ -36,11 +36,3 @@ pub fn default_device<D: Default>() -> D {
     }));
     D::default()
 }
-
-/// The folder of a built-in model: `scenes` or `scenes-ddpm`.
-pub fn shipped_model(name: &str) -> String {
-    format!(
-        "{}/../diffuse-cli/assets/{name}",
-        env!("CARGO_MANIFEST_DIR")
-    )
-}

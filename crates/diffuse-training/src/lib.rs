@@ -13,5 +13,5 @@ pub mod grid;
 
 mod backend;
 
-pub use backend::{Backend, Differentiable, default_device, shipped_model};
+pub use backend::{Backend, Differentiable, default_device};
 pub use train::{Loss, Settings, Task, scaled, train, write_configs};

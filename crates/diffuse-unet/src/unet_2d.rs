@@ -16,6 +16,7 @@ use crate::levels::{Levels, Network, validate_levels};
 
 /// The type of a down block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum UNet2DDownBlock {
     /// Residual blocks.
     DownBlock2D,
@@ -34,6 +35,7 @@ impl UNet2DDownBlock {
 
 /// The type of the middle block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum UNet2DMidBlock {
     /// Two residual blocks with self-attention between them.
     UNetMidBlock2D,
@@ -41,6 +43,7 @@ pub enum UNet2DMidBlock {
 
 /// The type of an up block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum UNet2DUpBlock {
     /// Residual blocks.
     UpBlock2D,

@@ -18,6 +18,7 @@ use crate::levels::{Levels, Network, validate_levels};
 
 /// The type of a down block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum UNet2DConditionDownBlock {
     /// Residual blocks.
     DownBlock2D,
@@ -37,6 +38,7 @@ impl UNet2DConditionDownBlock {
 
 /// The type of the middle block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum UNet2DConditionMidBlock {
     /// Two residual blocks with a transformer between them.
     UNetMidBlock2DCrossAttn,
@@ -44,6 +46,7 @@ pub enum UNet2DConditionMidBlock {
 
 /// The type of an up block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum UNet2DConditionUpBlock {
     /// Residual blocks.
     UpBlock2D,

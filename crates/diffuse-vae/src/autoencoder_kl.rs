@@ -20,6 +20,7 @@ use crate::DiagonalGaussian;
 
 /// The type of an encoder block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum AutoencoderKLDownBlock {
     /// Residual blocks.
     DownEncoderBlock2D,
@@ -27,6 +28,7 @@ pub enum AutoencoderKLDownBlock {
 
 /// The type of a decoder block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum AutoencoderKLUpBlock {
     /// Residual blocks.
     UpDecoderBlock2D,

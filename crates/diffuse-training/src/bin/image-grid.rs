@@ -3,9 +3,10 @@
 //! `cargo run --release -p diffuse-training --bin image-grid -- docs/scenes.png`
 
 use anyhow::Result;
+use diffuse_builtin::SCENES;
 use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionPipeline};
 use diffuse_training::grid::grid;
-use diffuse_training::{Backend, default_device, shipped_model};
+use diffuse_training::{Backend, default_device};
 
 const PROMPTS: [&str; 12] = [
     "a small red house on snow at night",
@@ -25,13 +26,14 @@ const PROMPTS: [&str; 12] = [
 fn main() -> Result<()> {
     let path = std::env::args().nth(1).unwrap_or("scenes.png".into());
     let device = default_device();
-    let pipeline =
-        StableDiffusionPipeline::<Backend>::from_pretrained(shipped_model("scenes"), &device)?;
+    let folder = tempfile::tempdir()?;
+    SCENES.unpack(&folder)?;
+    let pipeline = StableDiffusionPipeline::<Backend>::from_pretrained(folder.path(), &device)?;
     let mut images = Vec::new();
     for prompt in PROMPTS {
         let options = StableDiffusionOptions {
-            num_inference_steps: 25,
-            guidance_scale: 2.0,
+            num_inference_steps: SCENES.num_inference_steps,
+            guidance_scale: SCENES.guidance_scale,
             seeds: vec![0],
             ..StableDiffusionOptions::from(prompt)
         };

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
+use diffuse_builtin::SCENES;
 use diffuse_pipelines::schedulers::{Overrides, scheduler_from_config};
 use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionPipeline};
 use diffuse_training::grid::grid;
@@ -16,7 +17,7 @@ use diffuse_training::scenes::{
     checker::{self, Verdict},
     render::render,
 };
-use diffuse_training::{Backend, default_device, shipped_model};
+use diffuse_training::{Backend, default_device};
 use image::RgbImage;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -24,15 +25,15 @@ use rand::rngs::StdRng;
 /// Measures how well a text-to-image model of scenes follows prompts that it was not trained on.
 #[derive(Parser)]
 struct Arguments {
-    /// Folder of the pipeline
-    #[arg(long, default_value_t = shipped_model("scenes"))]
-    model: String,
+    /// Folder of the pipeline, in place of the built-in model
+    #[arg(long)]
+    model: Option<PathBuf>,
     /// Number of prompts
     #[arg(long, default_value_t = 200)]
     prompts: usize,
-    #[arg(long, default_value_t = 25)]
+    #[arg(long, default_value_t = SCENES.num_inference_steps)]
     steps: usize,
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = SCENES.guidance_scale)]
     guidance_scale: f64,
     /// Scheduler in place of the model's own
     #[arg(long)]
@@ -72,8 +73,15 @@ fn main() -> Result<()> {
         })
         .collect();
     let device = default_device();
-    let mut pipeline =
-        StableDiffusionPipeline::<Backend>::from_pretrained(&arguments.model, &device)?;
+    let unpacked = tempfile::tempdir()?;
+    let model = match &arguments.model {
+        Some(folder) => folder,
+        None => {
+            SCENES.unpack(&unpacked)?;
+            unpacked.path()
+        }
+    };
+    let mut pipeline = StableDiffusionPipeline::<Backend>::from_pretrained(model, &device)?;
     pipeline.scheduler = scheduler_from_config(
         pipeline.scheduler.config(),
         arguments.scheduler.as_deref(),

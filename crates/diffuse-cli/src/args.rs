@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use diffuse_pipelines::schedulers::Overrides;
-use diffuse_pipelines::{PipelineKind, StableDiffusionOptions};
+use diffuse_pipelines::{PipelineKind, PromptSyntax, StableDiffusionOptions};
 use serde_json::Value;
 
 use crate::builtin::builtin;
@@ -108,9 +108,14 @@ pub struct Txt2img {
     pub prompts: Vec<String>,
     #[command(flatten)]
     pub model: Model,
+    #[command(flatten)]
+    pub weights: StableDiffusionWeights,
     /// What not to show: one for all prompts, or one for each
     #[arg(long, value_name = "TEXT", num_args = 1..)]
     pub negative_prompt: Vec<String>,
+    /// How prompts are read: as Diffusers or as AUTOMATIC1111's web UI reads them
+    #[arg(long, value_enum, default_value_t = PromptSyntaxName::Plain)]
+    pub prompt_syntax: PromptSyntaxName,
     #[arg(
         long,
         value_name = "N",
@@ -229,10 +234,10 @@ pub struct Fetch {
 
 #[derive(Debug, Args)]
 pub struct Convert {
-    /// A checkpoint's folder, in any form that can be loaded
+    /// A checkpoint's folder, in any form that can be loaded, or a single file
     #[arg(value_name = "SRC")]
     pub source: PathBuf,
-    /// The folder to make
+    /// The folder to make or, from a folder, the single file (`.safetensors`)
     #[arg(value_name = "DST")]
     pub destination: PathBuf,
     /// Variant of the weights files to take [default: the plain ones, or `fp16` if there are only
@@ -245,6 +250,8 @@ pub struct Convert {
     /// Refuse weights files with tensors that the model does not have
     #[arg(long)]
     pub strict: bool,
+    #[command(flatten)]
+    pub single_file: SingleFile,
     /// Print nothing but warnings and errors
     #[arg(long)]
     pub quiet: bool,
@@ -253,8 +260,9 @@ pub struct Convert {
 /// Which weights, and what to compute them with.
 #[derive(Debug, Args)]
 pub struct Model {
-    /// The checkpoint: a folder in Diffusers' format, or a name on the hub
-    /// (`CompVis/stable-diffusion-v1-4`) [default: a small model of scenes that is built in]
+    /// The checkpoint: a folder in Diffusers' format, a single file (`.safetensors`, `.ckpt`), or a
+    /// name on the hub (`CompVis/stable-diffusion-v1-4`) [default: a small model of scenes that is
+    /// built in]
     #[arg(long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
     /// Branch, tag or commit of a model from the hub [default: main]
@@ -318,6 +326,71 @@ impl Model {
             }
         }
         Ok(others)
+    }
+}
+
+/// What is loaded in place of, or on top of, a Stable Diffusion checkpoint's own weights.
+#[derive(Debug, Args)]
+pub struct StableDiffusionWeights {
+    /// VAE in place of the checkpoint's: a folder in Diffusers' format, or a file
+    #[arg(long, value_name = "FOLDER|FILE")]
+    pub vae: Option<PathBuf>,
+    /// LoRA, LoHa, LoKr or DoRA, with its strength [default: 1] and one for the text encoder
+    /// [default: the same]; may be repeated
+    #[arg(long, value_name = "FILE[:S[:T]]", value_parser = parse_lora)]
+    pub lora: Vec<LoraArgument>,
+    /// Folder of the LoRAs that prompts name as `<lora:NAME:S>`
+    #[arg(long, value_name = "FOLDER")]
+    pub lora_dir: Option<PathBuf>,
+    /// Textual inversion; prompts call it NAME [default: the file's name]; may be repeated
+    #[arg(long, value_name = "[NAME=]FILE", value_parser = parse_embedding)]
+    pub embedding: Vec<EmbeddingArgument>,
+    #[command(flatten)]
+    pub single_file: SingleFile,
+}
+
+/// How a single file is read.
+#[derive(Debug, Args)]
+pub struct SingleFile {
+    /// Of a single file: folder in Diffusers' format with the configurations, tokenizer and
+    /// scheduler [default: those of Stable Diffusion v1 or v2]
+    #[arg(long, value_name = "FOLDER")]
+    pub config: Option<PathBuf>,
+    /// Of a single file: take the UNet's averaged weights (EMA)
+    #[arg(long)]
+    pub ema: bool,
+}
+
+/// A value of `--lora`.
+#[derive(Debug, Clone)]
+pub struct LoraArgument {
+    pub path: PathBuf,
+    pub strength: f64,
+    pub text_encoder: Option<f64>,
+}
+
+/// A value of `--embedding`.
+#[derive(Debug, Clone)]
+pub struct EmbeddingArgument {
+    pub name: Option<String>,
+    pub path: PathBuf,
+}
+
+/// How prompts are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PromptSyntaxName {
+    /// As text, of which the first 75 tokens count
+    Plain,
+    /// `(word:1.3)`, `[word]`, `BREAK`, any length
+    A1111,
+}
+
+impl From<PromptSyntaxName> for PromptSyntax {
+    fn from(name: PromptSyntaxName) -> Self {
+        match name {
+            PromptSyntaxName::Plain => Self::Plain,
+            PromptSyntaxName::A1111 => Self::A1111,
+        }
     }
 }
 
@@ -418,6 +491,47 @@ fn no_option(text: &str) -> clap::Error {
          `use_karras_sigmas=true`\n"
     );
     clap::Error::raw(ErrorKind::InvalidValue, message)
+}
+
+/// `file.safetensors`, `file.safetensors:0.8` or `file.safetensors:0.8:0.5`
+fn parse_lora(text: &str) -> Result<LoraArgument, String> {
+    let mut rest = text;
+    let mut numbers = Vec::new();
+    // A path may have colons, too.
+    while numbers.len() < 2
+        && let Some((before, last)) = rest.rsplit_once(':')
+        && let Ok(number) = last.parse::<f64>()
+    {
+        if !number.is_finite() {
+            return Err(format!("`{last}` is not a strength"));
+        }
+        numbers.insert(0, number);
+        rest = before;
+    }
+    if rest.is_empty() {
+        return Err("it names no file".into());
+    }
+    Ok(LoraArgument {
+        path: rest.into(),
+        strength: numbers.first().copied().unwrap_or(1.0),
+        text_encoder: numbers.get(1).copied(),
+    })
+}
+
+/// `file.pt` or `name=file.pt`
+fn parse_embedding(text: &str) -> Result<EmbeddingArgument, String> {
+    let (name, path) = match text.split_once('=') {
+        Some(("", _)) => return Err("the name is empty".into()),
+        Some((name, path)) => (Some(name.to_string()), path),
+        None => (None, text),
+    };
+    if path.is_empty() {
+        return Err("it names no file".into());
+    }
+    Ok(EmbeddingArgument {
+        name,
+        path: path.into(),
+    })
 }
 
 /// A seed as `torch.manual_seed` takes it: below zero, it counts back from 2^64.

@@ -12,6 +12,8 @@ pub fn run(args: &Convert) -> Result<()> {
         variant: args.variant.clone(),
         dtype: args.dtype.map(|dtype| float_type(dtype).into()),
         strict: args.strict,
+        ema: args.single_file.ema,
+        config: args.single_file.config.clone(),
     };
     convert::<AnyBackend>(&args.source, &args.destination, &options, |file| {
         if !args.quiet {

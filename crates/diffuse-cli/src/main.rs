@@ -16,6 +16,7 @@ mod model;
 mod output;
 mod progress;
 mod schedulers;
+mod stable_diffusion;
 mod txt2img;
 
 use std::process::ExitCode;

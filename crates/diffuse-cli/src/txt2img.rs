@@ -4,19 +4,18 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use burn::tensor::backend::Backend;
-use diffuse_pipelines::schedulers::scheduler_from_config;
 use diffuse_pipelines::{
-    PipelineKind, StableDiffusionInputs, StableDiffusionOptions, StableDiffusionPipeline, latents,
-    random_seed,
+    PipelineKind, StableDiffusionInputs, StableDiffusionOptions, latents, random_seed,
 };
 use serde_json::{Map, Value, json};
 
-use crate::args::{BackendName, Txt2img};
+use crate::args::{BackendName, StableDiffusionWeights, Txt2img};
 use crate::backend::{self, Job, load_options, with_backend};
 use crate::builtin::builtin;
 use crate::model::find_model;
 use crate::output;
 use crate::progress::Progress;
+use crate::stable_diffusion;
 
 pub fn run(mut args: Box<Txt2img>) -> Result<()> {
     if args.prompts.is_empty() {
@@ -42,12 +41,15 @@ impl Job for TextToImage {
         let source = find_model(&args.model, kind, args.run.quiet)?;
         let start = Instant::now();
         let load = load_options::<B>(&args.model, backend, &device)?;
-        let mut pipeline =
-            StableDiffusionPipeline::<B>::from_pretrained_with(&source.folder, &load, &device)?;
-        pipeline.scheduler = scheduler_from_config(
-            pipeline.scheduler.config(),
-            args.model.scheduler.as_deref(),
-            &args.model.scheduler_options(),
+        let mut prompts = args.prompts.clone();
+        let weights = &args.weights;
+        let pipeline = stable_diffusion::load::<B>(
+            &source,
+            &args.model,
+            weights,
+            &mut prompts,
+            &load,
+            &device,
         )?;
         let loading = start.elapsed();
         let init = match &args.init_latents {
@@ -63,8 +65,9 @@ impl Job for TextToImage {
             defaults.guidance_scale = model.guidance_scale;
         }
         let options = StableDiffusionOptions {
-            prompt: args.prompts.clone(),
+            prompt: prompts,
             negative_prompt: args.negative_prompt.clone(),
+            prompt_syntax: args.prompt_syntax.into(),
             height: args.height,
             width: args.width,
             num_inference_steps: args.steps.unwrap_or(defaults.num_inference_steps),
@@ -108,6 +111,10 @@ fn record(args: &Txt2img, options: &StableDiffusionOptions) -> Map<String, Value
         "variant": args.model.variant,
         "prompt": args.prompts,
         "negative_prompt": args.negative_prompt,
+        "prompt_syntax": format!("{:?}", options.prompt_syntax).to_lowercase(),
+        "vae": args.weights.vae.as_ref().map(|path| path.display().to_string()),
+        "lora": loras(&args.weights),
+        "embedding": embeddings(&args.weights),
         "steps": (args.timesteps.is_none() && args.sigmas.is_none())
             .then_some(options.num_inference_steps),
         "timesteps": args.timesteps,
@@ -126,4 +133,26 @@ fn record(args: &Txt2img, options: &StableDiffusionOptions) -> Map<String, Value
         Value::Object(record) => record,
         _ => unreachable!("the record is an object"),
     }
+}
+
+/// The LoRAs of the options as a record says them; prompts say their own.
+fn loras(weights: &StableDiffusionWeights) -> Vec<Value> {
+    let loras = weights.lora.iter().map(|lora| {
+        json!({
+            "file": lora.path.display().to_string(),
+            "strength": lora.strength,
+            "text_encoder_strength": lora.text_encoder.unwrap_or(lora.strength),
+        })
+    });
+    loras.collect()
+}
+
+fn embeddings(weights: &StableDiffusionWeights) -> Vec<Value> {
+    let embeddings = weights.embedding.iter().map(|embedding| {
+        json!({
+            "file": embedding.path.display().to_string(),
+            "name": embedding.name,
+        })
+    });
+    embeddings.collect()
 }

@@ -84,7 +84,7 @@ impl ParsedPrompt {
     /// # Errors
     /// If a number is malformed, or it uses a part of the syntax that is not supported.
     pub fn new(prompt: &str) -> Result<Self, PromptSyntaxError> {
-        let (text, loras) = take_tags(prompt)?;
+        let (text, loras) = take_lora_tags(prompt)?;
         refuse_schedules(&text)?;
         let spans = weighted_spans(&text)?;
         Ok(Self { spans, loras })
@@ -101,8 +101,11 @@ fn is_whole_word(text: &str, start: usize, end: usize) -> bool {
     !text[..start].ends_with(is_word) && !text[end..].starts_with(is_word)
 }
 
-/// The text without `<kind:arguments>`.
-fn take_tags(prompt: &str) -> Result<(String, Vec<LoraTag>), PromptSyntaxError> {
+/// Takes `<lora:name>`, `<lora:name:scale>` and `<lora:name:text_encoder:unet>` out of a prompt.
+///
+/// # Errors
+/// If a number is malformed, or there is a tag of another kind.
+pub fn take_lora_tags(prompt: &str) -> Result<(String, Vec<LoraTag>), PromptSyntaxError> {
     let (mut text, mut loras) = (String::new(), Vec::new());
     let mut rest = prompt;
     while let Some(start) = rest.find('<') {

@@ -209,8 +209,10 @@ impl Conversion<'_> {
             &target.join(SCHEDULER_CONFIG_NAME),
             (scheduler.to_json_string() + "\n").as_bytes(),
         )?;
+        let target = self.target_of_new("tokenizer")?;
         file.tokenizer()?
-            .save_pretrained(self.target_of_new("tokenizer")?)?;
+            .save_pretrained(&target)
+            .map_err(|error| write_error(&target, &error))?;
         let class = scheduler.class_name().unwrap_or_default();
         let pipeline = match file.kind.inpainting {
             true => "StableDiffusionInpaintPipeline",
@@ -335,6 +337,7 @@ impl Conversion<'_> {
             "tokenizer.json",
             "tokenizer_config.json",
             "special_tokens_map.json",
+            "added_tokens.json",
         ] {
             if folder.join(name).is_file() {
                 self.copy(&folder.join(name), &target.join(name))?;

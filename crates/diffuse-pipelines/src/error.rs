@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use diffuse_clip::TokenizerError;
+use diffuse_clip::{PromptError, TextualInversionError, TokenizerError};
 use diffuse_nn::checkpoint::CheckpointError;
 use diffuse_nn::pretrained::{PretrainedError, no_folder};
 use diffuse_schedulers::SchedulerError;
@@ -29,6 +29,12 @@ pub enum PipelineError {
     /// The tokenizer could not be loaded, or refuses a text.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// A prompt cannot be read in the syntax that was chosen.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    /// A textual inversion cannot be used.
+    #[error(transparent)]
+    TextualInversion(#[from] TextualInversionError),
     /// The model's folder does not exist.
     #[error("{}", no_folder(.0))]
     NoFolder(PathBuf),

@@ -28,7 +28,7 @@ pub use guidance::{guide, rescale_noise};
 pub use image_processor::{to_images, to_unit_range};
 pub use single_file::{FileKind, SingleFileOptions, StableDiffusionFile, load_vae};
 pub use stable_diffusion::{
-    EncodedPrompt, PreparedPrompt, StableDiffusionInputs, StableDiffusionOptions,
+    EncodedPrompt, PreparedPrompt, PromptSyntax, StableDiffusionInputs, StableDiffusionOptions,
     StableDiffusionParts, StableDiffusionPipeline,
 };
 

@@ -2,6 +2,7 @@
 //! section 2.4).
 
 mod folder;
+mod save;
 mod vocabulary;
 
 use std::borrow::Cow;

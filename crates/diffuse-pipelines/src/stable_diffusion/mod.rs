@@ -14,7 +14,7 @@ mod options;
 mod parts;
 mod prompt;
 
-pub use options::{StableDiffusionInputs, StableDiffusionOptions};
+pub use options::{PromptSyntax, StableDiffusionInputs, StableDiffusionOptions};
 pub(crate) use parts::vae_options;
 pub use parts::{StableDiffusionParts, StableDiffusionPipeline};
 pub use prompt::{EncodedPrompt, PreparedPrompt};

@@ -15,6 +15,8 @@ pub struct StableDiffusionOptions {
     pub prompt: Vec<String>,
     /// What not to show: none, one for all prompts, or one for each.
     pub negative_prompt: Vec<String>,
+    /// How prompts are read.
+    pub prompt_syntax: PromptSyntax,
     /// Height in pixels, a multiple of 8; by default that of `latents`, or else what the UNet was
     /// made for.
     pub height: Option<usize>,
@@ -38,7 +40,7 @@ pub struct StableDiffusionOptions {
     /// DDPM).
     pub eta: f64,
     /// How many of the text encoder's last layers the prompt leaves out; the negative prompt goes
-    /// through all.
+    /// through all, unless the syntax is A1111's.
     pub clip_skip: Option<usize>,
     /// None: one at random. One: a generator for the whole batch. As many as images: a generator
     /// each.
@@ -50,6 +52,7 @@ impl Default for StableDiffusionOptions {
         Self {
             prompt: Vec::new(),
             negative_prompt: Vec::new(),
+            prompt_syntax: PromptSyntax::Plain,
             height: None,
             width: None,
             num_inference_steps: 50,
@@ -72,6 +75,19 @@ impl From<&str> for StableDiffusionOptions {
             ..Self::default()
         }
     }
+}
+
+/// How prompts are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum PromptSyntax {
+    /// As text, of which the text encoder takes the first 75 tokens. As Diffusers does.
+    #[default]
+    Plain,
+    /// With weights, `(word:1.3)`, `((word))` and `[word]`, with `BREAK`, and of any length. As
+    /// AUTOMATIC1111's web UI does ([`prompt_syntax`](diffuse_clip::prompt_syntax)); `clip_skip`
+    /// counts for the negative prompt as well.
+    A1111,
 }
 
 /// Tensors and noise of a run, in place of what it would make of its options.

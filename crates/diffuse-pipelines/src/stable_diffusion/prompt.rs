@@ -1,10 +1,11 @@
 //! From texts to embeddings.
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use diffuse_clip::{PromptChunks, TextualInversion};
 use diffuse_nn::checkpoint::float_dtype;
 use diffuse_unet::Pretrained;
 
-use super::{StableDiffusionInputs, StableDiffusionOptions, StableDiffusionPipeline};
+use super::{PromptSyntax, StableDiffusionInputs, StableDiffusionOptions, StableDiffusionPipeline};
 use crate::PipelineError;
 
 /// Embeddings of some texts.
@@ -63,7 +64,45 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         options: &StableDiffusionOptions,
         inputs: &StableDiffusionInputs<'_, B>,
     ) -> Result<PreparedPrompt<B>, PipelineError> {
+        // A network that takes the guidance scale as an input needs no second pass.
+        let distilled = self.unet.config().time_cond_proj_dim.is_some();
+        let guided = options.guidance_scale > 1.0 && !distilled;
         let mut truncated = Vec::new();
+        let [positive, negative] = match options.prompt_syntax {
+            PromptSyntax::Plain => self.encode_plain(options, inputs, guided, &mut truncated)?,
+            PromptSyntax::A1111 => self.encode_weighted(options, inputs, guided)?,
+        };
+        let positive = positive.expect("there are prompts");
+        let [texts, tokens, dim] = positive.dims();
+        let negative = negative.map(|negative| {
+            let [given, _, _] = negative.dims();
+            if given == texts {
+                negative
+            } else {
+                negative.expand([texts, tokens, dim])
+            }
+        });
+        let rows = negative.into_iter().chain([positive]);
+        let images = options.num_images_per_prompt;
+        let rows = rows.map(|rows| {
+            let repeated = rows.unsqueeze_dim::<4>(1).repeat_dim(1, images);
+            repeated.reshape([texts * images, tokens, dim])
+        });
+        Ok(PreparedPrompt {
+            context: Tensor::cat(rows.collect(), 0).cast(float_dtype(&self.unet)),
+            guided,
+            truncated,
+        })
+    }
+
+    /// Positive and, in a guided run, negative embeddings of plain prompts.
+    fn encode_plain(
+        &self,
+        options: &StableDiffusionOptions,
+        inputs: &StableDiffusionInputs<'_, B>,
+        guided: bool,
+        truncated: &mut Vec<String>,
+    ) -> Result<[Option<Tensor<B, 3>>; 2], PipelineError> {
         let mut encode = |texts: &[String], clip_skip| {
             let encoded = self.encode_prompt(texts, clip_skip)?;
             truncated.extend(encoded.truncated);
@@ -73,37 +112,75 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             Some(embeds) => embeds.clone(),
             None => encode(&options.prompt, options.clip_skip)?,
         };
-        let [texts, tokens, dim] = positive.dims();
-        // A network that takes the guidance scale as an input needs no second pass.
-        let distilled = self.unet.config().time_cond_proj_dim.is_some();
-        let guided = options.guidance_scale > 1.0 && !distilled;
-        let mut rows = Vec::new();
-        if guided {
-            let negative = match (&inputs.negative_prompt_embeds, &options.negative_prompt[..]) {
-                (Some(embeds), _) => embeds.clone(),
-                (None, []) => encode(&[String::new()], None)?,
-                (None, negative) => encode(negative, None)?,
-            };
-            let [given, _, _] = negative.dims();
-            rows.push(if given == texts {
-                negative
-            } else {
-                negative.expand([texts, tokens, dim])
-            });
+        if !guided {
+            return Ok([Some(positive), None]);
         }
-        rows.push(positive);
-        let images = options.num_images_per_prompt;
-        let rows = rows
-            .into_iter()
-            .map(|rows| {
-                let repeated = rows.unsqueeze_dim::<4>(1).repeat_dim(1, images);
-                repeated.reshape([texts * images, tokens, dim])
-            })
-            .collect();
-        Ok(PreparedPrompt {
-            context: Tensor::cat(rows, 0).cast(float_dtype(&self.unet)),
-            guided,
-            truncated,
-        })
+        let negative = match (&inputs.negative_prompt_embeds, &options.negative_prompt[..]) {
+            (Some(embeds), _) => embeds.clone(),
+            (None, []) => encode(&[String::new()], None)?,
+            (None, negative) => encode(negative, None)?,
+        };
+        Ok([Some(positive), Some(negative)])
+    }
+
+    /// Positive and, in a guided run, negative embeddings of weighted prompts, with as many chunks.
+    fn encode_weighted(
+        &self,
+        options: &StableDiffusionOptions,
+        inputs: &StableDiffusionInputs<'_, B>,
+        guided: bool,
+    ) -> Result<[Option<Tensor<B, 3>>; 2], PipelineError> {
+        let parse = |texts: &[String]| {
+            let prompts = texts.iter().map(|text| {
+                let prompt = PromptChunks::new(&self.tokenizer, text)?;
+                match prompt.loras() {
+                    [] => Ok(prompt),
+                    [lora, ..] => Err(PipelineError::Options(format!(
+                        "a prompt names the LoRA `{}`: load it as an adapter, and take it out of \
+                         the prompt",
+                        lora.name
+                    ))),
+                }
+            });
+            prompts.collect::<Result<Vec<_>, _>>()
+        };
+        let none = [String::new()];
+        let texts = match &options.negative_prompt[..] {
+            _ if !guided => &[][..],
+            [] => &none[..],
+            texts => texts,
+        };
+        let mut prompts = [parse(&options.prompt)?, parse(texts)?];
+        // Embeddings that were given have a number of chunks of their own.
+        let given = [&inputs.prompt_embeds, &inputs.negative_prompt_embeds];
+        let given = given.into_iter().flatten().map(|embeds| {
+            let [_, tokens, _] = embeds.dims();
+            tokens / self.tokenizer.max_length()
+        });
+        let numbers = prompts.iter().flatten().map(|prompt| prompt.chunks().len());
+        let chunks = numbers.chain(given).max().unwrap_or(1);
+        for prompt in prompts.iter_mut().flatten() {
+            prompt.pad(chunks);
+        }
+        let skip = options.clip_skip.unwrap_or(0);
+        let [positive, negative] = prompts.map(|prompts| {
+            (!prompts.is_empty()).then(|| self.text_encoder.forward_weighted(&prompts, skip))
+        });
+        let negative_embeds = inputs.negative_prompt_embeds.clone().filter(|_| guided);
+        Ok([
+            inputs.prompt_embeds.clone().or(positive),
+            negative_embeds.or(negative),
+        ])
+    }
+
+    /// Adds the word of a textual inversion to tokenizer and text encoder.
+    ///
+    /// # Errors
+    /// If its vectors are for another text encoder, or the word exists already.
+    pub fn load_textual_inversion(
+        &mut self,
+        inversion: &TextualInversion,
+    ) -> Result<(), PipelineError> {
+        Ok(inversion.load_into(&mut self.tokenizer, &mut self.text_encoder)?)
     }
 }

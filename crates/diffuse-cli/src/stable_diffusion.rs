@@ -1,0 +1,148 @@
+//! Loading a Stable Diffusion with everything that is put on top of it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use burn::tensor::backend::Backend;
+use diffuse_pipelines::clip::TextualInversion;
+use diffuse_pipelines::clip::prompt_syntax::{LoraTag, take_lora_tags};
+use diffuse_pipelines::schedulers::scheduler_from_config;
+use diffuse_pipelines::{
+    Adapter, LoadOptions, SingleFileOptions, StableDiffusionPipeline, load_vae, vae::AutoencoderKL,
+};
+
+use crate::args::{Model, StableDiffusionWeights};
+use crate::model::Source;
+
+/// Loads a pipeline. Names of LoRAs are taken out of the prompts, if there is a folder for them.
+pub fn load<B: Backend>(
+    source: &Source,
+    model: &Model,
+    weights: &StableDiffusionWeights,
+    prompts: &mut [String],
+    load: &LoadOptions,
+    device: &B::Device,
+) -> Result<StableDiffusionPipeline<B>> {
+    let adapters = adapters(weights, prompts)?;
+    let embeddings = embeddings(weights)?;
+    let path = &source.folder;
+    let single_file = &weights.single_file;
+    let mut pipeline = if path.is_file() {
+        let options = SingleFileOptions {
+            load: load.clone(),
+            config: single_file.config.clone(),
+            ema: single_file.ema,
+        };
+        StableDiffusionPipeline::<B>::from_single_file_with(path, &options, device)?
+    } else {
+        let file_options = [
+            ("--config", single_file.config.is_some()),
+            ("--ema", single_file.ema),
+        ];
+        if let Some((option, _)) = file_options.into_iter().find(|(_, given)| *given) {
+            bail!(
+                "`{option}` is for a single file, but `{}` is a folder",
+                path.display()
+            );
+        }
+        StableDiffusionPipeline::<B>::from_pretrained_with(path, load, device)?
+    };
+    if let Some(path) = &weights.vae {
+        let config = diffuse_pipelines::Pretrained::<B>::config(&pipeline.vae).clone();
+        pipeline.vae = check_vae(
+            &pipeline.vae,
+            load_vae(path, Some(&config), load, device)?,
+            path,
+        )?;
+    }
+    for embedding in &embeddings {
+        pipeline.load_textual_inversion(embedding)?;
+    }
+    if !adapters.is_empty() {
+        pipeline.set_adapters(&adapters)?;
+    }
+    pipeline.scheduler = scheduler_from_config(
+        pipeline.scheduler.config(),
+        model.scheduler.as_deref(),
+        &model.scheduler_options(),
+    )?;
+    Ok(pipeline)
+}
+
+/// A VAE in place of another must have latents of the same kind.
+fn check_vae<B: Backend>(
+    own: &AutoencoderKL<B>,
+    other: AutoencoderKL<B>,
+    path: &Path,
+) -> Result<AutoencoderKL<B>> {
+    use diffuse_pipelines::Pretrained;
+    let (expected, found) = (own.config(), other.config());
+    if found.latent_channels != expected.latent_channels {
+        bail!(
+            "the latents of `{}` have {} channels, the model's have {}",
+            path.display(),
+            found.latent_channels,
+            expected.latent_channels
+        );
+    }
+    Ok(other)
+}
+
+/// The LoRAs of the options, then those that prompts name.
+fn adapters(weights: &StableDiffusionWeights, prompts: &mut [String]) -> Result<Vec<Adapter>> {
+    let mut adapters = Vec::new();
+    for lora in &weights.lora {
+        let mut adapter = Adapter::open(&lora.path)?.with_strength(lora.strength);
+        if let Some(strength) = lora.text_encoder {
+            adapter = adapter.with_text_encoder_strength(strength);
+        }
+        adapters.push(adapter);
+    }
+    let Some(folder) = &weights.lora_dir else {
+        return Ok(adapters);
+    };
+    let mut named: Option<Vec<LoraTag>> = None;
+    for prompt in prompts {
+        let (text, tags) = take_lora_tags(prompt)?;
+        *prompt = text;
+        match &named {
+            Some(others) if *others != tags => {
+                bail!("all prompts of a batch have the same LoRAs: they change the model");
+            }
+            _ => named = Some(tags),
+        }
+    }
+    for tag in named.unwrap_or_default() {
+        let adapter = Adapter::open(find_lora(folder, &tag.name)?)?;
+        let adapter = adapter.with_strength(tag.unet);
+        adapters.push(adapter.with_text_encoder_strength(tag.text_encoder));
+    }
+    Ok(adapters)
+}
+
+/// The file of a LoRA that a prompt names.
+fn find_lora(folder: &Path, name: &str) -> Result<PathBuf> {
+    let is_name = !name.is_empty() && Path::new(name).file_name() == Some(name.as_ref());
+    let mut files = ["safetensors", "pt", "bin", "ckpt"]
+        .iter()
+        .map(|extension| folder.join(format!("{name}.{extension}")));
+    match files.find(|file| is_name && file.is_file()) {
+        Some(file) => Ok(file),
+        None => bail!(
+            "`{}` has no `{name}.safetensors`, which a prompt names",
+            folder.display()
+        ),
+    }
+}
+
+fn embeddings(weights: &StableDiffusionWeights) -> Result<Vec<TextualInversion>> {
+    let open = |path: &PathBuf| Ok(TextualInversion::open(path)?);
+    let embeddings = weights
+        .embedding
+        .iter()
+        .map(|embedding| match &embedding.name {
+            Some(name) => Ok(open(&embedding.path)?.with_name(name)),
+            None => open(&embedding.path),
+        });
+    embeddings.collect()
+}

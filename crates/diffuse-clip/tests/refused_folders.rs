@@ -130,6 +130,10 @@ fn other_tokenizers() {
         "`FILE` is not valid: its merges do not fit its tokens: Token `b` out of vocabulary",
     );
     whole(
+        r#"{"normalizer": {"type": "NFC"}, "model": {"vocab": {"a": 0}, "merges": []}}"#,
+        r#"`normalizer` in `FILE` is {"type":"NFC"}; one with `Lowercase` is supported"#,
+    );
+    whole(
         r#"{"padding": {"direction": "Left"}, "model": {"vocab": {"a": 0}, "merges": []}}"#,
         r#"`padding.direction` in `FILE` is "Left"; `right` is supported"#,
     );

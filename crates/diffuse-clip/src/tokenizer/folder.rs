@@ -1,7 +1,7 @@
 //! A tokenizer's folder as transformers 5 reads it.
 //!
 //! - `tokenizer.json` gives vocabulary, merges and added tokens; without it, `vocab.json` and
-//!   `merges.txt` do. Its normaliser and its other parts are CLIP's own, whatever it says.
+//!   `merges.txt` do. Normaliser and the other parts are CLIP's own, whatever it says.
 //! - `tokenizer_config.json` may list all added tokens (`added_tokens_decoder`); then no other file
 //!   counts for them. Otherwise `special_tokens_map.json` overrides its special tokens, and
 //!   `added_tokens.json` and `tokenizer.json` list the added ones.
@@ -75,6 +75,10 @@ impl Object {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
+    fn is_special_map(&self) -> bool {
+        self.path.ends_with("special_tokens_map.json")
+    }
+
     fn unsupported(&self, key: &str, value: &Value, supported: &str) -> TokenizerError {
         TokenizerError::Unsupported {
             path: self.path.clone(),
@@ -92,6 +96,9 @@ struct Special {
     is_text: bool,
     /// Under a key of its own, not in a list.
     is_named: bool,
+    /// Whether it makes a token of `added_tokens.json` with its content special. For transformers
+    /// objects of `tokenizer_config.json`, and the map's `additional_special_tokens`, do not.
+    marks_added: bool,
 }
 
 /// `tokenizer_config.json`, overridden by `special_tokens_map.json` where that counts.
@@ -129,13 +136,17 @@ impl<'a> Settings<'a> {
     fn named_tokens(&self) -> Result<Vec<Special>, TokenizerError> {
         let mut tokens = Vec::new();
         for (key, default) in NAMED {
-            let default = default.map(|default| Value::from(default));
+            let default = default.map(Value::from);
             let (file, value) = match self.file(key) {
                 Some(file) => (file, file.get(key)),
                 None => (self.config, default.as_ref()),
             };
             if let Some(value) = value {
-                tokens.push(special(file, key, value, true)?);
+                let marks_added = value.is_string() || file.is_special_map();
+                tokens.push(Special {
+                    marks_added,
+                    ..special(file, key, value, true)?
+                });
             }
         }
         for file in self.special.into_iter().chain([self.config]) {
@@ -173,7 +184,12 @@ impl<'a> Settings<'a> {
             match value {
                 Value::Array(values) => {
                     for value in values {
-                        tokens.push(special(file, key, value, false)?);
+                        let is_map = file.is_special_map();
+                        let counts = !is_map || key == KEYS[0];
+                        tokens.push(Special {
+                            marks_added: counts && (value.is_string() || is_map),
+                            ..special(file, key, value, false)?
+                        });
                     }
                 }
                 Value::Object(values) => {
@@ -207,14 +223,9 @@ impl Folder {
         let listed = if lists_added {
             listed_in_config(&config)?
         } else {
-            // Flags that are written out are compared with nothing.
             let known = |content: &str| {
-                let in_map = NAMED.iter().any(|(key, _)| {
-                    let value = special.get(key);
-                    value.and_then(content_of) == Some(content)
-                });
                 let mut specials = named.iter().chain(&more);
-                in_map || specials.any(|one| one.is_text && one.token.content == content)
+                specials.any(|one| one.marks_added && one.token.content == content)
             };
             let mut listed = listed_in_added_tokens(&added, known)?;
             listed.extend(listed_in_tokenizer(&whole)?);
@@ -333,6 +344,7 @@ fn special(
         token: token(file, key, value)?,
         is_text: value.is_string(),
         is_named,
+        marks_added: false,
     })
 }
 
@@ -355,7 +367,7 @@ fn token(file: &Object, key: &str, value: &Value) -> Result<AddedToken, Tokenize
         }
     };
     // `special_tokens_map.json` need not say that its tokens are special.
-    let default = value.is_string() || file.path.ends_with("special_tokens_map.json");
+    let default = value.is_string() || file.is_special_map();
     let special = flag("special", default)?;
     Ok(AddedToken::from(content, special)
         .normalized(flag("normalized", !special)?)
@@ -381,6 +393,13 @@ fn check_supported(config: &Object, whole: &Object) -> Result<(), TokenizerError
                 return Err(file.unsupported(key, value, "`right` is supported"));
             }
         }
+    }
+    // transformers 5 takes CLIP's own normaliser in any case, transformers 4 the file's.
+    if let Some(normalizer) = whole.map.get("normalizer")
+        && !normalizer.to_string().contains("\"Lowercase\"")
+    {
+        let supported = "one with `Lowercase` is supported";
+        return Err(whole.unsupported("normalizer", normalizer, supported));
     }
     for (key, allowed, supported) in [
         (

@@ -564,8 +564,8 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// The tensors of a dictionary, which may be wrapped as `{"state_dict": ...}`, or, as in files of
-    /// textual inversions, `{"string_to_param": ...}`; or a tensor alone, whose key is empty.
+    /// The tensors of a dictionary, which may be wrapped as `{"state_dict": ...}`, or, as in files
+    /// of textual inversions, `{"string_to_param": ...}`; or a tensor alone, whose key is empty.
     fn state_dict(&self, id: Id) -> Result<Vec<(String, PickledTensor)>, String> {
         let items = match &self.values[id] {
             Value::Tensor(tensor) => return Ok(vec![(String::new(), tensor.clone())]),

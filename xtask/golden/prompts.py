@@ -64,8 +64,10 @@ def whole_file(folder, change=lambda file: None):
     return file
 
 
-def without_lower_case(file):
-    file["normalizer"] = {"type": "NFC"}
+def with_other_parts(file):
+    file["normalizer"] = {"type": "Lowercase"}
+    file["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    file["post_processor"] = file["decoder"] = None
 
 
 def with_words(*words):
@@ -134,7 +136,7 @@ def folders():
             "special_tokens_map.json": None,
         },
         "tokenizer.json alone": both | bare | {"tokenizer.json": file(with_words(flags("<cat-toy>", lstrip=True)))},
-        "tokenizer.json without lower case": both | bare | {"tokenizer.json": file(without_lower_case)},
+        "tokenizer.json with other parts": both | bare | {"tokenizer.json": file(with_other_parts)},
         "tokenizer.json cuts and pads": both | {"tokenizer.json": file(with_padding)},
         "tokenizer.json and added_tokens.json": both | {
             "tokenizer.json": file(with_words(flags("<cat-toy>", normalized=False))),
@@ -160,6 +162,20 @@ def folders():
             "tokenizer_config.json": TOKENIZER_CONFIG | {"additional_special_tokens": ["<More>", "<Less>"]},
             "added_tokens.json": {"<cat-toy>": 641, "<More>": 642},
         },
+        "special words of the map that are added": {
+            "special_tokens_map.json": SPECIAL_TOKENS | {
+                "additional_special_tokens": ["<More>"], "image_token": "<Image>", "mask_token": "<Mask>",
+            },
+            "added_tokens.json": {"<More>": 641, "<Image>": 642, "<Mask>": 643},
+        },
+        "special words of objects that are added": {
+            "special_tokens_map.json": None,
+            "tokenizer_config.json": TOKENIZER_CONFIG | {
+                "mask_token": flags("<Mask>", __type="AddedToken"), "cls_token": "<Cls>",
+                "additional_special_tokens": [flags("<More>", __type="AddedToken"), "<Less>"],
+            },
+            "added_tokens.json": {"<More>": 641, "<Mask>": 642, "<Cls>": 643, "<Less>": 644},
+        },
         "named words": {
             "special_tokens_map.json": None,
             "tokenizer_config.json": TOKENIZER_CONFIG | {"extra_special_tokens": {"first_token": "<first>"}},
@@ -177,7 +193,7 @@ WORDS_IN_PROMPTS = [
     "<Cat-Toy> ünï ÜNÏ U\u0308nï 猫猫 ﬁre FIRE é e\u0301 É art ARTist smart", "a  <left>  b  <right>  c <LEFT>",
     "<exact> <EXACT>", "cat concatenate cat's Cat a-cat 1cat cat_", "on ON onto, on. moon", "<special> <SPECIAL>",
     "<short> <Short> <short special> <Short Special>", "wow! !! hey!ho", "<s> </s> <pad> <PAD>", "<more> <even more>",
-    "<mask> <image> <first>", "<More> <more> <Less>", "<cat-toy>_1 <cat-toy> <CAT-TOY>_1", "",
+    "<mask> <image> <Image> <first> <Mask> <cls>", "<More> <more> <Less>", "<cat-toy>_1 <cat-toy> <CAT-TOY>_1", "",
     "A Cat ON the MAT", f"{START} a {END} b {END.upper()}", "a <cat-toy> " * 26, "wide <x> " * 16, "\u00e9 \n<dog>\t🐈<x>猫",
 ]
 

@@ -86,8 +86,8 @@ impl PromptChunks {
         &self.loras
     }
 
-    /// Fills up with empty chunks, so that the prompts of a batch, and the negative ones, have equal
-    /// numbers.
+    /// Fills up with empty chunks, so that the prompts of a batch, and the negative ones, have
+    /// equal numbers of them.
     pub fn pad(&mut self, chunks: usize) {
         let chunks = chunks.max(self.chunks.len());
         self.chunks.resize(chunks, self.empty.clone());
@@ -191,7 +191,8 @@ impl<B: Backend> CLIPTextModel<B> {
     /// Embeddings of weighted prompts, after the final norm of the layer `clip_skip` before the
     /// last; the chunks of a prompt follow each other: `[batch, chunks · 77, hidden_size]`.
     ///
-    /// The mean that stays is that of a chunk in the whole batch, as in AUTOMATIC1111's web UI.
+    /// The mean that stays is that of a chunk in the whole batch, as in AUTOMATIC1111's web UI. So
+    /// prompts and negative prompts are encoded by calls of their own.
     ///
     /// # Panics
     /// If there is no prompt, the prompts have different numbers of chunks

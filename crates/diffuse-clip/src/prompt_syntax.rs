@@ -7,7 +7,8 @@
 //! | `[word]` | weight 1/1.1 |
 //! | `\(`, `\)`, `\[`, `\]`, `\\` | the character itself |
 //! | `BREAK` | what follows starts a new chunk |
-//! | `<lora:name:0.8>`, `<lora:name:0.8:0.5>` | a LoRA, with its scale, or those for the text encoder and the UNet |
+//! | `<lora:name:0.8>` | a LoRA and its scale |
+//! | `<lora:name:0.8:0.5>` | its scales for the text encoder and the UNet |
 //!
 //! Weights of nested brackets are multiplied. A bracket that is not closed reaches to the end.
 //! `[from:to:when]`, `[a|b]` and `AND` make the prompt change during the run, and are errors. The
@@ -20,12 +21,14 @@ use thiserror::Error;
 pub enum PromptSyntaxError {
     /// `[from:to:when]`
     #[error(
-        "`{0}` changes the prompt during the run, which is not supported; a bracket is written `\\[`"
+        "`{0}` changes the prompt during the run, which is not supported; a bracket is written \
+         `\\[`"
     )]
     Schedule(String),
     /// `[a|b]`
     #[error(
-        "`{0}` alternates between texts from step to step, which is not supported; a bracket is written `\\[`"
+        "`{0}` alternates between texts from step to step, which is not supported; a bracket is \
+         written `\\[`"
     )]
     Alternation(String),
     /// `AND`

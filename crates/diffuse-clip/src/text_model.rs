@@ -308,8 +308,8 @@ impl<B: Backend> CLIPTextModel<B> {
         self.text_model.embeddings.token_embedding.weight.val()
     }
 
-    /// Gives the tokens from id `first_id` on the vectors `rows`, and extends the vocabulary to hold
-    /// them.
+    /// Gives the tokens from id `first_id` on the vectors `rows`, and extends the vocabulary to
+    /// hold them.
     ///
     /// # Shapes
     /// - `rows`: `[tokens, hidden_size]`, in any floating point type

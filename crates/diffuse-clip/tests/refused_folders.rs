@@ -57,8 +57,8 @@ fn values_of_other_kinds() {
         "`split_special_tokens` in `FILE` is true; `false` is supported",
     );
     config(
-        r#"{"fast_tokenizer_files": ["tokenizer.4.0.json"]}"#,
-        r#"`fast_tokenizer_files` in `FILE` is ["tokenizer.4.0.json"]; `tokenizer.json` alone is supported"#,
+        r#"{"fast_tokenizer_files": ["a.json"]}"#,
+        r#"`fast_tokenizer_files` in `FILE` is ["a.json"]; `tokenizer.json` alone is supported"#,
     );
     for length in ["1", "0", "-1", "77.5", "\"77\"", "100000"] {
         config(
@@ -83,8 +83,8 @@ fn values_of_other_kinds() {
         r#"`additional_special_tokens` in `FILE` is "<a>"; a list of tokens is needed"#,
     );
     config(
-        r#"{"added_tokens_decoder": {"x": {"content": "<a>"}}}"#,
-        r#"`added_tokens_decoder.x` in `FILE` is {"content":"<a>"}; a token under its id is needed"#,
+        r#"{"added_tokens_decoder": {"x": {"content": "a"}}}"#,
+        r#"`added_tokens_decoder.x` in `FILE` is {"content":"a"}; a token under its id is needed"#,
     );
     config(
         r#"{"added_tokens_decoder": ["<a>"]}"#,
@@ -94,6 +94,14 @@ fn values_of_other_kinds() {
         "added_tokens.json",
         r#"{"<a>": "641"}"#,
         r#"`<a>` in `FILE` is "641"; an id is needed"#,
+    );
+    // Long values are cut.
+    config(
+        &format!(r#"{{"pad_token": [{}]}}"#, "1,".repeat(50) + "2"),
+        &format!(
+            "`pad_token` in `FILE` is [{}1...; a token is needed",
+            "1,".repeat(29)
+        ),
     );
     check(
         "special_tokens_map.json",
@@ -128,6 +136,10 @@ fn other_tokenizers() {
     whole(
         r#"{"model": {"vocab": {"a": 0}, "merges": [["a", "b"]]}}"#,
         "`FILE` is not valid: its merges do not fit its tokens: Token `b` out of vocabulary",
+    );
+    whole(
+        r#"{"normalizer": {"type": "NFC"}, "model": {"vocab": {"a": 0}, "merges": []}}"#,
+        r#"`normalizer` in `FILE` is {"type":"NFC"}; one with `Lowercase` is supported"#,
     );
     whole(
         r#"{"padding": {"direction": "Left"}, "model": {"vocab": {"a": 0}, "merges": []}}"#,

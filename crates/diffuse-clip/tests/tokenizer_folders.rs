@@ -86,6 +86,6 @@ fn folders_are_read_as_transformers_reads_them() {
             }
         }
     }
-    assert_eq!((folders.as_array().unwrap().len(), prompts), (25, 675));
+    assert_eq!((folders.as_array().unwrap().len(), prompts), (27, 729));
     assert!(expanded >= 10, "{expanded}");
 }

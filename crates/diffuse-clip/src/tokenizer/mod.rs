@@ -1,11 +1,13 @@
 //! CLIP's byte-level pair encoding (Radford et al. 2021, <https://arxiv.org/abs/2103.00020>,
 //! section 2.4).
 
+mod added;
+mod concepts;
 mod folder;
+mod published;
 mod save;
 mod vocabulary;
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::tokenizer::SplitDelimiterBehavior;
 use tokenizers::{Model, NormalizerWrapper, PreTokenizerWrapper, Tokenizer};
 
+pub(crate) use concepts::Concept;
 use folder::Folder;
 
 /// What a text is split into before the pair encoding.
@@ -26,6 +29,7 @@ const WORDS: &str =
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
 const END_OF_WORD: &str = "</w>";
+const ADDED: &str = "the token was added";
 
 /// Why a tokenizer could not be loaded, or a text not be encoded.
 #[derive(Debug, Error)]
@@ -48,14 +52,6 @@ pub enum TokenizerError {
         path: PathBuf,
         /// What is wrong.
         message: String,
-    },
-    /// The vocabulary lacks a special token.
-    #[error("`{}` has no token `{token}`", path.display())]
-    NoToken {
-        /// The vocabulary file.
-        path: PathBuf,
-        /// The token.
-        token: String,
     },
     /// A file asks for something that is not done here.
     #[error("`{key}` in `{}` is {value}; {supported}", path.display())]
@@ -120,17 +116,6 @@ pub struct AddedToken {
     pub single_word: bool,
 }
 
-/// A name in prompts that stands for one or more vectors.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Concept {
-    /// What prompts say.
-    pub name: String,
-    /// The ids of the name in the tokenizer without concepts that were added at run time.
-    pub spelling: Vec<u32>,
-    /// The ids of its vectors.
-    pub ids: Vec<u32>,
-}
-
 /// CLIP's tokenizer: text to token ids.
 #[derive(Debug, Clone)]
 pub struct CLIPTokenizer {
@@ -170,7 +155,7 @@ impl CLIPTokenizer {
 
     /// The published vocabulary.
     fn published(pad: &str, added: &[tokenizers::AddedToken]) -> Self {
-        let (vocab, merges) = vocabulary::vocabulary();
+        let (vocab, merges) = published::vocabulary();
         let start = tokenizers::AddedToken::from(START, true).normalized(true);
         let folder = Folder {
             vocabulary: PathBuf::new(),
@@ -203,7 +188,7 @@ impl CLIPTokenizer {
         let mut seen = HashSet::new();
         for (found, (path, token)) in folder.listed {
             let token = token.content;
-            let id = tokenizer.token_to_id(&token).expect("it was added");
+            let id = tokenizer.token_to_id(&token).expect(ADDED);
             if found != id {
                 let is_word = tokenizer.get_model().token_to_id(&token).is_some();
                 let reason = if is_word {
@@ -212,7 +197,8 @@ impl CLIPTokenizer {
                     format!("it has id {id} already")
                 } else {
                     format!(
-                        "the next free id is {id}: versions 4 and 5 of transformers disagree about it"
+                        "the next free id is {id}: versions 4 and 5 of transformers disagree \
+                         about it"
                     )
                 };
                 return Err(TokenizerError::Id {
@@ -224,15 +210,8 @@ impl CLIPTokenizer {
             }
             seen.insert(token);
         }
-        let id = |token: &str| {
-            tokenizer
-                .token_to_id(token)
-                .ok_or_else(|| TokenizerError::NoToken {
-                    path: folder.vocabulary.clone(),
-                    token: token.to_string(),
-                })
-        };
-        let (start, end, pad) = (id(&folder.start)?, id(&folder.end)?, id(&folder.pad)?);
+        let id = |token: &str| tokenizer.token_to_id(token).expect(ADDED);
+        let (start, end, pad) = (id(&folder.start), id(&folder.end), id(&folder.pad));
         let tokenizer = Arc::new(tokenizer);
         let mut tokenizer = Self {
             plain: tokenizer.clone(),
@@ -245,32 +224,6 @@ impl CLIPTokenizer {
         };
         tokenizer.find_concepts();
         Ok(tokenizer)
-    }
-
-    /// Added tokens `name`, `name_1`, ... are one concept.
-    fn find_concepts(&mut self) {
-        let added: BTreeMap<String, u32> = self
-            .added_tokens()
-            .into_iter()
-            .map(|token| (token.content, token.id))
-            .collect();
-        for (name, id) in &added {
-            let more = (1..).map_while(|index| added.get(&format!("{name}_{index}")));
-            let ids: Vec<u32> = [id].into_iter().chain(more).copied().collect();
-            if ids.len() > 1 {
-                self.add_concept(Concept {
-                    name: name.clone(),
-                    spelling: vec![*id],
-                    ids,
-                });
-            }
-        }
-    }
-
-    fn add_concept(&mut self, concept: Concept) {
-        self.concepts.push(concept);
-        self.concepts
-            .sort_by_key(|concept| std::cmp::Reverse(concept.name.len()));
     }
 
     /// Number of ids that [`encode`](Self::encode) gives: 77 for CLIP.
@@ -322,94 +275,6 @@ impl CLIPTokenizer {
             .collect();
         tokens.sort_by_key(|token| token.id);
         tokens
-    }
-
-    /// Adds a word for `vectors` vectors of a textual inversion: the tokens `name`, `name_1`, ...
-    /// The id of the first is returned; the others follow. In prompts the name stands for all of
-    /// them. [`CLIPTextModel::set_token_embeddings`](crate::CLIPTextModel::set_token_embeddings)
-    /// gives the text encoder their vectors.
-    ///
-    /// # Errors
-    /// If the tokenizer has one of these tokens already, or the name is blank.
-    ///
-    /// # Panics
-    /// If `vectors` is zero.
-    pub fn add_token(&mut self, name: &str, vectors: usize) -> Result<u32, TokenizerError> {
-        assert!(vectors > 0, "a token needs a vector");
-        let spelling = self.spell(name)?;
-        if spelling.is_empty() {
-            return Err(TokenizerError::NoName);
-        }
-        let more = (1..vectors).map(|index| format!("{name}_{index}"));
-        let names: Vec<String> = [name.to_string()].into_iter().chain(more).collect();
-        // One more, which would become the last vector.
-        let next = format!("{name}_{vectors}");
-        let taken = names.iter().chain([&next]);
-        if let Some(taken) = taken
-            .into_iter()
-            .find(|name| self.token_to_id(name).is_some())
-        {
-            return Err(TokenizerError::Exists(taken.clone()));
-        }
-        let tokens = names
-            .into_iter()
-            .map(|name| tokenizers::AddedToken::from(name, false));
-        let tokens: Vec<_> = tokens.collect();
-        let tokenizer = Arc::make_mut(&mut self.tokenizer);
-        tokenizer.add_tokens(&tokens);
-        let id = |token: &tokenizers::AddedToken| tokenizer.token_to_id(&token.content);
-        let ids: Vec<u32> = tokens.iter().filter_map(id).collect();
-        let first = ids[0];
-        self.add_concept(Concept {
-            name: name.to_string(),
-            spelling,
-            ids,
-        });
-        Ok(first)
-    }
-
-    /// The concepts, longest name first.
-    pub(crate) fn concepts(&self) -> &[Concept] {
-        &self.concepts
-    }
-
-    /// Ids of a text without start and end, and without what was added at run time.
-    pub(crate) fn spell(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        ids(&self.plain, text)
-    }
-
-    /// The text with each name of several vectors replaced by the names of all of them: `<x>` by
-    /// `<x> <x>_1`. Names are replaced where they are written exactly so, and only if they are among
-    /// the text's tokens.
-    ///
-    /// # Errors
-    /// If the tokenizers crate refuses the text.
-    pub fn expand<'a>(&self, text: &'a str) -> Result<Cow<'a, str>, TokenizerError> {
-        let mut found: Vec<&Concept> = self
-            .concepts
-            .iter()
-            .filter(|concept| concept.ids.len() > 1)
-            .collect();
-        if !found.is_empty() {
-            let tokens: HashSet<u32> = ids(&self.tokenizer, text)?.into_iter().collect();
-            found.retain(|concept| tokens.contains(&concept.ids[0]));
-        }
-        if found.is_empty() {
-            return Ok(Cow::Borrowed(text));
-        }
-        let mut expanded = String::new();
-        let mut rest = text;
-        while let Some(next) = rest.chars().next() {
-            let concept = found.iter().find(|concept| rest.starts_with(&concept.name));
-            let length = concept.map_or(next.len_utf8(), |concept| concept.name.len());
-            let (head, tail) = rest.split_at(length);
-            expanded.push_str(head);
-            for index in 1..concept.map_or(0, |concept| concept.ids.len()) {
-                expanded.push_str(&format!(" {head}_{index}"));
-            }
-            rest = tail;
-        }
-        Ok(Cow::Owned(expanded))
     }
 
     /// Ids of the whole text with start and end, neither cut nor padded, and not

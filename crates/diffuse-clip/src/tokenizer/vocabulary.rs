@@ -1,47 +1,93 @@
-//! The vocabulary that CLIP was published with (<https://github.com/openai/CLIP>, MIT licence,
-//! copyright (c) 2021 OpenAI), which Stable Diffusion 1 and 2 use: see `VOCABULARY.md`.
-//!
-//! `merges.txt.gz` has the 48,894 merges. The 49,408 tokens follow from them: the 256 bytes, each as
-//! a printable character; the same at the end of a word; the merged pairs; start and end.
+//! Tokens, their ids and their merges, in a tokenizer's folder.
 
-use std::io::Read;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
-use flate2::read::GzDecoder;
+use serde_json::Value;
 use tokenizers::models::bpe::{Merges, Vocab};
 
-use super::folder::pair;
-use super::{END, END_OF_WORD, START};
+use super::TokenizerError;
+use super::folder::{Object, parse_error, read};
 
-static MERGES: &[u8] = include_bytes!("merges.txt.gz");
-
-/// Tokens with their ids, and merges.
-pub(super) fn vocabulary() -> (Vocab, Merges) {
-    let mut text = String::new();
-    GzDecoder::new(MERGES)
-        .read_to_string(&mut text)
-        .expect("the vocabulary is part of the program");
-    let merges: Merges = text
-        .lines()
-        .map(|line| pair(line).expect("a line is two tokens"))
-        .collect();
-    let letters: Vec<String> = alphabet().map(String::from).collect();
-    let ends = letters
-        .iter()
-        .map(|letter| format!("{letter}{END_OF_WORD}"));
-    let pairs = merges.iter().map(|(left, right)| format!("{left}{right}"));
-    let marks = [START, END].map(String::from);
-    let tokens = letters
-        .iter()
-        .cloned()
-        .chain(ends)
-        .chain(pairs)
-        .chain(marks);
-    (tokens.zip(0..).collect(), merges)
+/// The vocabulary's file, its tokens with their ids, and its merges.
+pub(super) fn read_vocabulary(
+    folder: &Path,
+    whole: &Object,
+) -> Result<(PathBuf, Vocab, Merges), TokenizerError> {
+    let vocab = folder.join("vocab.json");
+    let merges = folder.join("merges.txt");
+    if whole.path.exists() {
+        let (vocab, merges) = vocabulary_of(whole)?;
+        Ok((whole.path.clone(), vocab, merges))
+    } else if vocab.is_file() && merges.is_file() {
+        let ids: HashMap<String, u32> =
+            serde_json::from_str(&read(&vocab)?).map_err(|error| parse_error(&vocab, error))?;
+        let pairs = read_merges(&merges)?;
+        Ok((vocab, ids.into_iter().collect(), pairs))
+    } else {
+        Err(TokenizerError::NoVocabulary(folder.to_path_buf()))
+    }
 }
 
-/// A printable character for each byte: first the bytes that are printable themselves, then the
-/// others, as the characters from U+0100 on.
-fn alphabet() -> impl Iterator<Item = char> {
-    let printable = ('!'..='~').chain('¡'..='¬').chain('®'..='ÿ');
-    printable.chain('\u{100}'..='\u{143}')
+/// The model of a `tokenizer.json`.
+fn vocabulary_of(whole: &Object) -> Result<(Vocab, Merges), TokenizerError> {
+    let no_model = Value::Null;
+    let model = whole.get("model").unwrap_or(&no_model);
+    if let Some(kind) = model.get("type").filter(|kind| **kind != "BPE") {
+        return Err(whole.unsupported("model.type", kind, "`BPE` is supported"));
+    }
+    let Some(Value::Object(ids)) = model.get("vocab") else {
+        return Err(parse_error(
+            &whole.path,
+            "`model.vocab` is not a dictionary",
+        ));
+    };
+    let vocab = ids.iter().map(|(token, id)| {
+        let number = id.as_u64().and_then(|id| u32::try_from(id).ok());
+        let id = number.ok_or_else(|| {
+            let key = format!("model.vocab.{token}");
+            whole.unsupported(&key, id, "an id is needed")
+        })?;
+        Ok((token.clone(), id))
+    });
+    let Some(Value::Array(pairs)) = model.get("merges") else {
+        return Err(parse_error(&whole.path, "`model.merges` is not a list"));
+    };
+    let merges = pairs.iter().enumerate().map(|(index, pair)| {
+        let text = pair.as_str().and_then(|pair| pair.split_once(' '));
+        let list = || match pair.as_array().map(Vec::as_slice) {
+            Some([left, right]) => Some((left.as_str()?, right.as_str()?)),
+            _ => None,
+        };
+        let pair = text.or_else(list).ok_or_else(|| {
+            parse_error(
+                &whole.path,
+                format!("`model.merges[{index}]` is not two tokens"),
+            )
+        });
+        pair.map(|(left, right)| (left.to_string(), right.to_string()))
+    });
+    Ok((
+        vocab.collect::<Result<_, _>>()?,
+        merges.collect::<Result<_, _>>()?,
+    ))
+}
+
+/// Pairs of tokens, the first to be merged first.
+fn read_merges(path: &Path) -> Result<Merges, TokenizerError> {
+    let text = read(path)?;
+    let lines = text.lines().enumerate();
+    let pairs = lines.filter(|(_, line)| !line.starts_with("#version"));
+    pairs
+        .map(|(index, line)| {
+            pair(line)
+                .ok_or_else(|| parse_error(path, format!("line {} is not two tokens", index + 1)))
+        })
+        .collect()
+}
+
+/// The two tokens of a line.
+pub(super) fn pair(line: &str) -> Option<(String, String)> {
+    let (left, right) = line.split_once(' ')?;
+    (!right.contains(' ')).then(|| (left.to_string(), right.to_string()))
 }

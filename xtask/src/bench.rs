@@ -150,7 +150,7 @@ impl Bench {
             .with_context(|| format!("cannot run `{python}`"))?;
         if !output.status.success() {
             bail!(
-                "the reference failed: {}",
+                "Diffusers failed: {}",
                 String::from_utf8_lossy(&output.stderr)
             );
         }
@@ -158,7 +158,7 @@ impl Bench {
         let line = printed
             .lines()
             .last()
-            .context("the reference printed nothing")?;
+            .context("Diffusers printed nothing")?;
         figures(line.as_bytes())
     }
 

@@ -319,8 +319,8 @@ fn schedules() {
     );
 }
 
-/// Betas that leave no image in the noisiest samples are refused where the schedule is made, by
-/// every sampler in the same words.
+/// Betas that leave no image in the noisiest samples are an error when the schedule is built, with
+/// the same message in every sampler.
 #[test]
 fn betas() {
     let message = |class: &str, config: Value| {
@@ -360,7 +360,7 @@ fn betas() {
     );
 }
 
-/// A refused `set_timesteps` leaves the run as it was, that of an inner sampler too.
+/// A `set_timesteps` that fails changes neither the run nor that of an inner sampler.
 #[test]
 fn a_refused_run_goes_on() {
     let options = json!({"solver_p": {"_class_name": "PNDMScheduler"}});

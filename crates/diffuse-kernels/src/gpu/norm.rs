@@ -16,7 +16,7 @@ const UNITS: usize = 256;
 const UNROLLED: usize = 4;
 /// Units that share a row of a layer norm or softmax.
 pub const ROW_UNITS: usize = 32;
-/// Vectors of a row that a unit holds at max_value.
+/// Vectors of a row that a unit keeps in registers, at most.
 const MAX_HELD: usize = 32;
 
 /// The sizes of a group norm.

@@ -10,7 +10,7 @@ use diffuse_nn::checkpoint::Checkpoint;
 pub enum FileKind {
     /// A whole Stable Diffusion v1 or v2 in the original layout.
     StableDiffusion(StableDiffusionFile),
-    /// An autoencoder in the original layout.
+    /// An autoencoder.
     Vae,
     /// Stable Diffusion XL.
     StableDiffusionXl,
@@ -32,12 +32,22 @@ pub enum FileKind {
     Adapter,
     /// Textual inversion: embeddings of new words.
     TextualInversion,
-    /// A UNet in the original layout without the rest.
+    /// A UNet without the rest.
     UNet,
     /// A text encoder without the rest.
     TextEncoder,
-    /// One component in Diffusers' layout.
-    DiffusersComponent,
+    /// A tiny autoencoder (TAESD).
+    TinyVae,
+    /// A hypernetwork.
+    Hypernetwork,
+    /// A motion module of AnimateDiff.
+    MotionModule,
+    /// An IP-Adapter.
+    IpAdapter,
+    /// A T2I-Adapter.
+    T2iAdapter,
+    /// A network that enlarges images, such as ESRGAN.
+    ImageUpscaler,
     /// Nothing that is known.
     Unknown,
 }
@@ -75,7 +85,12 @@ impl fmt::Display for FileKind {
             Self::TextualInversion => "a textual inversion",
             Self::UNet => "a UNet without text encoder and VAE",
             Self::TextEncoder => "a text encoder",
-            Self::DiffusersComponent => "one component in Diffusers' layout",
+            Self::TinyVae => "a TAESD",
+            Self::Hypernetwork => "a hypernetwork",
+            Self::MotionModule => "a motion module of AnimateDiff",
+            Self::IpAdapter => "an IP-Adapter",
+            Self::T2iAdapter => "a T2I-Adapter",
+            Self::ImageUpscaler => "an upscaler of images",
             Self::Unknown => "nothing known",
         })
     }
@@ -162,26 +177,40 @@ impl FileKind {
     fn of_part(checkpoint: &Checkpoint) -> Self {
         let tensors = checkpoint.tensors();
         let starts = |prefix: &str| tensors.keys().any(|key| key.starts_with(prefix));
-        if super::keys::vae_prefix(checkpoint).is_some() {
-            return Self::Vae;
-        }
-        if [
-            "down_blocks.",
-            "up_blocks.",
-            "mid_block.",
-            "decoder.mid_block.",
-        ]
-        .iter()
-        .any(|prefix| starts(prefix))
-        {
-            return Self::DiffusersComponent;
-        }
-        if ["text_model.", "cond_stage_model.", "transformer.resblocks."]
-            .iter()
-            .any(|prefix| starts(prefix))
-        {
-            return Self::TextEncoder;
-        }
-        Self::Unknown
+        let contains = |part: &str| tensors.keys().any(|key| key.contains(part));
+        // Hypernetworks are layers by the width of what they change.
+        let is_number = |key: &String| {
+            key.split('.')
+                .next()
+                .is_some_and(|n| n.parse::<u16>().is_ok())
+        };
+        let kinds = [
+            (contains(".motion_modules."), Self::MotionModule),
+            (starts("ip_adapter."), Self::IpAdapter),
+            (super::keys::vae_prefix(checkpoint).is_some(), Self::Vae),
+            (
+                starts("decoder.up_blocks.") || starts("decoder.mid_block."),
+                Self::Vae,
+            ),
+            (
+                starts("decoder.layers.") || starts("encoder.layers."),
+                Self::TinyVae,
+            ),
+            (starts("down_blocks.") || starts("up_blocks."), Self::UNet),
+            (
+                contains(".rdb1.") || contains(".RDB1."),
+                Self::ImageUpscaler,
+            ),
+            (starts("body.") && starts("conv_in."), Self::T2iAdapter),
+            (
+                ["text_model.", "cond_stage_model.", "transformer.resblocks."]
+                    .iter()
+                    .any(|prefix| starts(prefix)),
+                Self::TextEncoder,
+            ),
+            (tensors.keys().all(is_number), Self::Hypernetwork),
+        ];
+        let found = kinds.into_iter().find(|(fits, _)| *fits);
+        found.map_or(Self::Unknown, |(_, kind)| kind)
     }
 }

@@ -343,11 +343,11 @@ pub fn load_vae<B: Backend>(
     let checkpoint = Checkpoint::open(path)?;
     let config = config.cloned().unwrap_or_else(configs::vae);
     let checkpoint = match FileKind::of(&checkpoint) {
+        FileKind::Vae if keys::vae_prefix(&checkpoint).is_none() => {
+            checkpoint.rename(<AutoencoderKL<B> as Pretrained<B>>::current_key)?
+        }
         FileKind::Vae | FileKind::StableDiffusion(_) => {
             vae_view::<B>(&checkpoint, &config, &mut BTreeSet::new())?
-        }
-        FileKind::DiffusersComponent => {
-            checkpoint.rename(<AutoencoderKL<B> as Pretrained<B>>::current_key)?
         }
         kind => {
             let path = path.to_path_buf();

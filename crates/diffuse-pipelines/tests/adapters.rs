@@ -87,7 +87,7 @@ fn every_form_changes_the_weights_as_its_program_does() {
         assert_eq!(found.len(), original.len());
         for (key, values) in &found {
             let Some(expected) = expected.get(key) else {
-                assert_eq!(values, &original[key], "{name}: {key} changed");
+                assert!(*values == original[key], "{name}: {key} changed");
                 continue;
             };
             let largest = expected.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
@@ -106,7 +106,10 @@ fn every_form_changes_the_weights_as_its_program_does() {
     }
     assert_eq!((checked, runs), (49, 4));
     pipeline.set_adapters(&[]).unwrap();
-    assert_eq!(weights(&pipeline), original, "removed, they leave no trace");
+    assert!(
+        weights(&pipeline) == original,
+        "removed, they leave no trace"
+    );
 }
 
 fn check_run(pipeline: &mut StableDiffusionPipeline<B>, run: &Value, case: &Value, folder: &Path) {
@@ -144,11 +147,29 @@ fn adapters_that_do_not_fit_are_refused_and_change_nothing() {
         let error = pipeline.set_adapters(&[adapter]).unwrap_err().to_string();
         let expected = expected.replace("PATH", &path.display().to_string());
         assert_eq!(error, expected);
-        assert_eq!(weights(&pipeline), original);
+        assert!(weights(&pipeline) == original);
     };
-    check("refused/wrong_shape.safetensors", "");
-    check("refused/no_key_matches.safetensors", "");
-    check("partly/half_of_a_pair.safetensors", "");
+    check(
+        "refused/wrong_shape.safetensors",
+        "`PATH` is for another model: \
+         `lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight` \
+         changes a weight of shape [320, 320], but that of \
+         `down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q` is [16, 16]",
+    );
+    check(
+        "refused/no_key_matches.safetensors",
+        "`PATH` is for another model: none of its 6 tensors matches; they are \
+         `lora_te2_text_model_encoder_layers_31_mlp_fc1.alpha`, \
+         `lora_te2_text_model_encoder_layers_31_mlp_fc1.lora_down.weight`, \
+         `lora_te2_text_model_encoder_layers_31_mlp_fc1.lora_up.weight` and 3 more tensors",
+    );
+    check(
+        "partly/half_of_a_pair.safetensors",
+        "`PATH`: the tensors \
+         `lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight`, \
+         `lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.alpha` are \
+         incomplete or of an unknown form",
+    );
 }
 
 #[test]

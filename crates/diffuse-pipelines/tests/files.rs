@@ -204,7 +204,7 @@ fn single_files_equal_their_folders() {
             };
             assert_eq!(keys(&found), keys(expected), "{name}");
             for (key, expected) in expected {
-                assert_eq!(&found[key], expected, "{name}: {key}");
+                assert!(found[key] == *expected, "{name}: {key}");
             }
         };
         let mut unet = file_tensors::<UNet2DConditionModel<B>>(&equals("unet"));
@@ -240,8 +240,11 @@ fn single_files_equal_their_folders() {
             let file = result.join("unet/diffusion_pytorch_model.safetensors");
             let averaged = values(&Checkpoint::open(file).unwrap());
             for (key, values) in unet {
-                let half: Vec<f32> = values.iter().map(|value| value / 2.0).collect();
-                assert_eq!(averaged[&key], half, "{key}");
+                assert_eq!(averaged[&key].len(), values.len());
+                let pairs = averaged[&key].iter().zip(&values);
+                // The halves of the smallest numbers were rounded to `f16`.
+                let differs = pairs.filter(|(half, value)| (*half - *value / 2.0).abs() > 6e-8);
+                assert_eq!(differs.count(), 0, "{key}");
             }
         }
     }

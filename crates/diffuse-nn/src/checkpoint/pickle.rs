@@ -20,7 +20,7 @@ use super::{Listed, TensorInfo, TensorSource};
 const MAX_PICKLE_BYTES: u64 = 64 << 20;
 const MAX_VALUES: usize = 1 << 20;
 const MAX_TEXT_BYTES: usize = 1 << 12;
-/// Dictionaries in one another.
+/// Dictionaries and lists in one another.
 const MAX_DEPTH: usize = 4;
 /// An expanded tensor has elements that are stored once.
 const MAX_REPEATS: usize = 1 << 16;
@@ -616,7 +616,7 @@ impl<'a> Machine<'a> {
 
     /// The tensors of a dictionary, which may be wrapped as `{"state_dict": ...}` or, in files of
     /// textual inversions, as `{"string_to_param": ...}`; or a tensor alone, whose key is empty.
-    /// Those of dictionaries inside it have keys with dots; what is no tensor is left out.
+    /// Those of dictionaries and lists inside it have keys with dots; what is no tensor is left out.
     fn tensors(
         &self,
         root: Id,
@@ -678,22 +678,37 @@ impl<'a> Machine<'a> {
         visited: &mut usize,
         found: &mut dyn FnMut(String, &PickledTensor) -> Result<(), String>,
     ) -> Result<(), String> {
-        for (key, value) in self.items(id).unwrap_or_default() {
+        let items: Vec<(String, Id)> = match &self.values[id] {
+            Value::Dict(items) | Value::Object(_, items) => {
+                let items = items
+                    .iter()
+                    .filter_map(|(key, value)| match &self.values[*key] {
+                        Value::Text(key) => Some((key.to_string(), *value)),
+                        Value::Int(key) => Some((key.to_string(), *value)),
+                        _ => None,
+                    });
+                items.collect()
+            }
+            Value::List(items) | Value::Tuple(items) => {
+                let items = items.iter().enumerate();
+                items
+                    .map(|(index, value)| (index.to_string(), *value))
+                    .collect()
+            }
+            _ => Vec::new(),
+        };
+        for (key, value) in items {
             *visited += 1;
             if *visited > MAX_VALUES {
                 return Err(format!(
                     "its dictionaries have more than {MAX_VALUES} items"
                 ));
             }
-            let key = match &self.values[*key] {
-                Value::Text(key) => format!("{prefix}{key}"),
-                Value::Int(key) => format!("{prefix}{key}"),
-                _ => continue,
-            };
-            match &self.values[*value] {
+            let key = format!("{prefix}{key}");
+            match &self.values[value] {
                 Value::Tensor(tensor) => found(key, tensor)?,
-                Value::Dict(_) | Value::Object(..) if depth < MAX_DEPTH => {
-                    self.collect(*value, &format!("{key}."), depth + 1, visited, found)?;
+                _ if depth < MAX_DEPTH => {
+                    self.collect(value, &format!("{key}."), depth + 1, visited, found)?;
                 }
                 _ => {}
             }

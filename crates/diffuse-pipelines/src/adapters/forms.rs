@@ -303,12 +303,22 @@ impl Form {
                 b: [b1, b2],
                 scale,
             } => {
-                let weight = Matrix {
+                // Inputs are mixed at each place of the kernel.
+                let mixing = read(a1)?.times(&read(a2)?).transposed();
+                let kernel = shape[1] / mixing.columns;
+                let rows = weight.par_chunks_exact(shape[1]).flat_map_iter(|row| {
+                    let row = Matrix {
+                        rows: mixing.columns,
+                        columns: kernel,
+                        values: row.to_vec(),
+                    };
+                    mixing.times(&row).values
+                });
+                let mut sum = Matrix {
                     rows: shape[0],
                     columns: shape[1],
-                    values: weight.to_vec(),
+                    values: rows.collect(),
                 };
-                let mut sum = weight.times(&read(a1)?).times(&read(a2)?);
                 let product = read(b1)?.times(&read(b2)?);
                 for (value, other) in sum.values.iter_mut().zip(&product.values) {
                     *value += other;

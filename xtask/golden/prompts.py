@@ -14,6 +14,7 @@ The folder then holds
 It reads the vocabulary and the tiny text encoder that `golden.py` makes, and writes also `crates/diffuse-clip/src/tokenizer/merges.txt.gz`.
 """
 
+import copy
 import gzip
 import json
 import re
@@ -351,7 +352,10 @@ def parse(prompt):
 
 
 def chunks(prompt, tokenizer, concepts):
-    """Ids and weights of each chunk. `concepts` are names with the ids of their vectors."""
+    """Ids and weights of each chunk. `concepts` are names with the ids of their vectors. They are found by their
+    tokens; those that begin or end with punctuation, which is one token with its neighbours, are tokens themselves."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens([name for name in concepts if not (name[0].isalnum() and name[-1].isalnum())])
     plain = lambda text: tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
     spelled = sorted(((plain(name), ids) for name, ids in concepts.items()), key=lambda item: -len(item[0]))
     comma = tokenizer.get_vocab().get(",</w>")
@@ -429,9 +433,9 @@ CHUNKED = [
     "", "a cat", "a (cat:1.5) BREAK [dog]", "BREAK", "a BREAK", "(word " * 80, f"{SENTENCE}, " * 9, LIST * 8, "ha" * 200, ", " * 80, "a " * 75, "a " * 76,
     "a " * 75 + ", b", "a " * 54 + ", " + "b " * 25, "a " * 55 + ", " + "b " * 25, "(con)catenate (CON)", "<|endoftext|> a",
     "a mygarden of (MyGarden:1.3), mygardens", "a " * 73 + "mygarden b", "a " * 60 + ", " + "b " * 12 + "mygarden c", "sks cat sks", "sks style here",
-    "easynegative " * 20 + "BREAK sks",
+    "easynegative " * 20 + "BREAK sks", "a <toy>, (<Toy>:1.2)<toy>toys,<toy>", "a,_x _X, <toy>_x _xy",
 ]
-CONCEPTS = {"mygarden": 4, "easynegative": 8, "sks": 1, "sks style": 2}
+CONCEPTS = {"<toy>": 2, "mygarden": 4, "_x": 1, "easynegative": 8, "sks": 1, "sks style": 2}
 
 WEIGHTED = [
     (["a (cat:1.4) on the [mat]"], 0), (["a (cat:1.4) on the [mat]"], 1), (["plain words"], 0),

@@ -52,8 +52,8 @@ pub struct PromptChunks {
 
 impl PromptChunks {
     /// Parses a prompt ([`prompt_syntax`](crate::prompt_syntax)) and cuts it into chunks, at least
-    /// one. Names of textual inversions are matched as whole tokens, in upper and lower case, and
-    /// their vectors stay in one chunk.
+    /// one. Names of textual inversions are matched as whole words, in upper and lower case; those
+    /// that begin or end with punctuation, anywhere. Their vectors stay in one chunk.
     ///
     /// # Errors
     /// If the prompt cannot be parsed, or a textual inversion has too many vectors for a chunk.

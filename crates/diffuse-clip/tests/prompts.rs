@@ -44,6 +44,28 @@ fn weights_are_parsed() {
     }
 }
 
+/// The example of the syntax's own documentation.
+#[test]
+fn nested_weights_are_multiplied() {
+    let prompt = "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).";
+    let expected = [
+        ("a ", 1.0),
+        ("house", 1.5730000000000004),
+        (" ", 1.1),
+        ("on", 1.0),
+        (" a ", 1.1),
+        ("hill", 0.55),
+        (", sun, ", 1.1),
+        ("sky", 1.4641000000000006),
+        (".", 1.1),
+    ];
+    let expected = expected.map(|(text, weight)| Span::Text {
+        text: text.to_string(),
+        weight,
+    });
+    assert_eq!(ParsedPrompt::new(prompt).unwrap().spans, expected);
+}
+
 #[test]
 fn loras_are_taken_out() {
     let check = |prompt: &str, rest: &str, loras: &[(&str, f64, f64)]| {
@@ -164,7 +186,7 @@ fn long_prompts_are_cut_into_chunks() {
         let vectors = vectors.as_u64().unwrap() as usize;
         tokenizer.add_token(name, vectors).unwrap();
     }
-    assert_eq!(cases.len(), 1 + 23);
+    assert_eq!(cases.len(), 1 + 25);
     for case in &cases[1..] {
         let prompt = case[0].as_str().unwrap();
         let chunks = PromptChunks::new(&tokenizer, prompt).unwrap();

@@ -15,7 +15,7 @@ use super::{CLIPTokenizer, TokenizerError, ids};
 pub(crate) struct Concept {
     /// What prompts say.
     pub name: String,
-    /// The ids of the name in the tokenizer without concepts that were added at run time.
+    /// The ids of the name as [`CLIPTokenizer::spell`] gives them.
     pub spelling: Vec<u32>,
     /// The ids of its vectors.
     pub ids: Vec<u32>,
@@ -60,7 +60,7 @@ impl CLIPTokenizer {
     /// If `vectors` is zero.
     pub fn add_token(&mut self, name: &str, vectors: usize) -> Result<u32, TokenizerError> {
         assert!(vectors > 0, "a token needs a vector");
-        let spelling = self.spell(name)?;
+        let mut spelling = self.spell(name)?;
         if spelling.is_empty() {
             return Err(TokenizerError::NoName);
         }
@@ -82,6 +82,13 @@ impl CLIPTokenizer {
         let id = |token: &AddedToken| tokenizer.token_to_id(&token.content);
         let ids: Vec<u32> = tokens.iter().filter_map(id).collect();
         let first = ids[0];
+        // Punctuation is one token with what follows: `<x>,` ends with `>,`. So a name that begins
+        // or ends with it is a token also where names are found by their tokens.
+        let is_word = |character: Option<char>| character.is_some_and(char::is_alphanumeric);
+        if !is_word(name.chars().next()) || !is_word(name.chars().next_back()) {
+            Arc::make_mut(&mut self.plain).add_tokens(&tokens[..1]);
+            spelling = self.spell(name)?;
+        }
         self.add_concept(Concept {
             name: name.to_string(),
             spelling,
@@ -95,7 +102,7 @@ impl CLIPTokenizer {
         &self.concepts
     }
 
-    /// Ids of a text without start and end, and without what was added at run time.
+    /// Ids of a text without start and end, in which the names of concepts are spelled.
     pub(crate) fn spell(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         ids(&self.plain, text)
     }

@@ -120,7 +120,8 @@ pub struct AddedToken {
 #[derive(Debug, Clone)]
 pub struct CLIPTokenizer {
     tokenizer: Arc<Tokenizer>,
-    /// Without the tokens of [`add_token`](Self::add_token).
+    /// Without the tokens of [`add_token`](Self::add_token), but for those with punctuation at an
+    /// end.
     plain: Arc<Tokenizer>,
     /// Longest name first.
     concepts: Vec<Concept>,

@@ -6,8 +6,8 @@ use anyhow::{Result, bail};
 
 use crate::root;
 
-/// The scripts and their output folders, relative to the workspace.
-const SCRIPTS: [(&str, &str); 3] = [
+/// The scripts in their order, and their output folders, relative to the workspace.
+const SCRIPTS: [(&str, &str); 8] = [
     (
         "crates/diffuse-schedulers/tests/golden.py",
         "crates/diffuse-schedulers/tests/fixtures",
@@ -15,6 +15,26 @@ const SCRIPTS: [(&str, &str); 3] = [
     (
         "xtask/golden/golden.py",
         "crates/diffuse-pipelines/tests/reference",
+    ),
+    (
+        "xtask/golden/lora.py",
+        "crates/diffuse-pipelines/tests/reference",
+    ),
+    (
+        "xtask/golden/family.py",
+        "crates/diffuse-pipelines/tests/reference",
+    ),
+    (
+        "xtask/golden/single_file.py",
+        "crates/diffuse-pipelines/tests/reference",
+    ),
+    (
+        "xtask/golden/files.py",
+        "crates/diffuse-pipelines/tests/reference",
+    ),
+    (
+        "xtask/golden/prompts.py",
+        "crates/diffuse-clip/tests/fixtures",
     ),
     (
         "xtask/golden/builtin.py",

@@ -68,12 +68,11 @@ fn needed(
         if component == "tokenizer" {
             let pair = ["vocab.json", "merges.txt"].map(|name| format!("{prefix}{name}"));
             let single = format!("{prefix}tokenizer.json");
-            if listing.has(&single) && !pair.iter().all(|file| listing.has(file)) {
-                files.push(single);
-            } else {
+            if pair.iter().all(|file| listing.has(file)) || !listing.has(&single) {
                 files.extend(pair);
             }
             for name in [
+                "tokenizer.json",
                 "tokenizer_config.json",
                 "special_tokens_map.json",
                 "added_tokens.json",
@@ -243,7 +242,8 @@ mod tests {
             "vae/diffusion_pytorch_model.safetensors",
         ];
         assert_eq!(needed.files, expected);
-        assert!(needed.absent.is_empty());
+        let absent = ["tokenizer/tokenizer.json", "tokenizer/added_tokens.json"];
+        assert_eq!(needed.absent, absent);
     }
 
     #[test]
@@ -273,6 +273,52 @@ mod tests {
                 "vae/diffusion_pytorch_model.bin",
             ],
         );
+    }
+
+    #[test]
+    fn shards_and_variants_of_some_components() {
+        let files = [
+            "model_index.json",
+            "scheduler/scheduler_config.json",
+            "text_encoder/config.json",
+            "text_encoder/model.safetensors",
+            "tokenizer/merges.txt",
+            "tokenizer/vocab.json",
+            "unet/config.json",
+            "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+            "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+            "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+            "unet/diffusion_pytorch_model.fp16-00002-of-00002.safetensors",
+            "unet/diffusion_pytorch_model.safetensors.index.fp16.json",
+            "unet/diffusion_pytorch_model.safetensors.index.json",
+            "vae/config.json",
+            "vae/diffusion_pytorch_model.bin",
+        ];
+        check(
+            StableDiffusion,
+            Some("fp16"),
+            &files,
+            &[
+                "text_encoder/model.safetensors",
+                "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+                "unet/diffusion_pytorch_model.fp16-00002-of-00002.safetensors",
+                "vae/diffusion_pytorch_model.bin",
+            ],
+        );
+        check(
+            StableDiffusion,
+            None,
+            &files,
+            &[
+                "text_encoder/model.safetensors",
+                "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+                "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+                "vae/diffusion_pytorch_model.bin",
+            ],
+        );
+        let needed = needed(StableDiffusion, None, &listing(&files)).unwrap();
+        let index = "unet/diffusion_pytorch_model.safetensors.index.json".to_string();
+        assert!(needed.files.contains(&index));
     }
 
     #[test]
@@ -357,7 +403,8 @@ mod tests {
             needed.absent,
             [
                 "tokenizer/tokenizer_config.json",
-                "tokenizer/special_tokens_map.json"
+                "tokenizer/special_tokens_map.json",
+                "tokenizer/added_tokens.json",
             ]
         );
     }

@@ -14,6 +14,7 @@ use diffuse_schedulers::{
 };
 use serde_json::Value;
 
+use crate::FileKind;
 use crate::PipelineError;
 use crate::components::{ComponentClass, ModelClass, component_folder};
 use crate::folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind};
@@ -69,10 +70,11 @@ impl Inspection {
     pub fn read<B: Backend>(path: impl AsRef<Path>) -> Result<Self, PipelineError> {
         let path = path.as_ref();
         if path.is_file() {
-            let (weights, _) = read_weights(path)?;
+            let (weights, checkpoint) = read_weights(path)?;
             let component = Component {
                 name: file_name(path),
                 weights: vec![weights],
+                facts: vec![format!("it is {}", FileKind::of(&checkpoint))],
                 ..Component::default()
             };
             return Ok(Self {
@@ -175,11 +177,20 @@ fn inspect_component<B: Backend>(name: &str, class: Option<&str>, folder: &Path)
     match ComponentClass::of::<B>(class) {
         Some(ComponentClass::Model(class)) => inspect_model(&mut component, &class, folder),
         Some(ComponentClass::Tokenizer) => match CLIPTokenizer::from_pretrained(folder) {
-            Ok(tokenizer) => component.facts.push(format!(
-                "{} token ids, {} a text",
-                tokenizer.vocab_size(),
-                tokenizer.max_length()
-            )),
+            Ok(tokenizer) => {
+                component.facts.push(format!(
+                    "{} token ids, {} a text",
+                    tokenizer.vocab_size(),
+                    tokenizer.max_length()
+                ));
+                let added = tokenizer.added_tokens().into_iter();
+                let words = added.filter(|token| !token.special);
+                let words: Vec<String> = words.map(|token| token.content).collect();
+                if !words.is_empty() {
+                    let words = name_some(&words);
+                    component.facts.push(format!("added words: {words}"));
+                }
+            }
             Err(error) => component.problems.push(error_chain(&error)),
         },
         Some(ComponentClass::Scheduler) => inspect_scheduler::<B>(&mut component, class, folder),

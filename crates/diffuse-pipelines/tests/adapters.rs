@@ -161,13 +161,13 @@ fn adapters_that_do_not_fit_are_refused_and_change_nothing() {
         "`PATH` is for another model: none of its 6 tensors matches; they are \
          `lora_te2_text_model_encoder_layers_31_mlp_fc1.alpha`, \
          `lora_te2_text_model_encoder_layers_31_mlp_fc1.lora_down.weight`, \
-         `lora_te2_text_model_encoder_layers_31_mlp_fc1.lora_up.weight` and 3 more tensors",
+         `lora_te2_text_model_encoder_layers_31_mlp_fc1.lora_up.weight` and 3 more",
     );
     check(
         "partly/half_of_a_pair.safetensors",
         "`PATH`: the tensors \
-         `lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight`, \
-         `lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.alpha` are \
+         `lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight`, \
+         `lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.alpha` are \
          incomplete or of an unknown form",
     );
 }

@@ -93,6 +93,6 @@ pub fn name_some(keys: &[String]) -> String {
         .join(", ");
     match keys.len().saturating_sub(SHOWN) {
         0 => shown,
-        more => format!("{shown} and {more} more tensors"),
+        more => format!("{shown} and {more} more"),
     }
 }

@@ -268,6 +268,6 @@ mod tests {
     fn long_lists_of_keys_are_cut() {
         let keys: Vec<String> = ["a", "b", "c", "d", "e"].map(String::from).to_vec();
         assert_eq!(name_some(&keys[..1]), "`a`");
-        assert_eq!(name_some(&keys), "`a`, `b`, `c` and 2 more tensors");
+        assert_eq!(name_some(&keys), "`a`, `b`, `c` and 2 more");
     }
 }

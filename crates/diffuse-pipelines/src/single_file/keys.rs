@@ -35,7 +35,7 @@ pub fn unet_prefix(checkpoint: &Checkpoint) -> Option<&'static str> {
 
 /// The prefix of the autoencoder's keys, if there is one.
 pub fn vae_prefix(checkpoint: &Checkpoint) -> Option<&'static str> {
-    prefix(checkpoint, &VAE, "decoder.mid.block_1.norm1.weight")
+    prefix(checkpoint, &VAE, "encoder.down.0.block.0.conv1.weight")
 }
 
 fn prefix(checkpoint: &Checkpoint, prefixes: &[&'static str], probe: &str) -> Option<&'static str> {

@@ -120,8 +120,10 @@ impl FileKind {
         if ADAPTERS.iter().any(|part| contains(part)) {
             return Self::Adapter;
         }
-        let vectors = tensors.values().all(|tensor| tensor.shape.len() <= 2);
-        if has("emb_params") || has("clip_l") || tensors.len() == 1 && vectors {
+        let is_vectors = tensors
+            .iter()
+            .all(|(key, tensor)| tensor.shape.len() <= 2 && !key.ends_with(".weight"));
+        if has("emb_params") || has("clip_l") || tensors.len() == 1 && is_vectors {
             return Self::TextualInversion;
         }
         if starts("control_model.")
@@ -139,19 +141,23 @@ impl FileKind {
         let Some(unet) = super::keys::unet_prefix(checkpoint) else {
             return Self::of_part(checkpoint);
         };
+        let first = &tensors[&format!("{unet}input_blocks.0.0.weight")];
+        let inputs = first.shape.get(1);
+        match inputs {
+            Some(5) => return Self::Depth,
+            Some(7) => return Self::Upscaler,
+            Some(8) => return Self::InstructPix2Pix,
+            _ => {}
+        }
         if starts("conditioner.embedders.1.") || contains("label_emb.") && !starts("conditioner.") {
             return Self::StableDiffusionXl;
         }
         if starts("conditioner.") {
             return Self::StableDiffusionXlRefiner;
         }
-        let first = &tensors[&format!("{unet}input_blocks.0.0.weight")];
-        let inpainting = match first.shape.get(1) {
+        let inpainting = match inputs {
             Some(4) => false,
             Some(9) => true,
-            Some(5) => return Self::Depth,
-            Some(7) => return Self::Upscaler,
-            Some(8) => return Self::InstructPix2Pix,
             _ => return Self::Unknown,
         };
         if !starts("cond_stage_model.") {

@@ -8,7 +8,8 @@ use diffuse_pipelines::clip::TextualInversion;
 use diffuse_pipelines::clip::prompt_syntax::{LoraTag, take_lora_tags};
 use diffuse_pipelines::schedulers::scheduler_from_config;
 use diffuse_pipelines::{
-    Adapter, LoadOptions, SingleFileOptions, StableDiffusionPipeline, load_vae, vae::AutoencoderKL,
+    Adapter, FileKind, LoadOptions, SingleFileOptions, StableDiffusionPipeline, load_vae,
+    vae::AutoencoderKL,
 };
 
 use crate::args::{Model, StableDiffusionWeights};
@@ -136,7 +137,13 @@ fn find_lora(folder: &Path, name: &str) -> Result<PathBuf> {
 }
 
 fn embeddings(weights: &StableDiffusionWeights) -> Result<Vec<TextualInversion>> {
-    let open = |path: &PathBuf| Ok(TextualInversion::open(path)?);
+    let open = |path: &PathBuf| match (TextualInversion::open(path), FileKind::read(path)) {
+        (Ok(inversion), _) => Ok(inversion),
+        (Err(error), Err(_) | Ok(FileKind::TextualInversion | FileKind::Unknown)) => {
+            Err(anyhow::Error::new(error))
+        }
+        (Err(_), Ok(kind)) => bail!("`{}` is {kind}, not a textual inversion", path.display()),
+    };
     let embeddings = weights
         .embedding
         .iter()

@@ -168,7 +168,7 @@ fn adapters_that_do_not_fit_are_refused_and_change_nothing() {
         "`PATH`: the tensors \
          `lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight`, \
          `lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.alpha` are \
-         incomplete or of an unknown form",
+         incomplete, do not fit together or are of an unknown form",
     );
 }
 

@@ -146,16 +146,21 @@ impl Factored {
     }
 
     fn rank(&self) -> usize {
-        self.b.shape[0]
+        rows(&self.b)
     }
 
     fn shape(&self) -> [usize; 2] {
         match &self.core {
-            Some(core) => {
-                let kernel: usize = core.shape[2..].iter().product();
-                [self.a.shape[1], self.b.shape[1] * kernel]
-            }
-            None => [self.a.shape[0], columns(&self.b)],
+            Some(core) => [columns(&self.a), columns(&self.b) * kernel(core)],
+            None => [rows(&self.a), columns(&self.b)],
+        }
+    }
+
+    /// Whether the inner dimensions agree.
+    fn fits(&self) -> bool {
+        match &self.core {
+            Some(core) => rows(&self.a) == rows(core) && inner(core) == rows(&self.b),
+            None => columns(&self.a) == rows(&self.b),
         }
     }
 
@@ -183,8 +188,15 @@ impl Factor {
 
     fn shape(&self) -> [usize; 2] {
         match self {
-            Self::Whole(tensor) => [tensor.shape[0], columns(tensor)],
+            Self::Whole(tensor) => [rows(tensor), columns(tensor)],
             Self::Product(product) => product.shape(),
+        }
+    }
+
+    fn fits(&self) -> bool {
+        match self {
+            Self::Whole(_) => true,
+            Self::Product(product) => product.fits(),
         }
     }
 
@@ -196,22 +208,37 @@ impl Factor {
     }
 }
 
+/// Size of the first dimension.
+fn rows(tensor: &TensorInfo) -> usize {
+    tensor.shape.first().copied().unwrap_or(1)
+}
+
 /// Number of elements behind the first dimension.
 fn columns(tensor: &TensorInfo) -> usize {
-    tensor.shape[1..].iter().product()
+    tensor.shape.iter().skip(1).product()
+}
+
+/// Size of a core's second dimension.
+fn inner(core: &TensorInfo) -> usize {
+    core.shape.get(1).copied().unwrap_or(1)
+}
+
+/// Number of elements of a core's kernel.
+fn kernel(core: &TensorInfo) -> usize {
+    core.shape.iter().skip(2).product()
 }
 
 impl Form {
     /// The rank that alpha is divided by.
     pub fn rank(&self) -> usize {
         match self {
-            Self::Lora { down, .. } => down.shape[0],
+            Self::Lora { down, .. } => rows(down),
             Self::Loha { factors, .. } => factors[0].rank(),
             Self::Lokr {
                 factors: [first, second],
                 ..
             } => second.rank().or(first.rank()).unwrap_or(1),
-            Self::Glora { b, .. } => b[1].shape[0],
+            Self::Glora { b, .. } => rows(&b[1]),
             Self::Full(_) => 1,
         }
     }
@@ -235,10 +262,8 @@ impl Form {
     pub fn shape(&self, weight: [usize; 2]) -> [usize; 2] {
         match self {
             Self::Lora { up, mid, down, .. } => {
-                let kernel = mid
-                    .as_ref()
-                    .map_or(1, |mid| mid.shape[2..].iter().product());
-                [up.shape[0], columns(down) * kernel]
+                let kernel = mid.as_ref().map_or(1, kernel);
+                [rows(up), columns(down) * kernel]
             }
             Self::Loha { factors, .. } => factors[0].shape(),
             Self::Lokr {
@@ -248,13 +273,39 @@ impl Form {
                 let ([a, b], [c, d]) = (first.shape(), second.shape());
                 [a * c, b * d]
             }
-            Self::Glora { b, .. } => [b[0].shape[0], columns(&b[1])],
-            Self::Full(tensor) => match &tensor.shape[..] {
-                [] => [1, 1],
+            Self::Glora { b, .. } => [rows(&b[0]), columns(&b[1])],
+            Self::Full(tensor) => match tensor.num_elements() {
                 // A vector's change may be stored as a matrix of one row.
-                _ if tensor.num_elements() == weight[0] * weight[1] => weight,
-                shape => [shape[0], columns(tensor)],
+                elements if elements == weight[0] * weight[1] => weight,
+                _ => [rows(tensor), columns(tensor)],
             },
+        }
+    }
+
+    /// Whether the tensors fit each other, for a weight of shape `weight`.
+    pub fn fits(&self, weight: [usize; 2]) -> bool {
+        match self {
+            Self::Lora {
+                up,
+                mid: Some(mid),
+                down,
+                ..
+            } => columns(up) == rows(mid) && inner(mid) == rows(down),
+            Self::Lora { up, down, .. } => columns(up) == rows(down),
+            Self::Loha {
+                factors: [first, second],
+                ..
+            } => first.fits() && second.fits() && first.shape() == second.shape(),
+            Self::Lokr { factors, .. } => factors.iter().all(Factor::fits),
+            Self::Glora { a, b, .. } => {
+                let inputs = rows(&a[0]);
+                columns(&a[0]) == rows(&a[1])
+                    && columns(&b[0]) == rows(&b[1])
+                    && columns(&a[1]) == inputs
+                    && inputs > 0
+                    && weight[1].is_multiple_of(inputs)
+            }
+            Self::Full(_) => true,
         }
     }
 
@@ -347,6 +398,15 @@ impl Magnitude {
         Self {
             values,
             by_output: true,
+        }
+    }
+
+    /// Whether there are as many as a weight of this shape has outputs or inputs.
+    pub fn fits(&self, [outputs, columns]: [usize; 2]) -> bool {
+        let count = self.values.num_elements();
+        match self.by_output {
+            true => count == outputs,
+            false => count > 0 && columns.is_multiple_of(count),
         }
     }
 

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use diffuse_nn::checkpoint::{Checkpoint, CheckpointError, name_some};
+use diffuse_nn::checkpoint::{Checkpoint, CheckpointError, TensorInfo, name_some};
 use diffuse_nn::files::read_text;
 use serde_json::{Map, Value};
 use thiserror::Error;
@@ -81,7 +81,7 @@ pub enum AdapterError {
         found: [usize; 2],
     },
     /// The tensors of a module are not those of any form.
-    #[error("`{}`: the tensors {keys} are incomplete or of an unknown form", path.display())]
+    #[error("`{}`: the tensors {keys} are incomplete, do not fit together or are of an unknown form", path.display())]
     Incomplete {
         /// The file.
         path: PathBuf,
@@ -279,89 +279,70 @@ fn module_changes(
     group: &mut Group,
     strength: f32,
 ) -> Result<Vec<(String, Change)>, AdapterError> {
-    let path = || file.checkpoint.path().to_path_buf();
-    let tensors = file.checkpoint.tensors();
-    let mut changes = Vec::new();
     let keys: Vec<String> = group.values().cloned().collect();
     let incomplete = || AdapterError::Incomplete {
-        path: path(),
+        path: file.checkpoint.path().to_path_buf(),
         keys: name_some(&keys),
     };
-
+    let mut take = |attribute| {
+        let key = group.remove(&attribute)?;
+        Some(file.checkpoint.tensors()[&key].clone())
+    };
+    let mut found = Vec::new();
     let bias = format!("{module}.bias");
-    for attribute in [Attribute::BiasDifference, Attribute::NormBias] {
-        if adapted.weights.tensors().contains_key(&bias)
-            && let Some(key) = group.remove(&attribute)
-        {
-            let form = Form::Full(tensors[&key].clone());
-            changes.push((bias.clone(), key, form, None));
-        }
+    if adapted.weights.tensors().contains_key(&bias)
+        && let Some(difference) =
+            take(Attribute::BiasDifference).or_else(|| take(Attribute::NormBias))
+    {
+        found.push((bias, Form::Full(difference), None));
     }
     let weight = format!("{module}.weight");
     if let Some(info) = adapted.weights.tensors().get(&weight) {
-        let outputs = info.shape[0];
-        let config = file.config(adapted.component);
-        let scale = |rank: usize, alpha: Option<&String>| -> Result<f32, AdapterError> {
-            let alpha = match alpha {
-                Some(key) => file.checkpoint.read_f32(key)?.iter::<f32>().next(),
-                None => None,
-            };
-            Ok(match alpha.filter(|alpha| *alpha != 0.0) {
-                Some(alpha) => alpha / rank as f32,
-                None => config.map_or(1.0, |config| config.scale(module, rank)),
-            })
-        };
-        let tensor = |group: &mut Group, attribute| {
-            group.remove(&attribute).map(|key| tensors[&key].clone())
-        };
-        let first = keys[0].clone();
-        let magnitude = match (
-            tensor(group, Attribute::Magnitude),
-            tensor(group, Attribute::DoraScale),
-        ) {
+        let outputs = info.shape.first().copied().unwrap_or(1);
+        let alpha = take(Attribute::Alpha);
+        let magnitude = match (take(Attribute::Magnitude), take(Attribute::DoraScale)) {
             (Some(values), _) => Some(Magnitude::each_output(values)),
             (None, Some(values)) => Some(Magnitude::by_shape(values, outputs)),
             (None, None) => None,
         };
-        let alpha = group.remove(&Attribute::Alpha);
-        let form = Form::take(&mut |attribute| tensor(group, attribute), outputs);
-        match form {
-            Ok(Some(mut form)) => {
-                form.set_scale(scale(form.rank(), alpha.as_ref())?);
-                changes.push((weight, first, form, magnitude));
+        match Form::take(&mut take, outputs).map_err(|_| incomplete())? {
+            Some(mut form) => {
+                form.set_scale(file.scale(adapted.component, module, form.rank(), alpha)?);
+                found.push((weight, form, magnitude));
             }
-            Ok(None) if magnitude.is_none() && alpha.is_none() => {}
-            _ => return Err(incomplete()),
+            None if magnitude.is_none() && alpha.is_none() => {}
+            None => return Err(incomplete()),
         }
     }
-    if !changes.is_empty() && !group.is_empty() {
+    if !found.is_empty() && !group.is_empty() {
         return Err(incomplete());
     }
-    changes
-        .into_iter()
-        .map(|(key, first, form, magnitude)| {
-            let shape = &adapted.weights.tensors()[&key].shape;
-            let expected = [shape[0], shape[1..].iter().product()];
-            let found = form.shape(expected);
-            if found != expected {
-                return Err(AdapterError::Shape {
-                    path: path(),
-                    key: first,
-                    module: module.to_string(),
-                    expected,
-                    found,
-                });
-            }
-            let change = Change {
-                checkpoint: file.checkpoint.clone(),
-                form,
-                magnitude,
-                strength,
-                shape: expected,
-            };
-            Ok((key, change))
-        })
-        .collect()
+    let changes = found.into_iter().map(|(key, form, magnitude)| {
+        let shape = &adapted.weights.tensors()[&key].shape;
+        let expected = [shape[0], shape[1..].iter().product()];
+        let found = form.shape(expected);
+        if found != expected {
+            return Err(AdapterError::Shape {
+                path: file.checkpoint.path().to_path_buf(),
+                key: keys[0].clone(),
+                module: module.to_string(),
+                expected,
+                found,
+            });
+        }
+        if !form.fits(expected) || !magnitude.iter().all(|magnitude| magnitude.fits(expected)) {
+            return Err(incomplete());
+        }
+        let change = Change {
+            checkpoint: file.checkpoint.clone(),
+            form,
+            magnitude,
+            strength,
+            shape: expected,
+        };
+        Ok((key, change))
+    });
+    changes.collect()
 }
 
 /// Says which of an adapter's tensors are left over.
@@ -396,6 +377,30 @@ fn report(
 }
 
 impl AdapterFile {
+    /// What a change is multiplied by: `alpha / rank`, with the tensor `alpha` or PEFT's.
+    fn scale(
+        &self,
+        component: AdaptedComponent,
+        module: &str,
+        rank: usize,
+        alpha: Option<TensorInfo>,
+    ) -> Result<f32, AdapterError> {
+        let alpha = match alpha {
+            Some(tensor) => self
+                .checkpoint
+                .read_f32(&tensor.stored_key)?
+                .iter::<f32>()
+                .next(),
+            None => None,
+        };
+        Ok(match alpha.filter(|alpha| *alpha != 0.0) {
+            Some(alpha) => alpha / rank as f32,
+            None => self
+                .config(component)
+                .map_or(1.0, |config| config.scale(module, rank)),
+        })
+    }
+
     fn config(&self, component: AdaptedComponent) -> Option<&PeftConfig> {
         self.configs
             .get(component.name())

@@ -1,8 +1,9 @@
 //! What a weights file is, by the keys in it.
 
 use std::fmt;
+use std::path::Path;
 
-use diffuse_nn::checkpoint::Checkpoint;
+use diffuse_nn::checkpoint::{Checkpoint, CheckpointError};
 
 /// What a weights file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +111,14 @@ const ADAPTERS: [&str; 9] = [
 ];
 
 impl FileKind {
+    /// Tells what a file holds; no tensor is read.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is damaged.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
+        Ok(Self::of(&Checkpoint::open(path)?))
+    }
+
     /// Tells what a file holds.
     pub fn of(checkpoint: &Checkpoint) -> Self {
         let tensors = checkpoint.tensors();

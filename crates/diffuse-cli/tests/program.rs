@@ -300,7 +300,11 @@ fn wrong_options_are_errors() {
         "no folder `no/such/folder`",
     );
     let weights = model("sd/base/vae/diffusion_pytorch_model.safetensors");
-    check_error(&["txt2img", "a", "--model", &weights], "is a file, but");
+    check_error(
+        &["txt2img", "a", "--model", &weights],
+        "is a VAE, which cannot be used here",
+    );
+    check_error(&["ddpm", "--model", &weights], "is a file, but");
     check_error(
         &["txt2img", "a", "--model", &model("ddpm/cat")],
         "it has no `tokenizer`",
@@ -617,7 +621,7 @@ fn weights_of_another_shape_are_errors() {
 }
 
 #[test]
-fn weights_that_are_left_over_are_errors() {
+fn weights_that_are_left_over_are_one_warning() {
     let folder = copy_of("ddpm/cat");
     let path = folder.path().join("config.json");
     let config = fs::read_to_string(&path).unwrap();
@@ -627,8 +631,20 @@ fn weights_that_are_left_over_are_errors() {
     );
     fs::write(&path, config).unwrap();
     let model = folder.path().display().to_string();
+    let surplus = "that this model does not have";
+    let (_folder, path) = output("out.png");
+    let run = ["ddpm", "--model", &model, "--steps", "1", "--output", &path];
+    let result = diffuse(&run);
+    let message = text(&result.stderr);
+    assert!(result.status.success(), "{message}");
+    assert!(message.starts_with("warning: "), "{message}");
+    assert!(
+        message.ends_with(&format!("{surplus}; not used\n")),
+        "{message}"
+    );
+    assert_eq!(message.lines().count(), 1, "{message}");
     check_error(
-        &["ddpm", "--model", &model, "--steps", "1"],
-        "that this model does not have",
+        &["ddpm", "--model", &model, "--steps", "1", "--strict"],
+        surplus,
     );
 }

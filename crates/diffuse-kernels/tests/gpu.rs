@@ -7,7 +7,7 @@
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use diffuse_kernels::{
     Activation, Attention, ConcatChannels, Conv2d, ConvGeometry, Function, GroupNorm, LayerNorm,
-    Linear, LinearGeglu, Linears,
+    Linear, LinearGeglu, LinearToImage, Linears,
 };
 use half::f16;
 
@@ -50,6 +50,11 @@ fn dtypes() -> Vec<DType> {
         .collect()
 }
 
+/// Whose values both types hold.
+fn narrower(a: DType, b: DType) -> DType {
+    if a == DType::F16 { a } else { b }
+}
+
 fn full() -> bool {
     std::env::var("DIFFUSE_GPU_SIZES").is_ok_and(|sizes| sizes == "full")
 }
@@ -90,68 +95,73 @@ fn compare(name: &str, dtype: DType, got: &[f32], expected: impl Fn(usize) -> f6
 #[test]
 fn linear_layers() {
     let mut cases = vec![
-        (1, 8, 8),
-        (2, 16, 24),
-        (77, 64, 40),
-        (130, 320, 200),
-        (64, 512, 64),
-        (300, 72, 136),
-        (70, 7, 3),
-        (65, 36, 9),
+        [1, 8, 8],
+        [2, 16, 24],
+        [77, 64, 40],
+        [130, 320, 200],
+        [64, 512, 64],
+        [300, 72, 136],
+        [70, 7, 3],
+        [65, 36, 9],
     ];
     if full() {
         cases.extend([
-            (8192, 320, 320),
-            (8192, 1280, 320),
-            (2048, 640, 640),
-            (2048, 2560, 640),
-            (512, 1280, 1280),
-            (512, 5120, 1280),
-            (154, 768, 640),
-            (128, 1280, 1280),
-            (2, 1280, 320),
+            [8192, 320, 320],
+            [8192, 1280, 320],
+            [2048, 640, 640],
+            [2048, 2560, 640],
+            [512, 1280, 1280],
+            [512, 5120, 1280],
+            [154, 768, 640],
+            [128, 1280, 1280],
+            [2, 1280, 320],
         ]);
     }
-    for (rows, from, to) in cases {
+    for sizes in cases {
         for dtype in dtypes() {
-            let x = numbers(rows * from, 1, dtype);
-            let w = numbers(to * from, 2, dtype);
-            let b = numbers(to, 3, dtype);
-            let r = numbers(rows * to, 4, dtype);
-            let xt = tensor(&x, [rows, from], dtype);
-            let wt = tensor(&w, [to, from], dtype);
-            let bt = tensor(&b, [to], dtype);
-            let rt = tensor(&r, [rows, to], dtype);
-            let product = |at: usize| {
-                let (row, column) = (at / to, at % to);
-                let terms = x[row * from..][..from]
-                    .iter()
-                    .zip(&w[column * from..][..from]);
-                terms
-                    .map(|(a, b)| f64::from(*a) * f64::from(*b))
-                    .sum::<f64>()
-            };
-            let name = format!("linear {rows} {from} {to}");
-            let linear = Linear {
-                x: xt.clone(),
-                weight: wt.clone(),
-                bias: None,
-                residual: None,
-            };
-            let y = linear.run().expect("a kernel");
-            compare(&name, dtype, &read(y), product);
-            let linear = Linear {
-                x: xt,
-                weight: wt,
-                bias: Some(bt),
-                residual: Some(rt),
-            };
-            let y = linear.run().expect("a kernel");
-            compare(&name, dtype, &read(y), |at| {
-                product(at) + f64::from(b[at % to]) + f64::from(r[at])
-            });
+            check_linear(sizes, dtype, dtype);
         }
     }
+}
+
+/// With weights that are kept in another type, or in that of the input.
+fn check_linear([rows, from, to]: [usize; 3], dtype: DType, kept: DType) {
+    let x = numbers(rows * from, 1, dtype);
+    let w = numbers(to * from, 2, narrower(dtype, kept));
+    let b = numbers(to, 3, dtype);
+    let r = numbers(rows * to, 4, dtype);
+    let xt = tensor(&x, [rows, from], dtype);
+    let wt = tensor(&w, [to, from], kept);
+    let bt = tensor(&b, [to], dtype);
+    let rt = tensor(&r, [rows, to], dtype);
+    let product = |at: usize| {
+        let (row, column) = (at / to, at % to);
+        let terms = x[row * from..][..from]
+            .iter()
+            .zip(&w[column * from..][..from]);
+        terms
+            .map(|(a, b)| f64::from(*a) * f64::from(*b))
+            .sum::<f64>()
+    };
+    let name = format!("linear {rows} {from} {to} {kept:?}");
+    let linear = Linear {
+        x: xt.clone(),
+        weight: wt.clone(),
+        bias: None,
+        residual: None,
+    };
+    let y = linear.run().expect("a kernel");
+    compare(&name, dtype, &read(y), product);
+    let linear = Linear {
+        x: xt,
+        weight: wt,
+        bias: Some(bt),
+        residual: Some(rt),
+    };
+    let y = linear.run().expect("a kernel");
+    compare(&name, dtype, &read(y), |at| {
+        product(at) + f64::from(b[at % to]) + f64::from(r[at])
+    });
 }
 
 #[test]
@@ -167,19 +177,20 @@ fn several_linear_layers() {
     for (rows, from, to, count) in cases {
         for dtype in dtypes() {
             match count {
-                2 => check_linears::<2>([rows, from, to], dtype),
-                _ => check_linears::<3>([rows, from, to], dtype),
+                2 => check_linears::<2>([rows, from, to], dtype, dtype),
+                _ => check_linears::<3>([rows, from, to], dtype, dtype),
             }
         }
     }
 }
 
-fn check_linears<const N: usize>([rows, from, to]: [usize; 3], dtype: DType) {
+fn check_linears<const N: usize>([rows, from, to]: [usize; 3], dtype: DType, kept: DType) {
     let x = numbers(rows * from, 1, dtype);
-    let w: [Vec<f32>; N] = std::array::from_fn(|i| numbers(to * from, 2 + i as u64, dtype));
+    let w: [Vec<f32>; N] =
+        std::array::from_fn(|i| numbers(to * from, 2 + i as u64, narrower(dtype, kept)));
     let linears = Linears {
         x: tensor(&x, [rows, from], dtype),
-        weights: w.each_ref().map(|w| tensor(w, [to, from], dtype)),
+        weights: w.each_ref().map(|w| tensor(w, [to, from], kept)),
     };
     // Without tensor cores there is no kernel.
     let Ok(results) = linears.run() else {
@@ -197,43 +208,114 @@ fn check_linears<const N: usize>([rows, from, to]: [usize; 3], dtype: DType) {
 
 #[test]
 fn gated_linear_layers() {
-    let mut cases = vec![(2, 5, 32, 8), (1, 70, 64, 72), (2, 100, 40, 160)];
+    let mut cases = vec![[2, 5, 32, 8], [1, 70, 64, 72], [2, 100, 40, 160]];
     if full() {
         cases.extend([
-            (2, 4096, 320, 1280),
-            (2, 1024, 640, 2560),
-            (2, 256, 1280, 5120),
-            (2, 64, 1280, 5120),
+            [2, 4096, 320, 1280],
+            [2, 1024, 640, 2560],
+            [2, 256, 1280, 5120],
+            [2, 64, 1280, 5120],
         ]);
     }
-    for (batch, tokens, from, to) in cases {
+    for sizes in cases {
         for dtype in dtypes() {
-            let x = numbers(batch * tokens * from, 1, dtype);
-            let w = numbers(2 * to * from, 2, dtype);
-            let b = numbers(2 * to, 3, dtype);
-            let linear = LinearGeglu {
-                x: tensor(&x, [batch, tokens, from], dtype),
-                weight: tensor(&w, [2 * to, from], dtype),
-                bias: Some(tensor(&b, [2 * to], dtype)),
-            };
-            let y = linear.run().expect("a kernel");
-            compare(
-                &format!("geglu {batch} {tokens} {from} {to}"),
-                dtype,
-                &read(y),
-                |at| {
-                    let (row, column) = (at / to, at % to);
-                    let half = |column: usize| {
-                        let terms = x[row * from..][..from]
-                            .iter()
-                            .zip(&w[column * from..][..from]);
-                        let sum: f64 = terms.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-                        sum + f64::from(b[column])
-                    };
-                    half(column) * gelu(half(to + column))
-                },
-            );
+            check_geglu(sizes, dtype, dtype);
         }
+    }
+}
+
+fn check_geglu([batch, tokens, from, to]: [usize; 4], dtype: DType, kept: DType) {
+    let x = numbers(batch * tokens * from, 1, dtype);
+    let w = numbers(2 * to * from, 2, narrower(dtype, kept));
+    let b = numbers(2 * to, 3, dtype);
+    let linear = LinearGeglu {
+        x: tensor(&x, [batch, tokens, from], dtype),
+        weight: tensor(&w, [2 * to, from], kept),
+        bias: Some(tensor(&b, [2 * to], dtype)),
+    };
+    let y = linear.run().expect("a kernel");
+    compare(
+        &format!("geglu {batch} {tokens} {from} {to} {kept:?}"),
+        dtype,
+        &read(y),
+        |at| {
+            let (row, column) = (at / to, at % to);
+            let half = |column: usize| {
+                let terms = x[row * from..][..from]
+                    .iter()
+                    .zip(&w[column * from..][..from]);
+                let sum: f64 = terms.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                sum + f64::from(b[column])
+            };
+            half(column) * gelu(half(to + column))
+        },
+    );
+}
+
+/// From tokens to the positions of an image.
+#[test]
+fn linear_layers_to_images() {
+    let mut cases = vec![
+        [1, 1, 1, 8, 8],
+        [2, 5, 3, 24, 16],
+        [3, 9, 4, 64, 40],
+        [1, 7, 6, 20, 7],
+    ];
+    if full() {
+        cases.extend([[2, 64, 64, 320, 320], [2, 16, 16, 1280, 1280]]);
+    }
+    for sizes in cases {
+        for dtype in dtypes() {
+            check_linear_to_image(sizes, dtype, dtype);
+        }
+    }
+}
+
+fn check_linear_to_image([batch, height, width, from, to]: [usize; 5], dtype: DType, kept: DType) {
+    let tokens = height * width;
+    let x = numbers(batch * tokens * from, 1, dtype);
+    let w = numbers(to * from, 2, narrower(dtype, kept));
+    let b = numbers(to, 3, dtype);
+    let r = numbers(batch * to * tokens, 4, dtype);
+    for bias in [None, Some(tensor(&b, [to], dtype))] {
+        let name = format!(
+            "linear to image {batch} {height}x{width} {from} {to} {kept:?}, bias: {}",
+            bias.is_some()
+        );
+        let biased = bias.is_some();
+        let linear = LinearToImage {
+            x: tensor(&x, [batch, tokens, from], dtype),
+            weight: tensor(&w, [to, from], kept),
+            bias,
+            residual: tensor(&r, [batch, to, height, width], dtype),
+        };
+        let y = linear.run().expect("a kernel");
+        assert_eq!(y.dims(), [batch, to, height, width], "{name}");
+        compare(&name, dtype, &read(y), |at| {
+            let (image, channel, token) = (at / (to * tokens), at / tokens % to, at % tokens);
+            let terms = x[(image * tokens + token) * from..][..from].iter();
+            let terms = terms.zip(&w[channel * from..][..from]);
+            let sum: f64 = terms.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            let bias = if biased { f64::from(b[channel]) } else { 0.0 };
+            sum + bias + f64::from(r[at])
+        });
+    }
+}
+
+/// Weights may be kept in another type than the one that is computed in.
+#[test]
+fn weights_of_another_type() {
+    let types = dtypes();
+    let pairs = types
+        .iter()
+        .flat_map(|x| types.iter().map(move |kept| (*x, *kept)));
+    for (dtype, kept) in pairs.filter(|(dtype, kept)| dtype != kept) {
+        check_linear([130, 72, 40], dtype, kept);
+        check_linears::<3>([70, 64, 320], dtype, kept);
+        check_geglu([2, 9, 40, 24], dtype, kept);
+        check_linear_to_image([2, 5, 3, 24, 16], dtype, kept);
+        check_convolution(&ConvCase::same(2, 64, 40, 9, 3), dtype, kept);
+        check_convolution(&ConvCase::same(2, 40, 136, 11, 1), dtype, kept);
     }
 }
 
@@ -329,12 +411,12 @@ fn convolutions() {
     }
     for case in cases {
         for dtype in dtypes() {
-            check_convolution(&case, dtype);
+            check_convolution(&case, dtype, dtype);
         }
     }
 }
 
-fn check_convolution(case: &ConvCase, dtype: DType) {
+fn check_convolution(case: &ConvCase, dtype: DType, kept: DType) {
     let &ConvCase {
         batch,
         from,
@@ -347,13 +429,13 @@ fn check_convolution(case: &ConvCase, dtype: DType) {
         upsample,
     } = case;
     let x = numbers(batch * from * height * width, 1, dtype);
-    let w = numbers(to * from * kernel * kernel, 2, dtype);
+    let w = numbers(to * from * kernel * kernel, 2, narrower(dtype, kept));
     let b = numbers(to, 3, dtype);
     let cb = numbers(batch * to, 4, dtype);
     let r = numbers(batch * to * rows * columns, 5, dtype);
     let conv = Conv2d {
         x: tensor(&x, [batch, from, height, width], dtype),
-        weight: tensor(&w, [to, from, kernel, kernel], dtype),
+        weight: tensor(&w, [to, from, kernel, kernel], kept),
         bias: Some(tensor(&b, [to], dtype)),
         geometry: ConvGeometry {
             stride,
@@ -366,7 +448,7 @@ fn check_convolution(case: &ConvCase, dtype: DType) {
     };
     assert_eq!(conv.output_size(), Some(case.output));
     let y = conv.run().expect("a kernel");
-    let name = format!("conv {batch} {from} {to} {height}x{width} {kernel} {stride}");
+    let name = format!("conv {batch} {from} {to} {height}x{width} {kernel} {stride} {kept:?}");
     let factor = if upsample { 2 } else { 1 };
     compare(&name, dtype, &read(y), |at| {
         let (image, channel) = (at / (to * rows * columns), at / (rows * columns) % to);

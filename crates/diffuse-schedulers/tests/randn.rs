@@ -4,14 +4,16 @@ mod common;
 
 use burn::tensor::DType;
 use burn_flex::Flex;
-use common::{Tensors, check_close, rows, values};
+use common::{Tensors, another_set, check_close, rows, values};
 use diffuse_schedulers::{Generator, NoiseSource, SchedulerError, randn_tensor};
 
 #[test]
 fn draws_of_every_size() {
     let expected = Tensors::read("randn.safetensors");
     let cases = rows("randn.json");
-    assert!(cases.len() >= 50, "only {} rows", cases.len());
+    if another_set().is_none() {
+        assert_eq!(cases.len(), 79);
+    }
     for case in cases {
         let name = case["name"].as_str().unwrap();
         let mut generator = Generator::new(case["seed"].as_u64().unwrap());

@@ -12,6 +12,11 @@ pub use values::{Values, assert_close, assert_stage, read_json};
 
 use std::path::{Path, PathBuf};
 
+/// Whether `DIFFUSE_REFERENCE` names another set, which may have other cases.
+pub fn is_another_set() -> bool {
+    std::env::var_os("DIFFUSE_REFERENCE").is_some()
+}
+
 /// The folder of recorded values.
 pub fn reference() -> PathBuf {
     match std::env::var_os("DIFFUSE_REFERENCE") {

@@ -70,6 +70,37 @@ fn attentions<B: Backend>(
         .collect()
 }
 
+/// How a level halves the size at its end.
+#[derive(Config, Debug)]
+pub enum DownsamplerConfig {
+    /// A convolution of stride two.
+    Conv {
+        /// See [`Downsample2DConfig`].
+        padding: usize,
+    },
+    /// A residual block that averages 2x2 positions.
+    Resnet,
+}
+
+/// The halving at the end of a level.
+#[expect(clippy::large_enum_variant, reason = "there is one a level")]
+#[derive(Module, Debug)]
+pub enum Downsampler<B: Backend> {
+    /// A convolution of stride two.
+    Conv(Downsample2D<B>),
+    /// A residual block that averages 2x2 positions.
+    Resnet(ResnetBlock2D<B>),
+}
+
+impl<B: Backend> Downsampler<B> {
+    fn forward(&self, x: Tensor<B, 4>, temb: Option<&Tensor<B, 2>>) -> Tensor<B, 4> {
+        match self {
+            Downsampler::Conv(downsampler) => downsampler.forward(x),
+            Downsampler::Resnet(resnet) => resnet.forward_resized(x, temb, ops::downsample_mean),
+        }
+    }
+}
+
 /// Configuration of a [`DownBlock2D`].
 #[derive(Config, Debug)]
 pub struct DownBlock2DConfig {
@@ -79,43 +110,42 @@ pub struct DownBlock2DConfig {
     pub num_layers: usize,
     /// What follows each of them.
     pub attention: Option<SpatialAttentionConfig>,
-    /// Padding of the halving at the end (see [`Downsample2DConfig`]); none at the last level.
-    pub downsample_padding: Option<usize>,
+    /// The halving at the end; none at the last level.
+    pub downsampler: Option<DownsamplerConfig>,
 }
 
-/// A level on the way down: `DownBlock2D`, `AttnDownBlock2D`, `CrossAttnDownBlock2D` and
-/// `DownEncoderBlock2D`.
+/// A level on the way down: `DownBlock2D`, `AttnDownBlock2D`, `CrossAttnDownBlock2D`,
+/// `ResnetDownsampleBlock2D` and `DownEncoderBlock2D`.
 #[derive(Module, Debug)]
 pub struct DownBlock2D<B: Backend> {
     resnets: Vec<ResnetBlock2D<B>>,
     attentions: Vec<SpatialAttention<B>>,
-    downsamplers: Vec<Downsample2D<B>>,
+    downsamplers: Vec<Downsampler<B>>,
 }
 
 impl DownBlock2DConfig {
     /// A level with fresh weights.
     pub fn init<B: Backend>(&self, device: &B::Device) -> DownBlock2D<B> {
         let channels = self.resnet.out_channels;
-        let resnet = |layer| {
-            let mut config = self.resnet.clone();
-            if layer > 0 {
-                config.in_channels = channels;
-            }
-            config.init(device)
+        let next = || ResnetBlock2DConfig {
+            in_channels: channels,
+            ..self.resnet.clone()
         };
-        let downsample = |padding| {
-            Downsample2DConfig::new(channels)
-                .with_padding(padding)
-                .init(device)
+        let resnet = |layer| match layer {
+            0 => self.resnet.init(device),
+            _ => next().init(device),
+        };
+        let downsampler = |config: &DownsamplerConfig| match config {
+            DownsamplerConfig::Conv { padding } => {
+                let config = Downsample2DConfig::new(channels).with_padding(*padding);
+                Downsampler::Conv(config.init(device))
+            }
+            DownsamplerConfig::Resnet => Downsampler::Resnet(next().init(device)),
         };
         DownBlock2D {
             resnets: (0..self.num_layers).map(resnet).collect(),
             attentions: attentions(&self.attention, self.num_layers, device),
-            downsamplers: self
-                .downsample_padding
-                .map(downsample)
-                .into_iter()
-                .collect(),
+            downsamplers: self.downsampler.iter().map(downsampler).collect(),
         }
     }
 }
@@ -144,7 +174,7 @@ impl<B: Backend> DownBlock2D<B> {
             skips.push(x.clone());
         }
         for downsampler in &self.downsamplers {
-            x = downsampler.forward(x);
+            x = downsampler.forward(x, temb);
             skips.push(x.clone());
         }
         x
@@ -158,16 +188,18 @@ impl<B: Backend> DownBlock2D<B> {
             .fold(x, |x, resnet| resnet.forward(x, None));
         self.downsamplers
             .iter()
-            .fold(x, |x, downsampler| downsampler.forward(x))
+            .fold(x, |x, downsampler| downsampler.forward(x, None))
     }
 }
 
 /// Configuration of a [`MidBlock2D`].
 #[derive(Config, Debug)]
 pub struct MidBlock2DConfig {
-    /// Both residual blocks.
+    /// All residual blocks.
     pub resnet: ResnetBlock2DConfig,
-    /// What stands between them.
+    /// Number of residual blocks after the first.
+    pub num_layers: usize,
+    /// What stands before each of them.
     pub attention: Option<SpatialAttentionConfig>,
 }
 
@@ -182,8 +214,10 @@ impl MidBlock2DConfig {
     /// A level with fresh weights.
     pub fn init<B: Backend>(&self, device: &B::Device) -> MidBlock2D<B> {
         MidBlock2D {
-            resnets: (0..2).map(|_| self.resnet.init(device)).collect(),
-            attentions: attentions(&self.attention, 1, device),
+            resnets: (0..=self.num_layers)
+                .map(|_| self.resnet.init(device))
+                .collect(),
+            attentions: attentions(&self.attention, self.num_layers, device),
         }
     }
 }
@@ -202,10 +236,50 @@ impl<B: Backend> MidBlock2D<B> {
         context: Option<&Tensor<B, 3>>,
     ) -> Tensor<B, 4> {
         let mut x = self.resnets[0].forward(x, temb);
-        for attention in &self.attentions {
-            x = attention.forward(x, context);
+        for (layer, resnet) in self.resnets[1..].iter().enumerate() {
+            if let Some(attention) = self.attentions.get(layer) {
+                x = attention.forward(x, context);
+            }
+            x = resnet.forward(x, temb);
         }
-        self.resnets[1].forward(x, temb)
+        x
+    }
+}
+
+/// How a level doubles the size at its end.
+#[derive(Config, Debug)]
+pub enum UpsamplerConfig {
+    /// Nearest-neighbour enlargement, then a convolution.
+    Conv,
+    /// A residual block with nearest-neighbour enlargement.
+    Resnet,
+}
+
+/// The doubling at the end of a level.
+#[expect(clippy::large_enum_variant, reason = "there is one a level")]
+#[derive(Module, Debug)]
+pub enum Upsampler<B: Backend> {
+    /// Nearest-neighbour enlargement, then a convolution.
+    Conv(Upsample2D<B>),
+    /// A residual block with nearest-neighbour enlargement.
+    Resnet(ResnetBlock2D<B>),
+}
+
+impl<B: Backend> Upsampler<B> {
+    fn forward(
+        &self,
+        x: Tensor<B, 4>,
+        temb: Option<&Tensor<B, 2>>,
+        size: Option<[usize; 2]>,
+    ) -> Tensor<B, 4> {
+        match self {
+            Upsampler::Conv(upsampler) => upsampler.forward(x, size),
+            Upsampler::Resnet(resnet) => {
+                let [_, _, height, width] = x.dims();
+                let size = size.unwrap_or([2 * height, 2 * width]);
+                resnet.forward_resized(x, temb, |x| ops::upsample_nearest(x, size))
+            }
+        }
     }
 }
 
@@ -220,38 +294,42 @@ pub struct UpBlock2DConfig {
     pub skip_channels: Vec<usize>,
     /// What follows each residual block.
     pub attention: Option<SpatialAttentionConfig>,
-    /// Whether the level doubles the size at its end.
-    pub upsample: bool,
+    /// The doubling at the end; none at the last level.
+    pub upsampler: Option<UpsamplerConfig>,
 }
 
-/// A level on the way up: `UpBlock2D`, `AttnUpBlock2D`, `CrossAttnUpBlock2D` and
-/// `UpDecoderBlock2D`.
+/// A level on the way up: `UpBlock2D`, `AttnUpBlock2D`, `CrossAttnUpBlock2D`,
+/// `ResnetUpsampleBlock2D` and `UpDecoderBlock2D`.
 #[derive(Module, Debug)]
 pub struct UpBlock2D<B: Backend> {
     resnets: Vec<ResnetBlock2D<B>>,
     attentions: Vec<SpatialAttention<B>>,
-    upsamplers: Vec<Upsample2D<B>>,
+    upsamplers: Vec<Upsampler<B>>,
 }
 
 impl UpBlock2DConfig {
     /// A level with fresh weights.
     pub fn init<B: Backend>(&self, device: &B::Device) -> UpBlock2D<B> {
         let channels = self.resnet.out_channels;
-        let resnet = |(layer, skip): (usize, &usize)| {
-            let mut config = self.resnet.clone();
-            let below = if layer > 0 {
-                channels
-            } else {
-                config.in_channels
+        let resnet = |in_channels| {
+            let config = ResnetBlock2DConfig {
+                in_channels,
+                ..self.resnet.clone()
             };
-            config.in_channels = below + skip;
             config.init(device)
         };
-        let upsampler = || Upsample2DConfig::new(channels).init(device);
+        let layer = |(layer, skip): (usize, &usize)| match layer {
+            0 => resnet(self.resnet.in_channels + skip),
+            _ => resnet(channels + skip),
+        };
+        let upsampler = |config: &UpsamplerConfig| match config {
+            UpsamplerConfig::Conv => Upsampler::Conv(Upsample2DConfig::new(channels).init(device)),
+            UpsamplerConfig::Resnet => Upsampler::Resnet(resnet(channels)),
+        };
         UpBlock2D {
-            resnets: self.skip_channels.iter().enumerate().map(resnet).collect(),
+            resnets: self.skip_channels.iter().enumerate().map(layer).collect(),
             attentions: attentions(&self.attention, self.skip_channels.len(), device),
-            upsamplers: self.upsample.then(upsampler).into_iter().collect(),
+            upsamplers: self.upsampler.iter().map(upsampler).collect(),
         }
     }
 }
@@ -288,7 +366,7 @@ impl<B: Backend> UpBlock2D<B> {
             [height, width]
         });
         for upsampler in &self.upsamplers {
-            x = upsampler.forward(x, size);
+            x = upsampler.forward(x, temb, size);
         }
         x
     }
@@ -301,6 +379,6 @@ impl<B: Backend> UpBlock2D<B> {
             .fold(x, |x, resnet| resnet.forward(x, None));
         self.upsamplers
             .iter()
-            .fold(x, |x, upsampler| upsampler.forward(x, None))
+            .fold(x, |x, upsampler| upsampler.forward(x, None, None))
     }
 }

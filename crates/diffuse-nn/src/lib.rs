@@ -21,8 +21,9 @@ pub mod pretrained;
 pub use activation::Activation;
 pub use attention::{Attention, AttentionConfig};
 pub use blocks::{
-    DownBlock2D, DownBlock2DConfig, MidBlock2D, MidBlock2DConfig, SpatialAttention,
-    SpatialAttentionConfig, UpBlock2D, UpBlock2DConfig,
+    DownBlock2D, DownBlock2DConfig, Downsampler, DownsamplerConfig, MidBlock2D, MidBlock2DConfig,
+    SpatialAttention, SpatialAttentionConfig, UpBlock2D, UpBlock2DConfig, Upsampler,
+    UpsamplerConfig,
 };
 pub use conv::{Conv2d, Conv2dConfig};
 pub use linear::{Linear, LinearConfig};
@@ -30,7 +31,8 @@ pub use norm::{GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig};
 pub use resnet::{ResnetBlock2D, ResnetBlock2DConfig, TimeScaleShift};
 pub use sampling::{Downsample2D, Downsample2DConfig, Upsample2D, Upsample2DConfig};
 pub use time_embedding::{
-    Timestep, TimestepEmbedding, TimestepEmbeddingConfig, Timesteps, guidance_embedding,
+    GaussianFourierProjection, GaussianFourierProjectionConfig, Timestep, TimestepEmbedding,
+    TimestepEmbeddingConfig, Timesteps, guidance_embedding,
 };
 pub use transformer::{
     BasicTransformerBlock, BasicTransformerBlockConfig, FeedForward, FeedForwardConfig, Geglu,

@@ -2,7 +2,7 @@ use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 
-use crate::ops;
+use crate::{Activation, ops};
 
 /// Configuration of a [`GroupNorm`].
 #[derive(Config, Debug)]
@@ -73,6 +73,14 @@ impl<B: Backend> GroupNorm<B> {
             self.num_groups,
             self.eps,
         )
+    }
+
+    /// [`forward`](Self::forward), then an activation function.
+    pub fn forward_activated(&self, x: Tensor<B, 4>, act_fn: Activation) -> Tensor<B, 4> {
+        match act_fn {
+            Activation::Silu => self.forward_silu(x),
+            Activation::Gelu | Activation::QuickGelu => act_fn.forward(self.forward(x)),
+        }
     }
 }
 

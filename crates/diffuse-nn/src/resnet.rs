@@ -6,7 +6,9 @@ use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
-use crate::{Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, Linear, LinearConfig, ops};
+use crate::{
+    Activation, Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, Linear, LinearConfig, ops,
+};
 
 /// How the time embedding enters a block (`resnet_time_scale_shift`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -39,9 +41,12 @@ pub struct ResnetBlock2DConfig {
     /// The result is divided by it.
     #[config(default = 1.0)]
     pub output_scale_factor: f64,
+    /// Activation function.
+    #[config(default = "Activation::Silu")]
+    pub act_fn: Activation,
 }
 
-/// `x + conv2(silu(norm2(conv1(silu(norm1(x))) + time)))`, with a 1x1 convolution on `x` where the
+/// `x + conv2(act(norm2(conv1(act(norm1(x))) + time)))`, with a 1x1 convolution on `x` where the
 /// number of channels changes.
 #[derive(Module, Debug)]
 pub struct ResnetBlock2D<B: Backend> {
@@ -54,6 +59,8 @@ pub struct ResnetBlock2D<B: Backend> {
     #[module(skip)]
     time_scale_shift: TimeScaleShift,
     output_scale_factor: f64,
+    #[module(skip)]
+    act_fn: Activation,
 }
 
 impl ResnetBlock2DConfig {
@@ -81,6 +88,7 @@ impl ResnetBlock2DConfig {
             conv_shortcut: (cin != cout).then(|| Conv2dConfig::new([cin, cout], 1).init(device)),
             time_scale_shift: self.time_scale_shift,
             output_scale_factor: self.output_scale_factor,
+            act_fn: self.act_fn,
         }
     }
 }
@@ -97,16 +105,34 @@ impl<B: Backend> ResnetBlock2D<B> {
     /// # Panics
     /// If a block with `temb_channels` gets no `temb`.
     pub fn forward(&self, x: Tensor<B, 4>, temb: Option<&Tensor<B, 2>>) -> Tensor<B, 4> {
-        let hidden = self.norm1.forward_silu(x.clone());
+        self.forward_resized(x, temb, |x| x)
+    }
+
+    /// [`forward`](Self::forward) with a change of size: `resize` is applied to `x` and, before the
+    /// first convolution, to the features.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_resized(
+        &self,
+        x: Tensor<B, 4>,
+        temb: Option<&Tensor<B, 2>>,
+        resize: impl Fn(Tensor<B, 4>) -> Tensor<B, 4>,
+    ) -> Tensor<B, 4> {
+        let hidden = resize(self.norm1.forward_activated(x.clone(), self.act_fn));
+        let x = resize(x);
         let time = self.time_emb_proj.as_ref().map(|projection| {
             projection.forward(temb.expect("this block needs a time embedding").clone())
         });
 
         let hidden = match (time, self.time_scale_shift) {
-            (None, _) => self.norm2.forward_silu(self.conv1.forward(hidden)),
+            (None, _) => {
+                let hidden = self.conv1.forward(hidden);
+                self.norm2.forward_activated(hidden, self.act_fn)
+            }
             (Some(time), TimeScaleShift::Default) => {
                 let hidden = self.conv1.forward_channel_bias(hidden, time);
-                self.norm2.forward_silu(hidden)
+                self.norm2.forward_activated(hidden, self.act_fn)
             }
             (Some(time), TimeScaleShift::ScaleShift) => {
                 let hidden = self.conv1.forward(hidden);
@@ -115,7 +141,8 @@ impl<B: Backend> ResnetBlock2D<B> {
                     unreachable!("chunk(2, 1) of an even number of columns gives two halves")
                 };
                 let hidden = self.norm2.forward(hidden);
-                ops::silu(ops::scale_shift_channels(hidden, scale + 1.0, shift))
+                let hidden = ops::scale_shift_channels(hidden, scale + 1.0, shift);
+                self.act_fn.forward(hidden)
             }
         };
         let shortcut = match &self.conv_shortcut {

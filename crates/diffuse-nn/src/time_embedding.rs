@@ -1,7 +1,9 @@
 //! Timesteps as vectors (Vaswani et al. 2017, <https://arxiv.org/abs/1706.03762>, section 3.5).
 
+use std::f64::consts::PI;
+
 use burn::config::Config;
-use burn::module::Module;
+use burn::module::{Initializer, Module, Param};
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
 use crate::{Activation, Linear, LinearConfig};
@@ -116,6 +118,48 @@ pub fn guidance_embedding(guidance_scale: f64, num_channels: usize) -> Vec<f32> 
     values
 }
 
+/// Configuration of a [`GaussianFourierProjection`].
+#[derive(Config, Debug)]
+pub struct GaussianFourierProjectionConfig {
+    /// Number of frequencies.
+    pub embedding_size: usize,
+    /// Standard deviation of fresh frequencies.
+    pub scale: f64,
+}
+
+/// Random Fourier features of a noise level (Song et al. 2021,
+/// <https://arxiv.org/abs/2011.13456>, appendix C.1): `[sin, cos]` of `2π · ln(σ) · weight`.
+#[derive(Module, Debug)]
+pub struct GaussianFourierProjection<B: Backend> {
+    /// The frequencies, `[embedding_size]`; they are not trained.
+    pub weight: Param<Tensor<B, 1>>,
+}
+
+impl GaussianFourierProjectionConfig {
+    /// A module with fresh frequencies, normally distributed.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> GaussianFourierProjection<B> {
+        let initializer = Initializer::Normal {
+            mean: 0.0,
+            std: self.scale,
+        };
+        GaussianFourierProjection {
+            weight: initializer.init([self.embedding_size], device),
+        }
+    }
+}
+
+impl<B: Backend> GaussianFourierProjection<B> {
+    /// The features in `dtype`: `[batch, 2 · embedding_size]`. Angles are computed in `f32`.
+    pub fn forward(&self, noise_levels: &[f64], dtype: DType) -> Tensor<B, 2> {
+        let weight = self.weight.val().detach().cast(DType::F32);
+        let logarithms = noise_levels.iter().map(|level| (*level as f32).ln());
+        let data = TensorData::new(logarithms.collect(), [noise_levels.len(), 1]);
+        let logarithms = Tensor::<B, 2>::from_data(data, (&weight.device(), DType::F32));
+        let angles = logarithms * weight.unsqueeze() * 2.0 * PI;
+        Tensor::cat(vec![angles.clone().sin(), angles.cos()], 1).cast(dtype)
+    }
+}
+
 /// Configuration of a [`TimestepEmbedding`].
 #[derive(Config, Debug)]
 pub struct TimestepEmbeddingConfig {
@@ -125,15 +169,20 @@ pub struct TimestepEmbeddingConfig {
     pub time_embed_dim: usize,
     /// Length of an additional condition (`time_cond_proj_dim`).
     pub cond_proj_dim: Option<usize>,
+    /// Activation function.
+    #[config(default = "Activation::Silu")]
+    pub act_fn: Activation,
 }
 
-/// Two linear layers with SiLU between them, from the sinusoidal embedding to the one that blocks
+/// Two linear layers with an activation function between them, from the sinusoidal embedding to the one that blocks
 /// take.
 #[derive(Module, Debug)]
 pub struct TimestepEmbedding<B: Backend> {
     linear_1: Linear<B>,
     linear_2: Linear<B>,
     cond_proj: Option<Linear<B>>,
+    #[module(skip)]
+    act_fn: Activation,
 }
 
 impl TimestepEmbeddingConfig {
@@ -148,6 +197,7 @@ impl TimestepEmbeddingConfig {
                     .with_bias(false)
                     .init(device)
             }),
+            act_fn: self.act_fn,
         }
     }
 }
@@ -164,7 +214,7 @@ impl<B: Backend> TimestepEmbedding<B> {
             (Some(projection), Some(condition)) => sample + projection.forward(condition),
             _ => sample,
         };
-        let hidden = Activation::Silu.forward(self.linear_1.forward(sample));
+        let hidden = self.act_fn.forward(self.linear_1.forward(sample));
         self.linear_2.forward(hidden)
     }
 }

@@ -83,10 +83,13 @@ pub struct BasicTransformerBlockConfig {
     pub dim_head: usize,
     /// Size of the text embeddings.
     pub cross_attention_dim: usize,
+    /// Whether the first attention, too, is to the text.
+    #[config(default = false)]
+    pub only_cross_attention: bool,
 }
 
 /// Self-attention, cross-attention to the text and feed-forward, each behind a layer norm and with
-/// a residual.
+/// a residual. With `only_cross_attention`, both attentions are to the text.
 #[derive(Module, Debug)]
 pub struct BasicTransformerBlock<B: Backend> {
     norm1: LayerNorm<B>,
@@ -95,6 +98,7 @@ pub struct BasicTransformerBlock<B: Backend> {
     attn2: Attention<B>,
     norm3: LayerNorm<B>,
     ff: FeedForward<B>,
+    only_cross_attention: bool,
 }
 
 impl BasicTransformerBlockConfig {
@@ -108,11 +112,15 @@ impl BasicTransformerBlockConfig {
         };
         BasicTransformerBlock {
             norm1: norm(),
-            attn1: attention(None),
+            attn1: attention(
+                self.only_cross_attention
+                    .then_some(self.cross_attention_dim),
+            ),
             norm2: norm(),
             attn2: attention(Some(self.cross_attention_dim)),
             norm3: norm(),
             ff: FeedForwardConfig::new(self.dim).init(device),
+            only_cross_attention: self.only_cross_attention,
         }
     }
 }
@@ -124,9 +132,10 @@ impl<B: Backend> BasicTransformerBlock<B> {
     /// - `x`, output: `[batch, tokens, dim]`
     /// - `context`: `[batch, text tokens, cross_attention_dim]`
     pub fn forward(&self, x: Tensor<B, 3>, context: &Tensor<B, 3>) -> Tensor<B, 3> {
+        let first = self.only_cross_attention.then_some(context);
         let x = self
             .attn1
-            .forward_add(self.norm1.forward(x.clone()), None, x);
+            .forward_add(self.norm1.forward(x.clone()), first, x);
         let x = self
             .attn2
             .forward_add(self.norm2.forward(x.clone()), Some(context), x);
@@ -200,6 +209,9 @@ pub struct Transformer2DModelConfig {
     /// Linear layers instead of 1x1 convolutions at both ends.
     #[config(default = false)]
     pub use_linear_projection: bool,
+    /// Cross-attention to the text in place of self-attention.
+    #[config(default = false)]
+    pub only_cross_attention: bool,
 }
 
 /// Transformer blocks over the positions of an image, with norm, projections and a residual around
@@ -223,6 +235,7 @@ impl Transformer2DModelConfig {
             heads: self.heads,
             dim_head: self.channels / self.heads,
             cross_attention_dim: self.cross_attention_dim,
+            only_cross_attention: self.only_cross_attention,
         };
         let ends = [self.channels, self.channels];
         Transformer2DModel {

@@ -117,6 +117,19 @@ fn enlarging_repeats_the_nearest_position() {
 }
 
 #[test]
+fn halving_averages_and_leaves_out_a_last_odd_row_and_column() {
+    let numbers = (0..15u8).map(f32::from).collect();
+    let x = TensorData::new(numbers, [1, 1, 3, 5]);
+    for dtype in [DType::F32, DType::F16] {
+        let x = Tensor::<Flex, 4>::from_data(x.clone(), &Default::default()).cast(dtype);
+        let halved = ops::downsample_mean(x);
+        assert_eq!(halved.dtype(), dtype);
+        assert_eq!(halved.dims(), [1, 1, 1, 2]);
+        assert_eq!(values(&halved), [3.0, 5.0]);
+    }
+}
+
+#[test]
 fn half_precision_neither_overflows_nor_loses_small_differences() {
     let device = Default::default();
     // Squares of 300 exceed the range of f16, and so does a sum of many values.

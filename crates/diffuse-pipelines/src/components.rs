@@ -8,7 +8,8 @@ use diffuse_nn::checkpoint::{Parameter, parameters};
 use diffuse_nn::config::{ConfigError, ModelConfig};
 use diffuse_nn::pretrained::{LoadOptions, find_weights};
 use diffuse_unet::{
-    Pretrained, UNet2DConditionConfig, UNet2DConditionModel, UNet2DConfig, UNet2DModel,
+    ClassEmbedType, Pretrained, UNet2DConditionConfig, UNet2DConditionModel, UNet2DConfig,
+    UNet2DModel,
 };
 use diffuse_vae::{AutoencoderKL, AutoencoderKLConfig};
 
@@ -85,6 +86,23 @@ pub(crate) fn weights_stems(class: &str) -> Option<[&'static str; 2]> {
     stems
         .into_iter()
         .find_map(|(name, stems)| (name == class).then_some(stems))
+}
+
+/// Checks that a network takes no class labels: the pipelines have none.
+pub(crate) fn check_class_labels<C: ModelConfig>(
+    class_embed_type: Option<ClassEmbedType>,
+    num_class_embeds: Option<usize>,
+) -> Result<(), ConfigError> {
+    let supported = "only null in a pipeline";
+    if class_embed_type.is_some() {
+        let (key, value) = ("class_embed_type", class_embed_type);
+        Err(ConfigError::unsupported(C::CLASS, key, value, supported))
+    } else if num_class_embeds.is_some() {
+        let (key, value) = ("num_class_embeds", num_class_embeds);
+        Err(ConfigError::unsupported(C::CLASS, key, value, supported))
+    } else {
+        Ok(())
+    }
 }
 
 /// Where a component's files are: in its own folder or, as in the DDPM repositories, in the

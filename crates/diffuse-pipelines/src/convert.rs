@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{FloatDType, backend::Backend};
 use diffuse_clip::CLIPTextConfig;
 use diffuse_nn::checkpoint::{Checkpoint, CheckpointError};
-use diffuse_nn::config::ModelConfig;
+use diffuse_nn::config::{ConfigError, ModelConfig};
 use diffuse_nn::files::read_text;
 use diffuse_nn::pretrained::{LoadOptions, Pretrained, PretrainedError, find_weights};
 use diffuse_schedulers::{SCHEDULER_CONFIG_NAME, SchedulerConfig};
-use diffuse_unet::{UNet2DConditionConfig, UNet2DConditionModel};
+use diffuse_unet::{ResampleType, UNet2DConditionConfig, UNet2DConditionModel};
 use diffuse_vae::AutoencoderKLConfig;
 use serde_json::{Value, json};
 
 use crate::PipelineError;
-use crate::components::{ComponentClass, ModelClass, component_folder};
+use crate::components::{ComponentClass, ModelClass, check_class_labels, component_folder};
 use crate::folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind};
 use crate::single_file::{ComponentFiles, SingleFile, SingleFileOptions, write_single_file};
 
@@ -128,6 +128,8 @@ fn to_single_file<B: Backend>(
     let text_encoder = files("text_encoder", CLIPTextConfig::WEIGHTS)?;
     let unet = files("unet", UNet2DConditionConfig::WEIGHTS)?;
     let vae = files("vae", AutoencoderKLConfig::WEIGHTS)?;
+    let config = UNet2DConditionConfig::from_file(&unet[0]).map_err(PretrainedError::from)?;
+    check_original_layout(&config).map_err(PretrainedError::from)?;
     progress(&destination.display().to_string());
     write_single_file::<B>(
         &ComponentFiles {
@@ -139,6 +141,24 @@ fn to_single_file<B: Backend>(
         options.strict,
         options.dtype,
     )
+}
+
+/// Checks that the original layout has names for a network's weights.
+fn check_original_layout(config: &UNet2DConditionConfig) -> Result<(), ConfigError> {
+    let class = UNet2DConditionConfig::CLASS;
+    check_class_labels::<UNet2DConditionConfig>(config.class_embed_type, config.num_class_embeds)?;
+    let mut down = config.down_block_types.iter().map(|block| block.resample());
+    let mut up = config.up_block_types.iter().map(|block| block.resample());
+    let supported = "only blocks that change the size by a convolution in a single file";
+    if down.any(|resample| matches!(resample, ResampleType::Resnet)) {
+        let (key, value) = ("down_block_types", &config.down_block_types);
+        Err(ConfigError::unsupported(class, key, value, supported))
+    } else if up.any(|resample| matches!(resample, ResampleType::Resnet)) {
+        let (key, value) = ("up_block_types", &config.up_block_types);
+        Err(ConfigError::unsupported(class, key, value, supported))
+    } else {
+        Ok(())
+    }
 }
 
 struct Conversion<'a> {

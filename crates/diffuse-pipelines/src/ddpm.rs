@@ -11,9 +11,9 @@ use diffuse_schedulers::{
     NoiseSource, Overrides, Scheduler, StepOptions, TimestepRequest, randn_tensor,
     scheduler_from_config,
 };
-use diffuse_unet::{LoadOptions, Pretrained, UNet2DModel};
+use diffuse_unet::{LoadOptions, Pretrained, PretrainedError, UNet2DConfig, UNet2DModel};
 
-use crate::components::component_folder;
+use crate::components::{check_class_labels, component_folder};
 use crate::folder::{ModelIndex, PipelineKind, load_scheduler, pipeline_folder};
 use crate::generation::{
     StageTimes, check_finite, check_generators, check_pixels, seeds_or_random,
@@ -81,7 +81,9 @@ impl<B: Backend> DDPMPipeline<B> {
         kind.check(&index)?;
         let scheduler = load_scheduler(&folder, &index)?;
         let folder = component_folder(&folder, "unet");
-        let unet = UNet2DModel::from_pretrained_with(folder, options, device)?;
+        let (config, weights) = UNet2DModel::<B>::open(folder, options)?;
+        check_unet(&config)?;
+        let unet = UNet2DModel::from_checkpoint(&config, &weights, options, device)?;
         Ok(Self { unet, scheduler })
     }
 
@@ -200,6 +202,7 @@ impl<B: Backend> DDPMPipeline<B> {
     /// What a UNet gives must be what the scheduler takes, and an image.
     fn check_parts(&self) -> Result<(), PipelineError> {
         let config = self.unet.config();
+        check_unet(config)?;
         let [from, to] = [config.in_channels, config.out_channels];
         let variance = self.scheduler.config().get("variance_type");
         let learned = variance
@@ -224,6 +227,11 @@ impl<B: Backend> DDPMPipeline<B> {
         let sample = sample.cast(float_dtype(&self.unet));
         self.unet.forward(sample, timestep).cast(DType::F32)
     }
+}
+
+fn check_unet(config: &UNet2DConfig) -> Result<(), PretrainedError> {
+    check_class_labels::<UNet2DConfig>(config.class_embed_type, config.num_class_embeds)?;
+    Ok(())
 }
 
 /// Options of [`DDIMPipeline`], by the reference's names and with its defaults.

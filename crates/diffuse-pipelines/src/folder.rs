@@ -138,7 +138,9 @@ impl PipelineKind {
     /// The pipeline that an index is for, if it can be run here.
     pub fn of(index: &ModelIndex) -> Option<Self> {
         match index.class()? {
-            "StableDiffusionPipeline" => Some(Self::StableDiffusion),
+            "StableDiffusionPipeline" | "LatentConsistencyModelPipeline" => {
+                Some(Self::StableDiffusion)
+            }
             "DDPMPipeline" | "DDIMPipeline" => Some(Self::Unconditional),
             _ => None,
         }

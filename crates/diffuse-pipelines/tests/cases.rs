@@ -1,7 +1,8 @@
 //! Whole runs against the reference's: latents and images of every recorded case.
 
+mod common;
+
 use std::ops::ControlFlow;
-use std::path::Path;
 
 use burn::tensor::TensorData;
 use burn_flex::Flex;
@@ -10,100 +11,39 @@ use diffuse_pipelines::schedulers::{
 };
 use diffuse_pipelines::{
     DDIMPipeline, DDPMOptions, DDPMPipeline, Generated, LoadOptions, StableDiffusionInputs,
-    StableDiffusionOptions, StableDiffusionPipeline, latents,
+    StableDiffusionPipeline, latents,
 };
 use diffuse_testing::{Values, assert_close, is_another_set, read_json, reference};
 use image::RgbImage;
 use serde_json::Value;
 
+use common::Case;
+
 type B = Flex;
 
-/// A case of a manifest, with the folder that its paths are relative to.
-struct Case<'a> {
-    folder: &'a Path,
-    values: &'a Value,
+/// The recorded tensors of a case.
+fn expected(case: &Case<'_>) -> Values {
+    let tensors = case.values["expected"]["tensors"].as_str().unwrap();
+    Values::open(case.folder.join(tensors))
 }
 
-impl Case<'_> {
-    fn name(&self) -> &str {
-        self.values["name"].as_str().unwrap()
-    }
+fn check(case: &Case<'_>, generated: &Generated<B>, tensor: &str) {
+    let atol = case.tolerance(&format!("{tensor}_atol"));
+    let data = expected(case).data(tensor);
+    assert_close(case.name(), generated.latents.clone(), &data, atol, 0.0);
 
-    fn get<T>(&self, key: &str, read: impl Fn(&Value) -> Option<T>) -> Option<T> {
-        let value = self.values.get(key).filter(|value| !value.is_null())?;
-        Some(read(value).unwrap_or_else(|| panic!("{}: {key}", self.name())))
-    }
-
-    fn number(&self, key: &str) -> Option<f64> {
-        self.get(key, Value::as_f64)
-    }
-
-    fn count(&self, key: &str) -> Option<usize> {
-        self.get(key, |value| value.as_u64().map(|count| count as usize))
-    }
-
-    /// One text or number, or a list of them.
-    fn list<T>(&self, key: &str, read: impl Fn(&Value) -> Option<T>) -> Vec<T> {
-        match self.values.get(key) {
-            None | Some(Value::Null) => Vec::new(),
-            Some(Value::Array(values)) => values.iter().map(|value| read(value).unwrap()).collect(),
-            Some(value) => vec![read(value).unwrap()],
-        }
-    }
-
-    fn texts(&self, key: &str) -> Vec<String> {
-        self.list(key, |value| value.as_str().map(String::from))
-    }
-
-    fn scheduler_options(&self) -> Overrides {
-        let options = self.get("scheduler_options", |value| value.as_object().cloned());
-        options.unwrap_or_default()
-    }
-
-    fn tolerance(&self, key: &str) -> f64 {
-        self.values["tolerance"][key].as_f64().unwrap()
-    }
-
-    fn expected(&self) -> Values {
-        let tensors = self.values["expected"]["tensors"].as_str().unwrap();
-        Values::open(self.folder.join(tensors))
-    }
-
-    fn check(&self, generated: &Generated<B>, tensor: &str) {
-        let name = self.name();
-        let atol = self.tolerance(&format!("{tensor}_atol"));
-        let expected = self.expected().data(tensor);
-        assert_close(name, generated.latents.clone(), &expected, atol, 0.0);
-
-        let images = self.values["expected"]["images"].as_array().unwrap();
-        assert_eq!(images.len(), generated.images.len(), "{name}");
-        for (path, got) in images.iter().zip(&generated.images) {
-            let path = self.folder.join(path.as_str().unwrap());
-            let expected = image::open(&path).unwrap().to_rgb8();
-            let (max, mean) = compare(got, &expected);
-            let allowed = (self.tolerance("image_max"), self.tolerance("image_mean"));
-            assert!(
-                max <= allowed.0 && mean <= allowed.1,
-                "{name}: levels differ by {max} at most, {mean} on average"
-            );
-        }
-    }
-}
-
-/// The largest and the mean difference of levels.
-fn compare(got: &RgbImage, expected: &RgbImage) -> (f64, f64) {
-    assert_eq!(got.dimensions(), expected.dimensions());
-    let differences: Vec<f64> = got
-        .as_raw()
+    let images = case.values["expected"]["images"].as_array().unwrap();
+    let images: Vec<RgbImage> = images
         .iter()
-        .zip(expected.as_raw())
-        .map(|(got, expected)| f64::from(got.abs_diff(*expected)))
+        .map(|path| case.folder.join(path.as_str().unwrap()))
+        .map(|path| image::open(path).unwrap().to_rgb8())
         .collect();
-    let max = differences.iter().copied().fold(0.0, f64::max);
-    (
-        max,
-        differences.iter().sum::<f64>() / differences.len() as f64,
-    )
+    case.check_images(&generated.images, &images);
+}
+
+fn scheduler_options(case: &Case<'_>) -> Overrides {
+    let options = case.get("scheduler_options", |value| value.as_object().cloned());
+    options.unwrap_or_default()
 }
 
 fn implemented(scheduler: &str) -> bool {
@@ -124,14 +64,14 @@ fn unconditional_runs_give_the_references_images() {
         let mut pipeline = DDPMPipeline::<B>::from_pretrained(model, &device).unwrap();
         let config = pipeline.scheduler.config();
         pipeline.scheduler =
-            scheduler_from_config(config, None, &case.scheduler_options()).unwrap();
+            scheduler_from_config(config, None, &scheduler_options(&case)).unwrap();
         if values["pipeline"] == "DDIMPipeline" {
             pipeline = DDIMPipeline::new(pipeline).unwrap().inner;
         }
         let clipped = case.get("use_clipped_model_output", Value::as_bool);
         let options = DDPMOptions {
             batch_size: case.count("batch_size").unwrap_or(1),
-            num_inference_steps: case.count("steps").unwrap(),
+            num_inference_steps: case.steps().unwrap(),
             seeds: case.list("seed", Value::as_u64),
             step: StepOptions {
                 eta: case.number("eta"),
@@ -139,7 +79,7 @@ fn unconditional_runs_give_the_references_images() {
                 ..StepOptions::default()
             },
         };
-        case.check(&pipeline.generate(&options).unwrap(), "sample");
+        check(&case, &pipeline.generate(&options).unwrap(), "sample");
     }
     if !is_another_set() {
         assert_eq!(cases.as_array().unwrap().len(), 12);
@@ -183,34 +123,12 @@ fn check_text_to_image(case: &Case<'_>, scheduler: Option<&str>) {
         StableDiffusionPipeline::<B>::from_pretrained_with(model, &load, &device).unwrap();
     if scheduler.is_some() {
         let config = pipeline.scheduler.config();
-        let options = case.scheduler_options();
+        let options = scheduler_options(case);
         pipeline.scheduler = scheduler_from_config(config, scheduler, &options).unwrap();
     }
 
-    let numbers = |key| {
-        let numbers = case.list(key, Value::as_f64);
-        (!numbers.is_empty()).then_some(numbers)
-    };
-    let defaults = StableDiffusionOptions::default();
+    let options = case.text_to_image_options();
     let start = case.get("latents", |value| value.as_str().map(String::from));
-    let options = StableDiffusionOptions {
-        prompt: case.texts("prompt"),
-        negative_prompt: case.texts("negative_prompt"),
-        height: case.count("height"),
-        width: case.count("width"),
-        num_inference_steps: case.count("steps").unwrap_or(defaults.num_inference_steps),
-        timesteps: numbers("timesteps"),
-        sigmas: numbers("sigmas"),
-        guidance_scale: case
-            .number("guidance_scale")
-            .unwrap_or(defaults.guidance_scale),
-        guidance_rescale: case.number("guidance_rescale").unwrap_or(0.0),
-        num_images_per_prompt: case.count("num_images_per_prompt").unwrap_or(1),
-        eta: case.number("eta").unwrap_or(0.0),
-        clip_skip: case.count("clip_skip"),
-        seeds: case.list("seed", Value::as_u64),
-        ..defaults
-    };
 
     let mut trace = Vec::new();
     let inputs = StableDiffusionInputs {
@@ -224,7 +142,7 @@ fn check_text_to_image(case: &Case<'_>, scheduler: Option<&str>) {
         })
         .unwrap();
     if case.values.get("trace").is_some() {
-        let expected = case.expected();
+        let expected = expected(case);
         assert_eq!(
             generated.timesteps,
             expected.list("timesteps"),
@@ -250,5 +168,5 @@ fn check_text_to_image(case: &Case<'_>, scheduler: Option<&str>) {
             assert_close(&what, got, &expected, atol, 0.0);
         }
     }
-    case.check(&generated, "latents");
+    check(case, &generated, "latents");
 }

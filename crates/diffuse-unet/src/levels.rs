@@ -4,9 +4,29 @@
 use burn::tensor::{Tensor, backend::Backend};
 use diffuse_nn::config::{ConfigError, MAX_CHANNELS, MAX_LAYERS, MAX_LEVELS, check_size};
 use diffuse_nn::{
-    Activation, Conv2d, DownBlock2D, DownBlock2DConfig, GroupNorm, MidBlock2D, ResnetBlock2DConfig,
-    SpatialAttentionConfig, TimeScaleShift, UpBlock2D, UpBlock2DConfig, ops,
+    Activation, Conv2d, DownBlock2D, DownBlock2DConfig, DownsamplerConfig, GroupNorm, MidBlock2D,
+    ResnetBlock2DConfig, SpatialAttentionConfig, TimeScaleShift, UpBlock2D, UpBlock2DConfig,
+    UpsamplerConfig, ops,
 };
+use serde::{Deserialize, Serialize};
+
+/// How a block changes the size of the image (`downsample_type`, `upsample_type`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ResampleType {
+    /// A convolution.
+    Conv,
+    /// A residual block.
+    Resnet,
+}
+
+/// What the type of a block says.
+pub(crate) struct BlockParts {
+    /// What follows each residual block.
+    pub attention: Option<SpatialAttentionConfig>,
+    pub resample: ResampleType,
+}
 
 /// The sizes of the resolution levels of a UNet.
 pub(crate) struct Levels<'a> {
@@ -19,6 +39,7 @@ pub(crate) struct Levels<'a> {
     pub norm_eps: f64,
     pub time_scale_shift: TimeScaleShift,
     pub downsample_padding: usize,
+    pub act_fn: Activation,
 }
 
 impl Levels<'_> {
@@ -32,34 +53,42 @@ impl Levels<'_> {
         )
         .with_temb_channels(Some(self.time_embed_dim))
         .with_time_scale_shift(self.time_scale_shift)
+        .with_act_fn(self.act_fn)
     }
 
-    /// The down blocks; `attention(level)` follows each residual block of a level.
+    /// The down blocks; `parts(level)` are those of a level.
     pub fn down_blocks<B: Backend>(
         &self,
-        attention: impl Fn(usize) -> Option<SpatialAttentionConfig>,
+        parts: impl Fn(usize) -> BlockParts,
         device: &B::Device,
     ) -> Vec<DownBlock2D<B>> {
         let last = self.channels.len() - 1;
         (0..self.channels.len())
             .map(|level| {
                 let above = self.channels[level.saturating_sub(1)];
+                let parts = parts(level);
+                let downsampler = match parts.resample {
+                    ResampleType::Conv => DownsamplerConfig::Conv {
+                        padding: self.downsample_padding,
+                    },
+                    ResampleType::Resnet => DownsamplerConfig::Resnet,
+                };
                 DownBlock2DConfig {
                     resnet: self.resnet(above, self.channels[level]),
                     num_layers: self.layers[level],
-                    attention: attention(level),
-                    downsample_padding: (level < last).then_some(self.downsample_padding),
+                    attention: parts.attention,
+                    downsampler: (level < last).then_some(downsampler),
                 }
                 .init(device)
             })
             .collect()
     }
 
-    /// The up blocks, from the lowest resolution; `attention(index, level)` also gets the index of
-    /// the block.
+    /// The up blocks, from the lowest resolution; `parts(index, level)` also gets the index of the
+    /// block.
     pub fn up_blocks<B: Backend>(
         &self,
-        attention: impl Fn(usize, usize) -> Option<SpatialAttentionConfig>,
+        parts: impl Fn(usize, usize) -> BlockParts,
         device: &B::Device,
     ) -> Vec<UpBlock2D<B>> {
         let last = self.channels.len() - 1;
@@ -72,11 +101,16 @@ impl Levels<'_> {
                 // The last skip connection of a level comes from the next higher resolution.
                 let mut skip_channels = vec![channels; self.layers[level]];
                 skip_channels.push(self.channels[level.saturating_sub(1)]);
+                let parts = parts(index, level);
+                let upsampler = match parts.resample {
+                    ResampleType::Conv => UpsamplerConfig::Conv,
+                    ResampleType::Resnet => UpsamplerConfig::Resnet,
+                };
                 UpBlock2DConfig {
                     resnet: self.resnet(below, channels),
                     skip_channels,
-                    attention: attention(index, level),
-                    upsample: level > 0,
+                    attention: parts.attention,
+                    upsampler: (level > 0).then_some(upsampler),
                 }
                 .init(device)
             })
@@ -121,6 +155,22 @@ pub(crate) fn validate_levels(
     Ok(())
 }
 
+/// Checks that blocks compute an activation function.
+pub(crate) fn validate_activation(
+    class: &'static str,
+    act_fn: Activation,
+) -> Result<(), ConfigError> {
+    match act_fn {
+        Activation::Silu | Activation::Gelu => Ok(()),
+        _ => Err(ConfigError::unsupported(
+            class,
+            "act_fn",
+            act_fn,
+            "`silu` and `gelu`",
+        )),
+    }
+}
+
 /// The modules of a UNet, in the order of its forward pass.
 pub(crate) struct Network<'a, B: Backend> {
     pub conv_in: &'a Conv2d<B>,
@@ -128,7 +178,11 @@ pub(crate) struct Network<'a, B: Backend> {
     pub mid_block: Option<&'a MidBlock2D<B>>,
     pub up_blocks: &'a [UpBlock2D<B>],
     pub conv_norm_out: &'a GroupNorm<B>,
+    /// The activation function before the output convolution.
+    pub conv_act: Activation,
     pub conv_out: &'a Conv2d<B>,
+    /// The activation function of the blocks.
+    pub act_fn: Activation,
 }
 
 impl<B: Backend> Network<'_, B> {
@@ -145,7 +199,7 @@ impl<B: Backend> Network<'_, B> {
     ) -> Tensor<B, 4> {
         ops::on_worker::<B, _>(move || {
             // Once for all residual blocks.
-            let temb = &Activation::Silu.forward(temb.clone());
+            let temb = &self.act_fn.forward(temb.clone());
             let mut x = self.conv_in.forward(sample);
             let mut skips = vec![x.clone()];
             for block in self.down_blocks {
@@ -157,7 +211,8 @@ impl<B: Backend> Network<'_, B> {
             for block in self.up_blocks {
                 x = block.forward(x, Some(temb), context, &mut skips);
             }
-            self.conv_out.forward(self.conv_norm_out.forward_silu(x))
+            let x = self.conv_norm_out.forward_activated(x, self.conv_act);
+            self.conv_out.forward(x)
         })
     }
 }

@@ -1,11 +1,16 @@
 #![doc = include_str!("../README.md")]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod class_embedding;
 mod levels;
 mod unet_2d;
 mod unet_2d_condition;
 
-pub use unet_2d::{UNet2DConfig, UNet2DDownBlock, UNet2DMidBlock, UNet2DModel, UNet2DUpBlock};
+pub use class_embedding::{ClassEmbedType, ClassEmbedding, ClassLabels};
+pub use levels::ResampleType;
+pub use unet_2d::{
+    TimeEmbeddingType, UNet2DConfig, UNet2DDownBlock, UNet2DMidBlock, UNet2DModel, UNet2DUpBlock,
+};
 pub use unet_2d_condition::{
     UNet2DConditionConfig, UNet2DConditionDownBlock, UNet2DConditionMidBlock, UNet2DConditionModel,
     UNet2DConditionUpBlock,

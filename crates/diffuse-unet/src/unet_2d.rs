@@ -1,18 +1,33 @@
 //! The unconditional UNet of DDPM (Ho et al. 2020, <https://arxiv.org/abs/2006.11239>, appendix B).
 
 use burn::module::Module;
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{Tensor, TensorData, backend::Backend};
 use diffuse_nn::checkpoint::modern_attention_name;
 use diffuse_nn::config::{ConfigError, MAX_CHANNELS, ModelConfig, SampleSize, check_size};
 use diffuse_nn::pretrained::Pretrained;
 use diffuse_nn::{
-    Activation, AttentionConfig, Conv2d, Conv2dConfig, DownBlock2D, GroupNorm, GroupNormConfig,
-    MidBlock2D, MidBlock2DConfig, SpatialAttentionConfig, TimeScaleShift, Timestep,
-    TimestepEmbedding, TimestepEmbeddingConfig, Timesteps, UpBlock2D,
+    Activation, AttentionConfig, Conv2d, Conv2dConfig, DownBlock2D, GaussianFourierProjection,
+    GaussianFourierProjectionConfig, GroupNorm, GroupNormConfig, MidBlock2D, MidBlock2DConfig,
+    SpatialAttentionConfig, TimeScaleShift, Timestep, TimestepEmbedding, TimestepEmbeddingConfig,
+    Timesteps, UpBlock2D,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::levels::{Levels, Network, validate_levels};
+use crate::class_embedding::{ClassEmbedType, ClassEmbedding, ClassEmbeddingConfig, ClassLabels};
+use crate::levels::{
+    BlockParts, Levels, Network, ResampleType, validate_activation, validate_levels,
+};
+
+/// How timesteps are embedded (`time_embedding_type`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TimeEmbeddingType {
+    /// Sinusoids.
+    Positional,
+    /// Random Fourier features of the noise's standard deviation, by which the output is divided.
+    Fourier,
+}
 
 /// The type of a down block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,13 +37,24 @@ pub enum UNet2DDownBlock {
     DownBlock2D,
     /// Residual blocks, each followed by self-attention.
     AttnDownBlock2D,
+    /// Residual blocks, of which the last halves the size.
+    ResnetDownsampleBlock2D,
 }
 
 impl UNet2DDownBlock {
     fn has_attention(self) -> bool {
         match self {
-            UNet2DDownBlock::DownBlock2D => false,
+            UNet2DDownBlock::DownBlock2D | UNet2DDownBlock::ResnetDownsampleBlock2D => false,
             UNet2DDownBlock::AttnDownBlock2D => true,
+        }
+    }
+
+    /// How the block halves the size; `downsample_type` is for blocks with attention.
+    fn resample(self, downsample_type: ResampleType) -> ResampleType {
+        match self {
+            UNet2DDownBlock::DownBlock2D => ResampleType::Conv,
+            UNet2DDownBlock::AttnDownBlock2D => downsample_type,
+            UNet2DDownBlock::ResnetDownsampleBlock2D => ResampleType::Resnet,
         }
     }
 }
@@ -49,13 +75,24 @@ pub enum UNet2DUpBlock {
     UpBlock2D,
     /// Residual blocks, each followed by self-attention.
     AttnUpBlock2D,
+    /// Residual blocks, of which the last doubles the size.
+    ResnetUpsampleBlock2D,
 }
 
 impl UNet2DUpBlock {
     fn has_attention(self) -> bool {
         match self {
-            UNet2DUpBlock::UpBlock2D => false,
+            UNet2DUpBlock::UpBlock2D | UNet2DUpBlock::ResnetUpsampleBlock2D => false,
             UNet2DUpBlock::AttnUpBlock2D => true,
+        }
+    }
+
+    /// How the block doubles the size; `upsample_type` is for blocks with attention.
+    fn resample(self, upsample_type: ResampleType) -> ResampleType {
+        match self {
+            UNet2DUpBlock::UpBlock2D => ResampleType::Conv,
+            UNet2DUpBlock::AttnUpBlock2D => upsample_type,
+            UNet2DUpBlock::ResnetUpsampleBlock2D => ResampleType::Resnet,
         }
     }
 }
@@ -72,6 +109,8 @@ pub struct UNet2DConfig {
     pub out_channels: usize,
     /// Whether inputs in `[0, 1]` are scaled to `[-1, 1]`.
     pub center_input_sample: bool,
+    /// How timesteps are embedded.
+    pub time_embedding_type: TimeEmbeddingType,
     /// Size of the time embedding; four times the first level's channels by default.
     pub time_embedding_dim: Option<usize>,
     /// Shift of the sinusoidal embedding's frequencies.
@@ -92,7 +131,11 @@ pub struct UNet2DConfig {
     pub mid_block_scale_factor: f64,
     /// Padding of downsampling convolutions: 1 on each side, or 0 for below and right only.
     pub downsample_padding: usize,
-    /// Activation function.
+    /// How blocks with attention halve the size.
+    pub downsample_type: ResampleType,
+    /// How blocks with attention double the size.
+    pub upsample_type: ResampleType,
+    /// Activation function: `silu` or `gelu`.
     pub act_fn: Activation,
     /// Channels of each attention head; null for a single head.
     pub attention_head_dim: Option<usize>,
@@ -106,6 +149,10 @@ pub struct UNet2DConfig {
     pub resnet_time_scale_shift: TimeScaleShift,
     /// Whether the middle block has attention.
     pub add_attention: bool,
+    /// How class labels are embedded: `timestep` or `identity`.
+    pub class_embed_type: Option<ClassEmbedType>,
+    /// Number of classes of a network without `class_embed_type`.
+    pub num_class_embeds: Option<usize>,
 }
 
 impl Default for UNet2DConfig {
@@ -116,6 +163,7 @@ impl Default for UNet2DConfig {
             in_channels: 3,
             out_channels: 3,
             center_input_sample: false,
+            time_embedding_type: TimeEmbeddingType::Positional,
             time_embedding_dim: None,
             freq_shift: 0.0,
             flip_sin_to_cos: true,
@@ -131,6 +179,8 @@ impl Default for UNet2DConfig {
             layers_per_block: 2,
             mid_block_scale_factor: 1.0,
             downsample_padding: 1,
+            downsample_type: ResampleType::Conv,
+            upsample_type: ResampleType::Conv,
             act_fn: Activation::Silu,
             attention_head_dim: Some(8),
             norm_num_groups: 32,
@@ -138,6 +188,8 @@ impl Default for UNet2DConfig {
             norm_eps: 1e-5,
             resnet_time_scale_shift: TimeScaleShift::Default,
             add_attention: true,
+            class_embed_type: None,
+            num_class_embeds: None,
         }
     }
 }
@@ -145,13 +197,6 @@ impl Default for UNet2DConfig {
 impl ModelConfig for UNet2DConfig {
     const CLASS: &'static str = "UNet2DModel";
     const NULL_IS_A_VALUE: &'static [&'static str] = &["attention_head_dim", "mid_block_type"];
-    const ONLY: &'static [(&'static str, &'static [&'static str])] = &[
-        ("time_embedding_type", &["\"positional\""]),
-        ("downsample_type", &["\"conv\""]),
-        ("upsample_type", &["\"conv\""]),
-        ("class_embed_type", &["null"]),
-        ("num_class_embeds", &["null"]),
-    ];
 
     fn validate(&self) -> Result<(), ConfigError> {
         let class = Self::CLASS;
@@ -181,14 +226,21 @@ impl ModelConfig for UNet2DConfig {
                 "0 and 1",
             ));
         }
-        if self.act_fn != Activation::Silu {
-            return Err(ConfigError::unsupported(
-                class,
-                "act_fn",
-                self.act_fn,
-                "`silu`",
-            ));
+        validate_activation(class, self.act_fn)?;
+        match self.class_embed_type {
+            None | Some(ClassEmbedType::Timestep | ClassEmbedType::Identity) => {}
+            Some(ClassEmbedType::Projection | ClassEmbedType::SimpleProjection) => {
+                let value = self.class_embed_type;
+                let supported = "null, `timestep` and `identity`";
+                return Err(ConfigError::unsupported(
+                    class,
+                    "class_embed_type",
+                    value,
+                    supported,
+                ));
+            }
         }
+        self.class_embedding().validate(class)?;
         for (channels, attends) in self.attending_levels() {
             let head_dim = self.attention_head_dim.unwrap_or(channels);
             if attends && (head_dim == 0 || !channels.is_multiple_of(head_dim)) {
@@ -238,6 +290,25 @@ impl UNet2DConfig {
             .unwrap_or(4 * self.block_out_channels[0])
     }
 
+    /// Size of the embedding before the first linear layer.
+    fn timestep_dim(&self) -> usize {
+        match self.time_embedding_type {
+            TimeEmbeddingType::Positional => self.block_out_channels[0],
+            TimeEmbeddingType::Fourier => 2 * self.block_out_channels[0],
+        }
+    }
+
+    fn class_embedding(&self) -> ClassEmbeddingConfig {
+        ClassEmbeddingConfig {
+            class_embed_type: self.class_embed_type,
+            num_class_embeds: self.num_class_embeds,
+            projection_dim: None,
+            timestep_dim: self.timestep_dim(),
+            time_embed_dim: self.time_embed_dim(),
+            act_fn: Activation::Silu,
+        }
+    }
+
     /// Channels of each block that may have attention, and whether it has.
     fn attending_levels(&self) -> impl Iterator<Item = (usize, bool)> {
         let channels = &self.block_out_channels;
@@ -272,6 +343,7 @@ impl UNet2DConfig {
             norm_eps: self.norm_eps,
             time_scale_shift: self.resnet_time_scale_shift,
             downsample_padding: self.downsample_padding,
+            act_fn: self.act_fn,
         };
         let level_attention = |attends: bool, level: usize| {
             let config = self.attention(channels[level], Some(self.norm_num_groups));
@@ -290,12 +362,26 @@ impl UNet2DConfig {
             conv_in: Conv2dConfig::new([self.in_channels, channels[0]], 3)
                 .with_padding(1)
                 .init(device),
-            time_embedding: TimestepEmbeddingConfig::new(channels[0], levels.time_embed_dim)
-                .init(device),
+            time_proj: match self.time_embedding_type {
+                TimeEmbeddingType::Positional => None,
+                TimeEmbeddingType::Fourier => {
+                    let config = GaussianFourierProjectionConfig::new(channels[0], FOURIER_SCALE);
+                    Some(config.init(device))
+                }
+            },
+            time_embedding: TimestepEmbeddingConfig::new(
+                self.timestep_dim(),
+                levels.time_embed_dim,
+            )
+            .init(device),
+            class_embedding: self.class_embedding().init(device),
             down_blocks: levels.down_blocks(
                 |level| {
-                    let attends = self.down_block_types[level].has_attention();
-                    level_attention(attends, level)
+                    let block = self.down_block_types[level];
+                    BlockParts {
+                        attention: level_attention(block.has_attention(), level),
+                        resample: block.resample(self.downsample_type),
+                    }
                 },
                 device,
             ),
@@ -304,6 +390,7 @@ impl UNet2DConfig {
                     resnet: levels
                         .resnet(bottom, bottom)
                         .with_output_scale_factor(self.mid_block_scale_factor),
+                    num_layers: 1,
                     attention: self
                         .add_attention
                         .then_some(SpatialAttentionConfig::Image(mid_attention)),
@@ -312,8 +399,11 @@ impl UNet2DConfig {
             }),
             up_blocks: levels.up_blocks(
                 |index, level| {
-                    let attends = self.up_block_types[index].has_attention();
-                    level_attention(attends, level)
+                    let block = self.up_block_types[index];
+                    BlockParts {
+                        attention: level_attention(block.has_attention(), level),
+                        resample: block.resample(self.upsample_type),
+                    }
                 },
                 device,
             ),
@@ -328,14 +418,21 @@ impl UNet2DConfig {
     }
 }
 
+/// Standard deviation of fresh Fourier frequencies.
+const FOURIER_SCALE: f64 = 16.0;
+
 /// The UNet of DDPM. It predicts the noise in an image, or another target (the scheduler's
 /// `prediction_type`), from the image and its timestep.
 #[derive(Module, Debug)]
 pub struct UNet2DModel<B: Backend> {
     /// Input convolution, to the first level's channels.
     pub conv_in: Conv2d<B>,
-    /// MLP of the sinusoidal time embedding.
+    /// Fourier features of the noise's standard deviation, in place of sinusoids.
+    pub time_proj: Option<GaussianFourierProjection<B>>,
+    /// MLP of the time embedding.
     pub time_embedding: TimestepEmbedding<B>,
+    /// Embedding of class labels.
+    pub class_embedding: Option<ClassEmbedding<B>>,
     /// Down blocks.
     pub down_blocks: Vec<DownBlock2D<B>>,
     /// Middle block.
@@ -371,35 +468,105 @@ impl<B: Backend> UNet2DModel<B> {
     ///
     /// # Shapes
     /// - `sample`: `[batch, in_channels, height, width]`, sides multiples of `2^(levels - 1)`
-    /// - `timestep`: in `0..num_train_timesteps`, one for all or one for each batch row
+    /// - `timestep`: in `0..num_train_timesteps`, or the noise's standard deviation for a network
+    ///   with Fourier features; one for all or one for each batch row
     /// - output: `[batch, out_channels, height, width]`
+    ///
+    /// # Panics
+    /// If the network needs class labels.
     pub fn forward(&self, sample: Tensor<B, 4>, timestep: impl Into<Timestep>) -> Tensor<B, 4> {
+        assert!(
+            self.class_embedding.is_none(),
+            "this network needs class labels"
+        );
+        let timestep = timestep.into();
+        let temb = self.embed_time(&sample, &timestep);
+        self.forward_embedded(sample, &timestep, &temb)
+    }
+
+    /// [`forward`](Self::forward) of a network that is conditioned on class labels.
+    ///
+    /// # Panics
+    /// If the network takes no class labels, others, or not as many.
+    pub fn forward_with_classes(
+        &self,
+        sample: Tensor<B, 4>,
+        timestep: impl Into<Timestep>,
+        class_labels: &ClassLabels<B>,
+    ) -> Tensor<B, 4> {
+        let timestep = timestep.into();
+        let temb = self.embed_time(&sample, &timestep) + self.embed_classes(&sample, class_labels);
+        self.forward_embedded(sample, &timestep, &temb)
+    }
+
+    fn forward_embedded(
+        &self,
+        sample: Tensor<B, 4>,
+        timestep: &Timestep,
+        temb: &Tensor<B, 2>,
+    ) -> Tensor<B, 4> {
         let sample = if self.config.center_input_sample {
             sample * 2.0 - 1.0
         } else {
             sample
         };
-        let temb = self.embed_time(&sample, &timestep.into());
-        Network {
+        let output = Network {
             conv_in: &self.conv_in,
             down_blocks: &self.down_blocks,
             mid_block: self.mid_block.as_ref(),
             up_blocks: &self.up_blocks,
             conv_norm_out: &self.conv_norm_out,
+            conv_act: Activation::Silu,
             conv_out: &self.conv_out,
+            act_fn: self.config.act_fn,
         }
-        .forward(sample, &temb, None)
+        .forward(sample, temb, None);
+        match self.config.time_embedding_type {
+            TimeEmbeddingType::Positional => output,
+            TimeEmbeddingType::Fourier => {
+                let [batch, _, _, _] = output.dims();
+                let sigmas = TensorData::new(timestep.rows(batch), [batch, 1, 1, 1]);
+                let target = (&output.device(), output.dtype());
+                output / Tensor::from_data(sigmas, target)
+            }
+        }
     }
 
     /// The time embedding for a batch like `sample`: `[batch, time_embed_dim]`.
     pub fn embed_time(&self, sample: &Tensor<B, 4>, timestep: &Timestep) -> Tensor<B, 2> {
         let [batch, _, _, _] = sample.dims();
+        let embedding = self.project_time(sample, &timestep.rows(batch));
+        self.time_embedding.forward(embedding, None)
+    }
+
+    /// The embedding of class labels, which is added to that of the time:
+    /// `[batch, time_embed_dim]`.
+    ///
+    /// # Panics
+    /// As [`forward_with_classes`](Self::forward_with_classes).
+    pub fn embed_classes(
+        &self,
+        sample: &Tensor<B, 4>,
+        class_labels: &ClassLabels<B>,
+    ) -> Tensor<B, 2> {
+        let embedding = self.class_embedding.as_ref();
+        let embedding = embedding.expect("this network takes no class labels");
+        let [batch, _, _, _] = sample.dims();
+        embedding.forward(class_labels, batch, sample.dtype(), |numbers| {
+            self.project_time(sample, numbers)
+        })
+    }
+
+    /// The fixed embedding of timesteps.
+    fn project_time(&self, sample: &Tensor<B, 4>, timesteps: &[f64]) -> Tensor<B, 2> {
+        if let Some(fourier) = &self.time_proj {
+            return fourier.forward(timesteps, sample.dtype());
+        }
         let time_proj = Timesteps {
             num_channels: self.config.block_out_channels[0],
             flip_sin_to_cos: self.config.flip_sin_to_cos,
             downscale_freq_shift: self.config.freq_shift,
         };
-        let embedding = time_proj.forward(&timestep.rows(batch), sample.dtype(), &sample.device());
-        self.time_embedding.forward(embedding, None)
+        time_proj.forward(timesteps, sample.dtype(), &sample.device())
     }
 }

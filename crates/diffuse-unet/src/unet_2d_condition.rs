@@ -14,7 +14,10 @@ use diffuse_nn::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::levels::{Levels, Network, validate_levels};
+use crate::class_embedding::{ClassEmbedType, ClassEmbedding, ClassEmbeddingConfig, ClassLabels};
+use crate::levels::{
+    BlockParts, Levels, Network, ResampleType, validate_activation, validate_levels,
+};
 
 /// The type of a down block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,14 +27,26 @@ pub enum UNet2DConditionDownBlock {
     DownBlock2D,
     /// Residual blocks, each followed by a transformer that is conditioned on the text.
     CrossAttnDownBlock2D,
+    /// Residual blocks, of which the last halves the size.
+    ResnetDownsampleBlock2D,
 }
 
 impl UNet2DConditionDownBlock {
     /// Whether the level has transformers.
     pub fn has_attention(self) -> bool {
         match self {
-            UNet2DConditionDownBlock::DownBlock2D => false,
+            UNet2DConditionDownBlock::DownBlock2D
+            | UNet2DConditionDownBlock::ResnetDownsampleBlock2D => false,
             UNet2DConditionDownBlock::CrossAttnDownBlock2D => true,
+        }
+    }
+
+    /// How the level halves the size.
+    pub fn resample(self) -> ResampleType {
+        match self {
+            UNet2DConditionDownBlock::DownBlock2D
+            | UNet2DConditionDownBlock::CrossAttnDownBlock2D => ResampleType::Conv,
+            UNet2DConditionDownBlock::ResnetDownsampleBlock2D => ResampleType::Resnet,
         }
     }
 }
@@ -42,6 +57,18 @@ impl UNet2DConditionDownBlock {
 pub enum UNet2DConditionMidBlock {
     /// Two residual blocks with a transformer between them.
     UNetMidBlock2DCrossAttn,
+    /// One residual block.
+    UNetMidBlock2D,
+}
+
+impl UNet2DConditionMidBlock {
+    /// Whether the block has a transformer.
+    pub fn has_attention(self) -> bool {
+        match self {
+            UNet2DConditionMidBlock::UNetMidBlock2DCrossAttn => true,
+            UNet2DConditionMidBlock::UNetMidBlock2D => false,
+        }
+    }
 }
 
 /// The type of an up block.
@@ -52,14 +79,28 @@ pub enum UNet2DConditionUpBlock {
     UpBlock2D,
     /// Residual blocks, each followed by a transformer that is conditioned on the text.
     CrossAttnUpBlock2D,
+    /// Residual blocks, of which the last doubles the size.
+    ResnetUpsampleBlock2D,
 }
 
 impl UNet2DConditionUpBlock {
     /// Whether the level has transformers.
     pub fn has_attention(self) -> bool {
         match self {
-            UNet2DConditionUpBlock::UpBlock2D => false,
+            UNet2DConditionUpBlock::UpBlock2D | UNet2DConditionUpBlock::ResnetUpsampleBlock2D => {
+                false
+            }
             UNet2DConditionUpBlock::CrossAttnUpBlock2D => true,
+        }
+    }
+
+    /// How the level doubles the size.
+    pub fn resample(self) -> ResampleType {
+        match self {
+            UNet2DConditionUpBlock::UpBlock2D | UNet2DConditionUpBlock::CrossAttnUpBlock2D => {
+                ResampleType::Conv
+            }
+            UNet2DConditionUpBlock::ResnetUpsampleBlock2D => ResampleType::Resnet,
         }
     }
 }
@@ -89,6 +130,8 @@ pub struct UNet2DConditionConfig {
     pub mid_block_type: Option<UNet2DConditionMidBlock>,
     /// Types of the up blocks, from the lowest resolution.
     pub up_block_types: Vec<UNet2DConditionUpBlock>,
+    /// Whether transformers attend to the text only, not to positions; not the middle block's.
+    pub only_cross_attention: PerLevel<bool>,
     /// Channels of each resolution level.
     pub block_out_channels: Vec<usize>,
     /// Residual blocks of each down block.
@@ -97,7 +140,7 @@ pub struct UNet2DConditionConfig {
     pub downsample_padding: usize,
     /// Divisor of the outputs of the middle block's residual blocks.
     pub mid_block_scale_factor: f64,
-    /// Activation function.
+    /// Activation function: `silu` or `gelu`.
     pub act_fn: Activation,
     /// Groups of all norms.
     pub norm_num_groups: usize,
@@ -117,6 +160,18 @@ pub struct UNet2DConditionConfig {
     pub time_embedding_dim: Option<usize>,
     /// Size of the guidance embedding of distilled networks.
     pub time_cond_proj_dim: Option<usize>,
+    /// Height and width of the input convolution's kernel.
+    pub conv_in_kernel: usize,
+    /// Height and width of the output convolution's kernel.
+    pub conv_out_kernel: usize,
+    /// How class labels are embedded.
+    pub class_embed_type: Option<ClassEmbedType>,
+    /// Number of classes of a network without `class_embed_type`.
+    pub num_class_embeds: Option<usize>,
+    /// Size of the class labels of projections.
+    pub projection_class_embeddings_input_dim: Option<usize>,
+    /// Whether the embedding of class labels is appended to that of the time, not added.
+    pub class_embeddings_concat: bool,
 }
 
 impl Default for UNet2DConditionConfig {
@@ -143,6 +198,7 @@ impl Default for UNet2DConditionConfig {
                 CrossAttnUpBlock2D,
                 CrossAttnUpBlock2D,
             ],
+            only_cross_attention: PerLevel::Same(false),
             block_out_channels: vec![320, 640, 1280, 1280],
             layers_per_block: PerLevel::Same(2),
             downsample_padding: 1,
@@ -157,9 +213,18 @@ impl Default for UNet2DConditionConfig {
             resnet_time_scale_shift: TimeScaleShift::Default,
             time_embedding_dim: None,
             time_cond_proj_dim: None,
+            conv_in_kernel: 3,
+            conv_out_kernel: 3,
+            class_embed_type: None,
+            num_class_embeds: None,
+            projection_class_embeddings_input_dim: None,
+            class_embeddings_concat: false,
         }
     }
 }
+
+/// A limit on the sizes of kernels in configurations.
+const MAX_KERNEL: usize = 31;
 
 /// The per-level lists of a configuration, with one entry for each level.
 struct PerLevelValues {
@@ -167,32 +232,26 @@ struct PerLevelValues {
     heads: Vec<usize>,
     cross_attention_dim: Vec<usize>,
     transformer_layers: Vec<usize>,
+    only_cross_attention: Vec<bool>,
 }
 
 impl ModelConfig for UNet2DConditionConfig {
     const CLASS: &'static str = "UNet2DConditionModel";
     const NULL_IS_A_VALUE: &'static [&'static str] = &["mid_block_type"];
     const ONLY: &'static [(&'static str, &'static [&'static str])] = &[
-        ("only_cross_attention", &["false"]),
         ("dual_cross_attention", &["false"]),
         ("num_attention_heads", &["null"]),
         ("reverse_transformer_layers_per_block", &["null"]),
         ("encoder_hid_dim", &["null"]),
         ("encoder_hid_dim_type", &["null"]),
-        ("class_embed_type", &["null"]),
-        ("num_class_embeds", &["null"]),
         ("addition_embed_type", &["null"]),
         ("addition_time_embed_dim", &["null"]),
-        ("projection_class_embeddings_input_dim", &["null"]),
-        ("class_embeddings_concat", &["false"]),
         ("time_embedding_type", &["\"positional\""]),
         ("time_embedding_act_fn", &["null"]),
         ("timestep_post_act", &["null"]),
-        ("conv_in_kernel", &["3"]),
-        ("conv_out_kernel", &["3"]),
+        ("resnet_skip_time_act", &["false"]),
+        ("resnet_out_scale_factor", &["1.0"]),
         ("attention_type", &["\"default\""]),
-        ("mid_block_only_cross_attention", &["false"]),
-        ("cross_attention_norm", &["null"]),
     ];
 
     fn validate(&self) -> Result<(), ConfigError> {
@@ -243,12 +302,24 @@ impl ModelConfig for UNet2DConditionConfig {
                 "0 and 1",
             ));
         }
-        if self.act_fn != Activation::Silu {
+        for (key, kernel) in [
+            ("conv_in_kernel", self.conv_in_kernel),
+            ("conv_out_kernel", self.conv_out_kernel),
+        ] {
+            check_size(class, key, kernel, MAX_KERNEL)?;
+            if kernel.is_multiple_of(2) {
+                return Err(ConfigError::unsupported(class, key, kernel, "odd numbers"));
+            }
+        }
+        validate_activation(class, self.act_fn)?;
+        self.class_embedding().validate(class)?;
+        let labels = self.class_embed_type.is_some() || self.num_class_embeds.is_some();
+        if self.class_embeddings_concat && !labels {
             return Err(ConfigError::unsupported(
                 class,
-                "act_fn",
-                self.act_fn,
-                "`silu`",
+                "class_embeddings_concat",
+                true,
+                "only false without class labels",
             ));
         }
         if let Some(size) = self.sample_size {
@@ -275,20 +346,36 @@ impl UNet2DConditionConfig {
         let attends = move |level: usize| {
             self.down_block_types[level].has_attention()
                 || self.up_block_types[last - level].has_attention()
-                || level == last && self.mid_block_type.is_some()
+                || level == last && self.mid_block_type.is_some_and(|mid| mid.has_attention())
         };
         let levels = self.block_out_channels.iter().zip(heads).enumerate();
         levels.filter_map(move |(level, pair)| attends(level).then_some(pair))
     }
 
+    fn class_embedding(&self) -> ClassEmbeddingConfig {
+        ClassEmbeddingConfig {
+            class_embed_type: self.class_embed_type,
+            num_class_embeds: self.num_class_embeds,
+            projection_dim: self.projection_class_embeddings_input_dim,
+            timestep_dim: self.block_out_channels[0],
+            time_embed_dim: self.time_embed_dim(),
+            act_fn: self.act_fn,
+        }
+    }
+
     fn per_level_values(&self) -> Result<PerLevelValues, ConfigError> {
-        let levels = self.block_out_channels.len();
-        let expand = |key: &str, value: &PerLevel<usize>| {
+        fn expand_to<T: Copy + Serialize>(
+            levels: usize,
+            key: &str,
+            value: &PerLevel<T>,
+        ) -> Result<Vec<T>, ConfigError> {
             value.levels(levels).ok_or_else(|| {
                 let supported = format!("one value, or as many as `block_out_channels` ({levels})");
-                ConfigError::unsupported(Self::CLASS, key, value, supported)
+                ConfigError::unsupported(UNet2DConditionConfig::CLASS, key, value, supported)
             })
-        };
+        }
+        let levels = self.block_out_channels.len();
+        let expand = |key, value| expand_to(levels, key, value);
         Ok(PerLevelValues {
             layers: expand("layers_per_block", &self.layers_per_block)?,
             heads: expand("attention_head_dim", &self.attention_head_dim)?,
@@ -296,6 +383,11 @@ impl UNet2DConditionConfig {
             transformer_layers: expand(
                 "transformer_layers_per_block",
                 &self.transformer_layers_per_block,
+            )?,
+            only_cross_attention: expand_to(
+                levels,
+                "only_cross_attention",
+                &self.only_cross_attention,
             )?,
         })
     }
@@ -312,13 +404,18 @@ impl UNet2DConditionConfig {
         let levels = Levels {
             channels,
             layers: values.layers.clone(),
-            time_embed_dim: self.time_embed_dim(),
+            time_embed_dim: if self.class_embeddings_concat {
+                2 * self.time_embed_dim()
+            } else {
+                self.time_embed_dim()
+            },
             norm_num_groups: self.norm_num_groups,
             norm_eps: self.norm_eps,
             time_scale_shift: self.resnet_time_scale_shift,
             downsample_padding: self.downsample_padding,
+            act_fn: self.act_fn,
         };
-        let transformer = |level: usize| {
+        let transformer = |level: usize, only_cross_attention: bool| {
             SpatialAttentionConfig::Text(Transformer2DModelConfig {
                 channels: channels[level],
                 heads: values.heads[level],
@@ -326,45 +423,59 @@ impl UNet2DConditionConfig {
                 norm_num_groups: self.norm_num_groups,
                 num_layers: values.transformer_layers[level],
                 use_linear_projection: self.use_linear_projection,
+                only_cross_attention,
             })
+        };
+        let level_transformer = |attends: bool, level: usize| {
+            attends.then(|| transformer(level, values.only_cross_attention[level]))
+        };
+        let end_conv = |channels, kernel: usize| {
+            Conv2dConfig::new(channels, kernel)
+                .with_padding((kernel - 1) / 2)
+                .init(device)
         };
         let last = channels.len() - 1;
         UNet2DConditionModel {
-            conv_in: Conv2dConfig::new([self.in_channels, channels[0]], 3)
-                .with_padding(1)
-                .init(device),
-            time_embedding: TimestepEmbeddingConfig::new(channels[0], levels.time_embed_dim)
+            conv_in: end_conv([self.in_channels, channels[0]], self.conv_in_kernel),
+            time_embedding: TimestepEmbeddingConfig::new(channels[0], self.time_embed_dim())
                 .with_cond_proj_dim(self.time_cond_proj_dim)
+                .with_act_fn(self.act_fn)
                 .init(device),
+            class_embedding: self.class_embedding().init(device),
             down_blocks: levels.down_blocks(
                 |level| {
                     let block = self.down_block_types[level];
-                    block.has_attention().then(|| transformer(level))
+                    BlockParts {
+                        attention: level_transformer(block.has_attention(), level),
+                        resample: block.resample(),
+                    }
                 },
                 device,
             ),
-            mid_block: self.mid_block_type.map(|_| {
+            mid_block: self.mid_block_type.map(|block| {
                 MidBlock2DConfig {
                     resnet: levels
                         .resnet(channels[last], channels[last])
                         .with_output_scale_factor(self.mid_block_scale_factor),
-                    attention: Some(transformer(last)),
+                    num_layers: usize::from(block.has_attention()),
+                    attention: block.has_attention().then(|| transformer(last, false)),
                 }
                 .init(device)
             }),
             up_blocks: levels.up_blocks(
                 |index, level| {
                     let block = self.up_block_types[index];
-                    block.has_attention().then(|| transformer(level))
+                    BlockParts {
+                        attention: level_transformer(block.has_attention(), level),
+                        resample: block.resample(),
+                    }
                 },
                 device,
             ),
             conv_norm_out: GroupNormConfig::new(self.norm_num_groups, channels[0])
                 .with_eps(self.norm_eps)
                 .init(device),
-            conv_out: Conv2dConfig::new([channels[0], self.out_channels], 3)
-                .with_padding(1)
-                .init(device),
+            conv_out: end_conv([channels[0], self.out_channels], self.conv_out_kernel),
             config: self.clone(),
         }
     }
@@ -378,6 +489,8 @@ pub struct UNet2DConditionModel<B: Backend> {
     pub conv_in: Conv2d<B>,
     /// MLP of the sinusoidal time embedding.
     pub time_embedding: TimestepEmbedding<B>,
+    /// Embedding of class labels.
+    pub class_embedding: Option<ClassEmbedding<B>>,
     /// Down blocks.
     pub down_blocks: Vec<DownBlock2D<B>>,
     /// Middle block.
@@ -412,6 +525,9 @@ impl<B: Backend> UNet2DConditionModel<B> {
     /// - `timestep`: in `0..num_train_timesteps`, one for all or one for each batch row
     /// - `encoder_hidden_states`: `[batch, text tokens, cross_attention_dim]`
     /// - output: `[batch, out_channels, height, width]`
+    ///
+    /// # Panics
+    /// If the network needs class labels.
     pub fn forward(
         &self,
         sample: Tensor<B, 4>,
@@ -423,6 +539,9 @@ impl<B: Backend> UNet2DConditionModel<B> {
 
     /// [`forward`](Self::forward) of a network with `time_cond_proj_dim`, which is conditioned on
     /// the guidance scale.
+    ///
+    /// # Panics
+    /// If the network needs class labels.
     pub fn forward_guided(
         &self,
         sample: Tensor<B, 4>,
@@ -430,21 +549,57 @@ impl<B: Backend> UNet2DConditionModel<B> {
         encoder_hidden_states: &Tensor<B, 3>,
         guidance_scale: Option<f64>,
     ) -> Tensor<B, 4> {
+        assert!(
+            self.class_embedding.is_none(),
+            "this network needs class labels"
+        );
+        let temb = self.embed_time(&sample, &timestep.into(), guidance_scale);
+        self.forward_embedded(sample, &temb, encoder_hidden_states)
+    }
+
+    /// [`forward`](Self::forward) of a network that is conditioned on class labels.
+    ///
+    /// # Panics
+    /// If the network takes no class labels, others, or not as many.
+    pub fn forward_with_classes(
+        &self,
+        sample: Tensor<B, 4>,
+        timestep: impl Into<Timestep>,
+        encoder_hidden_states: &Tensor<B, 3>,
+        class_labels: &ClassLabels<B>,
+    ) -> Tensor<B, 4> {
+        let temb = self.embed_time(&sample, &timestep.into(), None);
+        let classes = self.embed_classes(&sample, class_labels);
+        let temb = if self.config.class_embeddings_concat {
+            Tensor::cat(vec![temb, classes], 1)
+        } else {
+            temb + classes
+        };
+        self.forward_embedded(sample, &temb, encoder_hidden_states)
+    }
+
+    fn forward_embedded(
+        &self,
+        sample: Tensor<B, 4>,
+        temb: &Tensor<B, 2>,
+        encoder_hidden_states: &Tensor<B, 3>,
+    ) -> Tensor<B, 4> {
         let sample = if self.config.center_input_sample {
             sample * 2.0 - 1.0
         } else {
             sample
         };
-        let temb = self.embed_time(&sample, &timestep.into(), guidance_scale);
         Network {
             conv_in: &self.conv_in,
             down_blocks: &self.down_blocks,
             mid_block: self.mid_block.as_ref(),
             up_blocks: &self.up_blocks,
             conv_norm_out: &self.conv_norm_out,
+            conv_act: self.config.act_fn,
             conv_out: &self.conv_out,
+            act_fn: self.config.act_fn,
         }
-        .forward(sample, &temb, Some(encoder_hidden_states))
+        .forward(sample, temb, Some(encoder_hidden_states))
     }
 
     /// The time embedding for a batch like `sample`: `[batch, time_embed_dim]`.
@@ -455,18 +610,40 @@ impl<B: Backend> UNet2DConditionModel<B> {
         guidance_scale: Option<f64>,
     ) -> Tensor<B, 2> {
         let [batch, _, _, _] = sample.dims();
-        let (dtype, device) = (sample.dtype(), sample.device());
+        let embedding = self.project_time(sample, &timestep.rows(batch));
+        let guidance = self.config.time_cond_proj_dim.zip(guidance_scale);
+        let guidance = guidance.map(|(dim, scale)| {
+            let row = TensorData::new(guidance_embedding(scale, dim), [1, dim]);
+            Tensor::from_data(row, (&sample.device(), sample.dtype())).repeat_dim(0, batch)
+        });
+        self.time_embedding.forward(embedding, guidance)
+    }
+
+    /// The embedding of class labels, which is added or appended to that of the time:
+    /// `[batch, time_embed_dim]`.
+    ///
+    /// # Panics
+    /// As [`forward_with_classes`](Self::forward_with_classes).
+    pub fn embed_classes(
+        &self,
+        sample: &Tensor<B, 4>,
+        class_labels: &ClassLabels<B>,
+    ) -> Tensor<B, 2> {
+        let embedding = self.class_embedding.as_ref();
+        let embedding = embedding.expect("this network takes no class labels");
+        let [batch, _, _, _] = sample.dims();
+        embedding.forward(class_labels, batch, sample.dtype(), |numbers| {
+            self.project_time(sample, numbers)
+        })
+    }
+
+    /// The sinusoidal embedding of timesteps.
+    fn project_time(&self, sample: &Tensor<B, 4>, timesteps: &[f64]) -> Tensor<B, 2> {
         let time_proj = Timesteps {
             num_channels: self.config.block_out_channels[0],
             flip_sin_to_cos: self.config.flip_sin_to_cos,
             downscale_freq_shift: self.config.freq_shift,
         };
-        let embedding = time_proj.forward(&timestep.rows(batch), dtype, &device);
-        let guidance = self.config.time_cond_proj_dim.zip(guidance_scale);
-        let guidance = guidance.map(|(dim, scale)| {
-            let row = TensorData::new(guidance_embedding(scale, dim), [1, dim]);
-            Tensor::from_data(row, (&device, dtype)).repeat_dim(0, batch)
-        });
-        self.time_embedding.forward(embedding, guidance)
+        time_proj.forward(timesteps, sample.dtype(), &sample.device())
     }
 }

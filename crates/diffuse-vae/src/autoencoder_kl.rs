@@ -10,9 +10,9 @@ use diffuse_nn::config::{
 };
 use diffuse_nn::pretrained::Pretrained;
 use diffuse_nn::{
-    Activation, AttentionConfig, Conv2d, Conv2dConfig, DownBlock2D, DownBlock2DConfig, GroupNorm,
-    GroupNormConfig, MidBlock2D, MidBlock2DConfig, ResnetBlock2DConfig, SpatialAttentionConfig,
-    UpBlock2D, UpBlock2DConfig, ops,
+    Activation, AttentionConfig, Conv2d, Conv2dConfig, DownBlock2D, DownBlock2DConfig,
+    DownsamplerConfig, GroupNorm, GroupNormConfig, MidBlock2D, MidBlock2DConfig,
+    ResnetBlock2DConfig, SpatialAttentionConfig, UpBlock2D, UpBlock2DConfig, UpsamplerConfig, ops,
 };
 use serde::{Deserialize, Serialize};
 
@@ -180,6 +180,7 @@ impl AutoencoderKLConfig {
             .with_norm_eps(Self::NORM_EPS);
         MidBlock2DConfig {
             resnet: self.resnet(channels, channels),
+            num_layers: 1,
             attention: self
                 .mid_block_add_attention
                 .then_some(SpatialAttentionConfig::Image(attention)),
@@ -195,7 +196,7 @@ impl AutoencoderKLConfig {
                 resnet: self.resnet(channels[level.saturating_sub(1)], channels[level]),
                 num_layers: self.layers_per_block,
                 attention: None,
-                downsample_padding: (level < last).then_some(0),
+                downsampler: (level < last).then_some(DownsamplerConfig::Conv { padding: 0 }),
             }
             .init(device)
         };
@@ -216,7 +217,7 @@ impl AutoencoderKLConfig {
                 resnet: self.resnet(channels[(level + 1).min(last)], channels[level]),
                 skip_channels: vec![0; self.layers_per_block + 1],
                 attention: None,
-                upsample: level > 0,
+                upsampler: (level > 0).then_some(UpsamplerConfig::Conv),
             }
             .init(device)
         };

@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor, TensorData, backend::Backend, module};
 pub use diffuse_kernels::ConvGeometry;
 use diffuse_kernels::{ArrangeConvWeight, Conv2d, Upsample2x};
 
-use super::add_channel_bias;
+use super::{add_channel_bias, in_f32};
 
 /// A 2-D convolution (cross-correlation, as everywhere in the field).
 ///
@@ -219,6 +219,17 @@ pub fn upsample_nearest<B: Backend>(x: Tensor<B, 4>, size: [usize; 2]) -> Tensor
     let rows = lookup(height, size[0]);
     let columns = lookup(width, size[1]);
     x.select(2, rows).select(3, columns)
+}
+
+/// The mean of each 2x2 block of positions; a last odd row or column is left out.
+///
+/// # Shapes
+/// - `x`: `[batch, channels, height, width]`
+/// - output: `[batch, channels, ⌊height / 2⌋, ⌊width / 2⌋]`
+pub fn downsample_mean<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+    in_f32(x, |x| {
+        module::avg_pool2d(x, [2, 2], [2, 2], [0, 0], true, false)
+    })
 }
 
 /// A convolution's weight `[out, in, kernel, kernel]` in the order in memory in which the backend's

@@ -14,8 +14,8 @@ mod reshape;
 pub use activation::{gelu, quick_gelu, silu};
 pub use attention::{attention, causal_attention};
 pub use conv::{
-    ConvGeometry, conv2d, conv2d_add, conv2d_channel_bias, convolution_weight, upsample_conv2d,
-    upsample_nearest,
+    ConvGeometry, conv2d, conv2d_add, conv2d_channel_bias, convolution_weight, downsample_mean,
+    upsample_conv2d, upsample_nearest,
 };
 pub use linear::{linear, linear_add, linear_geglu, linear_to_image, linears};
 pub use norm::{group_norm, group_norm_silu, layer_norm};

@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Tensor, backend::Backend};
 use diffuse_nn::checkpoint::float_dtype;
 use diffuse_schedulers::{NoiseSource, randn_tensor};
-use diffuse_unet::{Pretrained, SampleSize};
+use diffuse_unet::{Pretrained, ResampleType, SampleSize};
 
 use super::{StableDiffusionInputs, StableDiffusionOptions, StableDiffusionPipeline};
 use crate::PipelineError;
@@ -83,12 +83,16 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         Ok([batch, channels, height / downscale, width / downscale])
     }
 
-    /// A UNet that pads on one side only cannot halve a side of one.
+    /// A UNet that pads on one side only, or averages 2x2 positions, cannot halve a side of one.
     fn least_latent_side(&self) -> usize {
         let config = self.unet.config();
-        match config.downsample_padding {
-            0 => 1 << (config.block_out_channels.len() - 1),
-            _ => 1,
+        let mut blocks = config.down_block_types.iter();
+        let rounds_down = config.downsample_padding == 0
+            || blocks.any(|block| matches!(block.resample(), ResampleType::Resnet));
+        if rounds_down {
+            1 << (config.block_out_channels.len() - 1)
+        } else {
+            1
         }
     }
 }

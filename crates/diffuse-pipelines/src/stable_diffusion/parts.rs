@@ -8,11 +8,14 @@ use diffuse_clip::{CLIPTextModel, CLIPTokenizer};
 use diffuse_nn::checkpoint::Checkpoint;
 use diffuse_nn::ops::has_gpu_kernels;
 use diffuse_schedulers::{Overrides, Scheduler, scheduler_from_config};
-use diffuse_unet::{LoadOptions, Pretrained, SampleSize, UNet2DConditionModel};
+use diffuse_unet::{
+    LoadOptions, Pretrained, PretrainedError, SampleSize, UNet2DConditionConfig,
+    UNet2DConditionModel,
+};
 use diffuse_vae::AutoencoderKL;
 
 use crate::PipelineError;
-use crate::components::{component_folder, component_options};
+use crate::components::{check_class_labels, component_folder, component_options};
 use crate::folder::{ModelIndex, PipelineKind, load_scheduler, pipeline_folder};
 
 /// The parts of a [`StableDiffusionPipeline`].
@@ -148,6 +151,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             CLIPTextModel::<B>::open(component("text_encoder"), &text_options)?;
         let (unet_config, unet_weights) =
             UNet2DConditionModel::<B>::open(component("unet"), &unet_options)?;
+        check_unet(&unet_config)?;
         let parts = StableDiffusionParts {
             tokenizer,
             text_encoder: CLIPTextModel::from_checkpoint(
@@ -180,6 +184,11 @@ pub(crate) fn vae_options<B: Backend>(options: &LoadOptions) -> LoadOptions {
     }
 }
 
+fn check_unet(config: &UNet2DConditionConfig) -> Result<(), PretrainedError> {
+    check_class_labels::<UNet2DConditionConfig>(config.class_embed_type, config.num_class_embeds)?;
+    Ok(())
+}
+
 fn check_parts<B: Backend>(
     tokenizer: &CLIPTokenizer,
     text_encoder: &CLIPTextModel<B>,
@@ -187,6 +196,7 @@ fn check_parts<B: Backend>(
     vae: &AutoencoderKL<B>,
 ) -> Result<(), PipelineError> {
     let (text, unet, vae) = (text_encoder.config(), unet.config(), vae.config());
+    check_unet(unet)?;
     let cross = unet
         .cross_attention_dim
         .levels(unet.block_out_channels.len());

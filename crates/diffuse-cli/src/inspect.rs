@@ -31,7 +31,7 @@ pub fn run(args: &Inspect) -> Result<()> {
 }
 
 fn print_component(component: &Component) {
-    let mut line = format!("  {:<18}", component.name);
+    let mut line = format!("  {:<17} ", component.name);
     if let Some(class) = &component.class {
         line.push_str(&format!("{class:<24}"));
     }

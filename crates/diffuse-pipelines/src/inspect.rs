@@ -71,12 +71,18 @@ impl Inspection {
         let path = path.as_ref();
         if path.is_file() {
             let (weights, checkpoint) = read_weights(path)?;
-            let component = Component {
+            let kind = FileKind::of(&checkpoint);
+            let mut component = Component {
                 name: file_name(path),
                 weights: vec![weights],
-                facts: vec![format!("it is {}", FileKind::of(&checkpoint))],
+                facts: vec![format!("it is {kind}")],
                 ..Component::default()
             };
+            if !kind.is_supported() {
+                component
+                    .problems
+                    .push(format!("{kind} cannot be used here"));
+            }
             return Ok(Self {
                 components: vec![component],
                 ..Self::default()

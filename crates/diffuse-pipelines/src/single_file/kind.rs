@@ -188,6 +188,30 @@ impl FileKind {
         })
     }
 
+    /// Whether such a file can be used, by itself or with a checkpoint.
+    pub fn is_supported(self) -> bool {
+        match self {
+            Self::StableDiffusion(file) => !file.inpainting,
+            Self::Vae | Self::Adapter | Self::TextualInversion => true,
+            // Components, which a folder with their configurations makes usable.
+            Self::UNet | Self::TextEncoder | Self::Unknown => true,
+            Self::StableDiffusionXl
+            | Self::StableDiffusionXlRefiner
+            | Self::StableDiffusion3
+            | Self::Flux
+            | Self::ControlNet
+            | Self::Upscaler
+            | Self::InstructPix2Pix
+            | Self::Depth
+            | Self::TinyVae
+            | Self::Hypernetwork
+            | Self::MotionModule
+            | Self::IpAdapter
+            | Self::T2iAdapter
+            | Self::ImageUpscaler => false,
+        }
+    }
+
     /// Of a file without a UNet in the original layout.
     fn of_part(checkpoint: &Checkpoint) -> Self {
         let tensors = checkpoint.tensors();

@@ -136,8 +136,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
                 match prompt.loras() {
                     [] => Ok(prompt),
                     [lora, ..] => Err(PipelineError::Options(format!(
-                        "a prompt names the LoRA `{}`: load it as an adapter, and take it out of \
-                         the prompt",
+                        "a prompt names the LoRA `{}`, but no folder of LoRAs is given",
                         lora.name
                     ))),
                 }

@@ -86,7 +86,9 @@ pub enum PromptSyntax {
     Plain,
     /// With weights, `(word:1.3)`, `((word))` and `[word]`, with `BREAK`, and of any length. As
     /// AUTOMATIC1111's web UI does ([`prompt_syntax`](diffuse_clip::prompt_syntax)); `clip_skip`
-    /// counts for the negative prompt as well.
+    /// counts for the negative prompt as well. A prompt that names a LoRA is an error: see
+    /// [`set_adapters`](StableDiffusionPipeline::set_adapters) and
+    /// [`take_lora_tags`](diffuse_clip::prompt_syntax::take_lora_tags).
     A1111,
 }
 

@@ -7,9 +7,10 @@ use burn::tensor::backend::Backend;
 use diffuse_pipelines::clip::TextualInversion;
 use diffuse_pipelines::clip::prompt_syntax::{LoraTag, take_lora_tags};
 use diffuse_pipelines::schedulers::scheduler_from_config;
+use diffuse_pipelines::vae::AutoencoderKL;
 use diffuse_pipelines::{
-    Adapter, FileKind, LoadOptions, SingleFileOptions, StableDiffusionPipeline, load_vae,
-    vae::AutoencoderKL,
+    Adapter, FileKind, LoadOptions, Pretrained, SingleFileOptions, StableDiffusionPipeline,
+    load_vae,
 };
 
 use crate::args::{Model, StableDiffusionWeights};
@@ -49,7 +50,7 @@ pub fn load<B: Backend>(
         StableDiffusionPipeline::<B>::from_pretrained_with(path, load, device)?
     };
     if let Some(path) = &weights.vae {
-        let config = diffuse_pipelines::Pretrained::<B>::config(&pipeline.vae).clone();
+        let config = pipeline.vae.config().clone();
         pipeline.vae = check_vae(
             &pipeline.vae,
             load_vae(path, Some(&config), load, device)?,
@@ -76,7 +77,6 @@ fn check_vae<B: Backend>(
     other: AutoencoderKL<B>,
     path: &Path,
 ) -> Result<AutoencoderKL<B>> {
-    use diffuse_pipelines::Pretrained;
     let (expected, found) = (own.config(), other.config());
     if found.latent_channels != expected.latent_channels {
         bail!(

@@ -20,7 +20,12 @@ use crate::components::{ComponentClass, ModelClass, component_folder};
 use crate::folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind};
 
 /// Pipelines that can be run here.
-const PIPELINES: [&str; 3] = ["StableDiffusionPipeline", "DDPMPipeline", "DDIMPipeline"];
+const PIPELINES: [&str; 4] = [
+    "StableDiffusionPipeline",
+    "LatentConsistencyModelPipeline",
+    "DDPMPipeline",
+    "DDIMPipeline",
+];
 
 /// What a checkpoint is.
 #[derive(Debug, Clone, Default)]

@@ -9,6 +9,7 @@ use std::path::Path;
 use burn::tensor::Tensor;
 use burn_flex::Flex;
 use diffuse_pipelines::convert::{ConvertOptions, convert};
+use diffuse_pipelines::inspect::Inspection;
 use diffuse_pipelines::unet::{
     ClassEmbedType, ClassLabels, ConfigError, ModelConfig, Timestep, UNet2DConditionConfig,
     UNet2DConditionModel, UNet2DConfig, UNet2DModel,
@@ -340,13 +341,16 @@ fn single_files_have_no_residual_blocks_that_change_the_size() {
 
 #[test]
 fn latent_consistency_models_are_stable_diffusion() {
-    let folder = reference().join("family/lcm");
-    let index = ModelIndex::read(&folder).unwrap();
+    let family = reference().join("family");
+    let folder = tempfile::tempdir().unwrap();
+    lay_over(&family.join("distilled"), folder.path());
+    lay_over(&family.join("lcm"), folder.path());
+    let index = ModelIndex::read(folder.path()).unwrap();
     assert_eq!(index.class(), Some("LatentConsistencyModelPipeline"));
-    assert_eq!(
-        PipelineKind::of(&index),
-        Some(PipelineKind::StableDiffusion)
-    );
+    let kind = PipelineKind::of(&index);
+    assert_eq!(kind, Some(PipelineKind::StableDiffusion));
+    let inspection = Inspection::read::<B>(folder.path()).unwrap();
+    assert_eq!(inspection.all_problems(), [""; 0]);
 }
 
 #[test]

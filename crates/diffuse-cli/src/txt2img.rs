@@ -79,7 +79,6 @@ impl Job for TextToImage {
             eta: args.eta,
             clip_skip: args.clip_skip,
             seeds: args.run.seed.clone(),
-            ..defaults
         };
         let inputs = StableDiffusionInputs {
             latents: init,

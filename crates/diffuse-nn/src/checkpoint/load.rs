@@ -349,7 +349,7 @@ impl Checkpoint {
                 param.map(|old| match info.read(source, old.dtype()) {
                     Ok(data) => {
                         let (device, dtype) = (old.device(), old.dtype());
-                        assert_eq!(old.shape(), Shape::from(data.shape.clone()), "`{key}`");
+                        assert_eq!(old.shape(), data.shape.clone(), "`{key}`");
                         // The old values go before the new ones come.
                         drop(old);
                         let new = Tensor::<B, D>::from_data(data, (&device, dtype));

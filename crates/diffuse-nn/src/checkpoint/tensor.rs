@@ -203,7 +203,7 @@ impl TensorInfo {
         for patch in &self.patches {
             patch.apply(&mut values)?;
         }
-        Ok(values.into_par_iter().map(|value| to(value)).collect())
+        Ok(values.into_par_iter().map(&to).collect())
     }
 
     /// The elements in the order in which they are stored.

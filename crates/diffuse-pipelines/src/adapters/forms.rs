@@ -55,6 +55,7 @@ pub struct Factored {
 
 /// A matrix, whole or as a product.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are two a module")]
 pub enum Factor {
     Whole(TensorInfo),
     Product(Factored),

@@ -79,6 +79,9 @@ pub enum PipelineError {
         /// What it holds.
         kind: FileKind,
     },
+    /// An image cannot be read.
+    #[error("the image cannot be read: {0}")]
+    Image(#[from] image::ImageError),
     /// The parts of a pipeline do not fit together.
     #[error("these parts do not fit together: {0}")]
     Parts(String),

@@ -1,16 +1,19 @@
 //! Whole runs against the reference's: latents and images of every recorded case.
 
+use std::fs;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 use burn_flex::Flex;
 use diffuse_pipelines::schedulers::{
     Overrides, StepOptions, scheduler_from_config, scheduler_names,
 };
+use diffuse_pipelines::unet::{Pretrained, UNet2DConditionModel};
 use diffuse_pipelines::{
-    DDIMPipeline, DDPMOptions, DDPMPipeline, Generated, LoadOptions, StableDiffusionInputs,
-    StableDiffusionOptions, StableDiffusionPipeline, latents,
+    DDIMPipeline, DDPMOptions, DDPMPipeline, Generated, LoadOptions, StableDiffusionImg2ImgOptions,
+    StableDiffusionInpaintOptions, StableDiffusionInputs, StableDiffusionOptions,
+    StableDiffusionPipeline, StepEvent, latents, load_image,
 };
 use diffuse_testing::{Values, assert_close, read_json, reference};
 use image::RgbImage;
@@ -53,6 +56,19 @@ impl Case<'_> {
 
     fn texts(&self, key: &str) -> Vec<String> {
         self.list(key, |value| value.as_str().map(String::from))
+    }
+
+    fn path(&self, key: &str) -> Option<PathBuf> {
+        self.get(key, |value| {
+            value.as_str().map(|path| self.folder.join(path))
+        })
+    }
+
+    /// One image or a list of them.
+    fn images(&self, key: &str) -> Vec<RgbImage> {
+        let paths = self.texts(key).into_iter();
+        let read = |path| load_image(&fs::read(self.folder.join(path)).unwrap()).unwrap();
+        paths.map(read).collect()
     }
 
     fn scheduler_options(&self) -> Overrides {
@@ -144,51 +160,86 @@ fn unconditional_runs_give_the_references_images() {
     assert!(cases.as_array().unwrap().len() >= 8);
 }
 
+/// Runs the cases of a manifest of some pipelines; returns how many they were.
+fn check_cases(folder: &Path, pipelines: &[&str]) -> usize {
+    let manifest = folder.join("cases.json");
+    if !manifest.is_file() {
+        return 0;
+    }
+    let cases = read_json(manifest);
+    let cases = cases.as_array().unwrap().iter();
+    let cases = cases.filter(|values| {
+        pipelines.contains(&values["pipeline"].as_str().unwrap())
+            && values.get("single_file").is_none()
+            && values["scheduler"].as_str().is_none_or(implemented)
+    });
+    cases
+        .map(|values| check_stable_diffusion(&Case { folder, values }))
+        .count()
+}
+
+/// Whether the recorded values are those of the repository.
+fn own_reference() -> bool {
+    std::env::var_os("DIFFUSE_REFERENCE").is_none()
+}
+
 #[test]
 fn text_to_image_runs_give_the_references_images() {
-    let folder = reference().join("sd");
-    let cases = read_json(folder.join("cases.json"));
-    let mut checked = 0;
-    for values in cases.as_array().unwrap() {
-        let case = Case {
-            folder: &folder,
-            values,
-        };
-        let scheduler = values["scheduler"].as_str();
-        if values["pipeline"] != "StableDiffusionPipeline"
-            || values.get("single_file").is_some()
-            || !scheduler.is_none_or(implemented)
-        {
-            continue;
-        }
-        check_text_to_image(&case, scheduler);
-        checked += 1;
-    }
+    let checked = check_cases(&reference().join("sd"), &["StableDiffusionPipeline"]);
     assert!(checked >= 20, "{checked} cases");
 }
 
-fn check_text_to_image(case: &Case<'_>, scheduler: Option<&str>) {
+#[test]
+fn image_to_image_runs_give_the_references_images() {
+    let pipelines = ["StableDiffusionImg2ImgPipeline"];
+    let checked = check_cases(&reference().join("image_to_image"), &pipelines)
+        + check_cases(&reference().join("sd"), &pipelines);
+    assert!(
+        checked == 20 || !own_reference() && checked > 20,
+        "{checked} cases"
+    );
+}
+
+#[test]
+fn inpainting_runs_give_the_references_images() {
+    let pipelines = ["StableDiffusionInpaintPipeline"];
+    let checked = check_cases(&reference().join("image_to_image"), &pipelines)
+        + check_cases(&reference().join("sd"), &pipelines);
+    assert!(
+        checked == 24 || !own_reference() && checked > 10,
+        "{checked} cases"
+    );
+}
+
+/// The pipeline of a case, with its scheduler.
+fn load_pipeline(case: &Case<'_>) -> StableDiffusionPipeline<B> {
     let device = Default::default();
     let load = LoadOptions {
         variant: case.get("variant", |value| value.as_str().map(String::from)),
         ..LoadOptions::default()
     };
-    let model = case.folder.join(case.values["model"].as_str().unwrap());
+    let model = case.path("model").unwrap();
     let mut pipeline =
         StableDiffusionPipeline::<B>::from_pretrained_with(model, &load, &device).unwrap();
-    if scheduler.is_some() {
+    if let Some(unet) = case.path("unet") {
+        pipeline.unet = UNet2DConditionModel::from_pretrained(unet, &device).unwrap();
+    }
+    if let Some(scheduler) = case.values["scheduler"].as_str() {
         let config = pipeline.scheduler.config();
         let options = case.scheduler_options();
-        pipeline.scheduler = scheduler_from_config(config, scheduler, &options).unwrap();
+        pipeline.scheduler = scheduler_from_config(config, Some(scheduler), &options).unwrap();
     }
+    pipeline
+}
 
+/// The options that all pipelines have.
+fn common_options(case: &Case<'_>) -> StableDiffusionOptions {
     let numbers = |key| {
         let numbers = case.list(key, Value::as_f64);
         (!numbers.is_empty()).then_some(numbers)
     };
     let defaults = StableDiffusionOptions::default();
-    let start = case.get("latents", |value| value.as_str().map(String::from));
-    let options = StableDiffusionOptions {
+    StableDiffusionOptions {
         prompt: case.texts("prompt"),
         negative_prompt: case.texts("negative_prompt"),
         height: case.count("height"),
@@ -205,19 +256,50 @@ fn check_text_to_image(case: &Case<'_>, scheduler: Option<&str>) {
         clip_skip: case.count("clip_skip"),
         seeds: case.list("seed", Value::as_u64),
         ..defaults
-    };
+    }
+}
 
+fn check_stable_diffusion(case: &Case<'_>) {
+    let device = Default::default();
+    let pipeline = load_pipeline(case);
+    let options = common_options(case);
     let mut trace = Vec::new();
     let inputs = StableDiffusionInputs {
-        latents: start.map(|path| latents::read(case.folder.join(path), &device).unwrap()),
+        latents: case
+            .path("latents")
+            .map(|path| latents::read(path, &device).unwrap()),
         ..StableDiffusionInputs::default()
     };
-    let generated = pipeline
-        .generate_with(&options, inputs, |event| {
-            trace.push(event.latents.clone());
-            ControlFlow::Continue(())
-        })
-        .unwrap();
+    let on_step = |event: StepEvent<'_, B>| {
+        trace.push(event.latents.clone());
+        ControlFlow::Continue(())
+    };
+    let strength = case.number("strength");
+    let generated = match case.values["pipeline"].as_str().unwrap() {
+        "StableDiffusionImg2ImgPipeline" => {
+            let defaults = StableDiffusionImg2ImgOptions::default();
+            let options = StableDiffusionImg2ImgOptions {
+                options,
+                image: case.images("image"),
+                strength: strength.unwrap_or(defaults.strength),
+            };
+            pipeline.image_to_image_with(&options, inputs, on_step)
+        }
+        "StableDiffusionInpaintPipeline" => {
+            let defaults = StableDiffusionInpaintOptions::default();
+            let options = StableDiffusionInpaintOptions {
+                options,
+                image: case.images("image"),
+                mask_image: case.images("mask_image"),
+                strength: strength.unwrap_or(defaults.strength),
+                padding_mask_crop: case.count("padding_mask_crop").map(|crop| crop as u32),
+                ..defaults
+            };
+            pipeline.inpaint_with(&options, inputs, on_step)
+        }
+        _ => pipeline.generate_with(&options, inputs, on_step),
+    };
+    let generated = generated.unwrap_or_else(|error| panic!("{}: {error}", case.name()));
     if case.values.get("trace").is_some() {
         let expected = case.expected();
         assert_eq!(

@@ -277,6 +277,21 @@ def make_resized(folder, inputs):
     save_json(folder / "resized.json", rows)
 
 
+def make_files(folder):
+    """One image in each format, turned and with transparency where there is some, and what `load_image` reads."""
+    image, exif = smooth_image("turned", 24, 16), Image.Exif()
+    exif[0x0112] = 6
+    alpha = Image.fromarray(np.arange(24 * 16, dtype=np.uint8).reshape(16, 24))
+    clear = image.copy()
+    clear.putalpha(alpha)
+    clear.save(folder / "turned.png", exif=exif)
+    clear.save(folder / "turned.webp", lossless=True, exact=True, exif=exif)
+    image.save(folder / "turned.jpg", quality=98, subsampling=0, exif=exif)
+    image.convert("L").save(folder / "grey.png")
+    for name in ("turned.png", "turned.webp", "turned.jpg", "grey.png"):
+        load_image(str(folder / name)).save(folder / f"{name}.expected.png")
+
+
 README = """\
 # Image to image and inpainting with `sd/base`
 
@@ -286,7 +301,7 @@ Made by `xtask/golden/image_to_image.py`; versions in `made_with.json`.
 |---|---|
 | `cases.json`, `expected` | runs of `StableDiffusionImg2ImgPipeline` and `StableDiffusionInpaintPipeline`, as in `sd`; `unet` replaces the model's UNet |
 | `inpaint` | a UNet that takes 9 channels, in half precision; its last convolution is fitted |
-| `inputs` | images and masks |
+| `inputs` | images and masks; `NAME.expected.png` is what `load_image` reads from `NAME` |
 | `resized.json`, `resized` | `lanczos`, `bicubic`: `odd.png` resized by Pillow; `fill`, `crop`: by the image processor's modes; `region`: the part that `padding_mask_crop` takes; `overlay`: `odd.png` over `overlay_input.png` where the mask is black |
 """
 
@@ -302,6 +317,7 @@ def main():
     folder = Path(sys.argv[1]) / "image_to_image"
     shutil.rmtree(folder, ignore_errors=True)
     inputs = make_inputs(folder / "inputs")
+    make_files(folder / "inputs")
     make_resized(folder, inputs)
     pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(str(folder / BASE), dtype=torch.float32)
     make_unet(folder / NINE, pipeline.text_encoder)

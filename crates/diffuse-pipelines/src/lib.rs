@@ -50,4 +50,6 @@ mod documents {
     struct Readme;
     #[doc = include_str!("../../../docs/tutorial.md")]
     struct Tutorial;
+    #[doc = include_str!("../../../docs/image-to-image.md")]
+    struct ImageToImage;
 }

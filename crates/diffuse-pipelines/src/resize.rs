@@ -1,4 +1,4 @@
-//! Pillow's resampling of 8-bit images, to the byte.
+//! Resampling of 8-bit images as by Pillow, to the byte.
 //!
 //! A value of the result is a weighted sum of the values around its centre:
 //!
@@ -7,8 +7,9 @@
 //! weight(x) = filter((x + 1/2 - centre) / reach), divided by the sum of all
 //! ```
 //!
-//! Rows are resampled first, then columns, with 8 bits between. The weights are in fixed point with
-//! 22 bits after the point, so that sums are exact integers.
+//! Rows are resampled first, then columns, with 8 bits between; or columns first, as in Pillow 13,
+//! if the height is reduced by more than twice as much as the width. The weights are in fixed point
+//! with 22 bits after the point, so that sums are exact integers.
 
 use std::f64::consts::PI;
 use std::ops::Range;
@@ -97,22 +98,38 @@ pub(crate) fn resize_part(
     [width, height]: [u32; 2],
     filter: Filter,
 ) -> RgbImage {
-    let is_whole =
-        |part: &Range<f64>, from: u32, to: u32| *part == (0.0..f64::from(to)) && from == to;
-    let rows = if is_whole(&x, image.width(), width) {
-        image.clone()
+    let fewer = |from: u32, to: u32| i64::from(from) - i64::from(to);
+    let rows = fewer(image.height(), height);
+    if rows > 0 && rows > 2 * fewer(image.width(), width) {
+        resize_rows(&resize_columns(image, y, height, filter), x, width, filter)
     } else {
-        let windows = windows(image.width() as usize, &x, width as usize, filter);
-        RgbImage::from_fn(width, image.height(), |column, row| {
-            sum(&windows[column as usize], |x| image.get_pixel(x, row))
-        })
-    };
+        resize_columns(&resize_rows(image, x, width, filter), y, height, filter)
+    }
+}
+
+fn is_whole(part: &Range<f64>, from: u32, to: u32) -> bool {
+    *part == (0.0..f64::from(to)) && from == to
+}
+
+/// Resamples a part of each row to `width` pixels.
+fn resize_rows(image: &RgbImage, x: Range<f64>, width: u32, filter: Filter) -> RgbImage {
+    if is_whole(&x, image.width(), width) {
+        return image.clone();
+    }
+    let windows = windows(image.width() as usize, &x, width as usize, filter);
+    RgbImage::from_fn(width, image.height(), |column, row| {
+        sum(&windows[column as usize], |x| image.get_pixel(x, row))
+    })
+}
+
+/// Resamples a part of each column to `height` pixels.
+fn resize_columns(image: &RgbImage, y: Range<f64>, height: u32, filter: Filter) -> RgbImage {
     if is_whole(&y, image.height(), height) {
-        return rows;
+        return image.clone();
     }
     let windows = windows(image.height() as usize, &y, height as usize, filter);
-    RgbImage::from_fn(width, height, |column, row| {
-        sum(&windows[row as usize], |y| rows.get_pixel(column, y))
+    RgbImage::from_fn(image.width(), height, |column, row| {
+        sum(&windows[row as usize], |y| image.get_pixel(column, y))
     })
 }
 

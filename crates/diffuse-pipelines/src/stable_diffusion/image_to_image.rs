@@ -78,7 +78,14 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             return Err(PipelineError::Options("`image` is empty".into()));
         };
         let size = [first.width(), first.height()];
-        let [width, height] = round_down(size, self.vae.config().downscale());
+        let downscale = self.vae.config().downscale();
+        let [width, height] = round_down(size, downscale);
+        if width == 0 || height == 0 {
+            return Err(PipelineError::Options(format!(
+                "an image of {} x {} is too small: {downscale} on each side at least",
+                size[0], size[1]
+            )));
+        }
         run.width = Some(width as usize);
         run.height = Some(height as usize);
         self.check_run(&run, &inputs)?;

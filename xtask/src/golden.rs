@@ -7,13 +7,17 @@ use anyhow::{Result, bail};
 use crate::root;
 
 /// The scripts in their order, and their output folders, relative to the workspace.
-const SCRIPTS: [(&str, &str); 8] = [
+const SCRIPTS: [(&str, &str); 9] = [
     (
         "crates/diffuse-schedulers/tests/golden.py",
         "crates/diffuse-schedulers/tests/fixtures",
     ),
     (
         "xtask/golden/golden.py",
+        "crates/diffuse-pipelines/tests/reference",
+    ),
+    (
+        "xtask/golden/image_to_image.py",
         "crates/diffuse-pipelines/tests/reference",
     ),
     (

@@ -7,7 +7,10 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use diffuse_pipelines::schedulers::Overrides;
-use diffuse_pipelines::{PipelineKind, PromptSyntax, StableDiffusionOptions};
+use diffuse_pipelines::{
+    PipelineKind, PromptSyntax, StableDiffusionImg2ImgOptions, StableDiffusionInpaintOptions,
+    StableDiffusionOptions,
+};
 use serde_json::Value;
 
 use crate::builtin::builtin;
@@ -67,10 +70,9 @@ impl Cli {
             return Ok(cli);
         };
         match &mut cli.command {
-            Command::Txt2img(args) => {
-                let prompts = args.model.take_options(matches)?;
-                args.take_prompts(matches, prompts);
-            }
+            Command::Txt2img(args) => args.common.take(matches)?,
+            Command::Img2img(args) => args.common.take(matches)?,
+            Command::Inpaint(args) => args.common.take(matches)?,
             Command::Ddpm(args) => {
                 if let Some(text) = args.model.take_options(matches)?.first() {
                     return Err(no_option(text));
@@ -86,6 +88,10 @@ impl Cli {
 pub enum Command {
     /// Make images of one or several texts
     Txt2img(Box<Txt2img>),
+    /// Make variants of an image
+    Img2img(Box<Img2img>),
+    /// Repaint a part of an image
+    Inpaint(Box<Inpaint>),
     /// Make images without a text
     Ddpm(Box<Ddpm>),
     /// Describe a checkpoint: components, parameters, types, what is not supported
@@ -101,8 +107,9 @@ pub enum Command {
     Schedulers,
 }
 
+/// The options of all commands that take a prompt.
 #[derive(Debug, Args)]
-pub struct Txt2img {
+pub struct StableDiffusion {
     /// Text of the image; several texts make a batch
     #[arg(value_name = "PROMPT")]
     pub prompts: Vec<String>,
@@ -161,17 +168,81 @@ pub struct Txt2img {
     /// How much noise each step adds, 0 to 1, for schedulers that take it
     #[arg(long, value_name = "E", default_value_t = 0.0, value_parser = parse_number)]
     pub eta: f64,
+    #[command(flatten)]
+    pub run: Run,
+}
+
+#[derive(Debug, Args)]
+pub struct Txt2img {
+    #[command(flatten)]
+    pub common: StableDiffusion,
+    #[command(flatten)]
+    pub size: Size,
+    /// Start from these latents (safetensors with a tensor `latents`) in place of drawn noise
+    #[arg(long, value_name = "FILE")]
+    pub init_latents: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Img2img {
+    #[command(flatten)]
+    pub common: StableDiffusion,
+    /// The image to start from (PNG, JPEG, WebP); `-` reads it from standard input. Its sides are
+    /// rounded down to multiples of 8
+    #[arg(long, value_name = "FILE")]
+    pub image: PathBuf,
+    #[arg(
+        long,
+        value_name = "S",
+        value_parser = parse_number,
+        default_value_t = StableDiffusionImg2ImgOptions::default().strength,
+        help = "How much to change the image, 0 to 1: the part of the steps that are taken"
+    )]
+    pub strength: f64,
+}
+
+#[derive(Debug, Args)]
+pub struct Inpaint {
+    #[command(flatten)]
+    pub common: StableDiffusion,
+    #[command(flatten)]
+    pub size: Size,
+    /// The image to repaint (PNG, JPEG, WebP); `-` reads it from standard input. It is resized to
+    /// width and height
+    #[arg(long, value_name = "FILE")]
+    pub image: PathBuf,
+    /// White where the image is repainted, black where it is kept
+    #[arg(long, value_name = "FILE")]
+    pub mask: PathBuf,
+    #[arg(
+        long,
+        value_name = "S",
+        value_parser = parse_number,
+        default_value_t = StableDiffusionInpaintOptions::default().strength,
+        help = "How much to change the white part, 0 to 1: the part of the steps that are taken"
+    )]
+    pub strength: f64,
+    /// Run on the part of the image around the white part of the mask, with a margin of P pixels,
+    /// and put the result into the whole image
+    #[arg(long, value_name = "P")]
+    pub padding_mask_crop: Option<u32>,
+    /// Put the pixels of the image back where the mask is black; without it, these change a little
+    #[arg(long)]
+    pub keep_unmasked: bool,
+    /// Start from these latents (safetensors with a tensor `latents`) in place of drawn noise
+    #[arg(long, value_name = "FILE")]
+    pub init_latents: Option<PathBuf>,
+}
+
+/// The size of images.
+#[derive(Debug, Args)]
+pub struct Size {
     /// Width in pixels, a multiple of 8 [default: what the model was made for]
     #[arg(long, value_name = "W", value_parser = parse_count)]
     pub width: Option<usize>,
     /// Height in pixels, a multiple of 8 [default: what the model was made for]
     #[arg(long, value_name = "H", value_parser = parse_count)]
     pub height: Option<usize>,
-    /// Start from these latents (safetensors with a tensor `latents`) in place of drawn noise
-    #[arg(long, value_name = "FILE")]
-    pub init_latents: Option<PathBuf>,
-    #[command(flatten)]
-    pub run: Run,
 }
 
 #[derive(Debug, Args)]
@@ -423,7 +494,14 @@ pub struct Run {
     pub timings: Option<PathBuf>,
 }
 
-impl Txt2img {
+impl StableDiffusion {
+    /// Reads the scheduler's options and the prompts behind options.
+    fn take(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        let prompts = self.model.take_options(matches)?;
+        self.take_prompts(matches, prompts);
+        Ok(())
+    }
+
     /// Takes the prompts that stand behind an option: `others`, and, where no other prompt is
     /// given, all but the first value of `--negative-prompt`.
     fn take_prompts(&mut self, matches: &ArgMatches, others: Vec<String>) {
@@ -632,9 +710,9 @@ mod tests {
     }
 
     #[track_caller]
-    fn txt2img(arguments: &[&str]) -> Txt2img {
+    fn txt2img(arguments: &[&str]) -> StableDiffusion {
         match read(arguments) {
-            Ok(Command::Txt2img(args)) => *args,
+            Ok(Command::Txt2img(args)) => args.common,
             other => panic!("{other:?}"),
         }
     }
@@ -760,6 +838,8 @@ mod tests {
         ] {
             assert!(text.contains(part), "{text}");
         }
+        assert!(help("img2img").contains("the part of the steps that are taken [default: 0.8]"));
+        assert!(help("inpaint").contains("the part of the steps that are taken [default: 1]"));
         let part = "[default: 1000 with DDPM, of the built-in model 100; else 50]";
         assert!(help("ddpm").contains(part));
     }

@@ -11,6 +11,9 @@ mod devices;
 mod failure;
 #[cfg(feature = "hub")]
 mod fetch;
+mod generate;
+mod img2img;
+mod inpaint;
 mod inspect;
 mod model;
 mod output;
@@ -39,7 +42,9 @@ fn main() -> ExitCode {
         }
     };
     let result = match cli.command {
-        Command::Txt2img(args) => txt2img::run(args),
+        Command::Txt2img(args) => txt2img::run(*args),
+        Command::Img2img(args) => img2img::run(*args),
+        Command::Inpaint(args) => inpaint::run(*args),
         Command::Ddpm(args) => ddpm::run(args),
         Command::Inspect(args) => inspect::run(&args),
         #[cfg(feature = "hub")]

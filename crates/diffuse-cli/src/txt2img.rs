@@ -1,157 +1,48 @@
 //! `diffuse txt2img`.
 
-use std::time::Instant;
+use std::ops::ControlFlow;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use burn::tensor::backend::Backend;
-use diffuse_pipelines::{
-    PipelineKind, StableDiffusionInputs, StableDiffusionOptions, latents, random_seed,
-};
-use serde_json::{Map, Value, json};
+use diffuse_pipelines::{Generated, StableDiffusionOptions, StableDiffusionPipeline, StepEvent};
+use serde_json::{Value, json};
 
-use crate::args::{BackendName, StableDiffusionWeights, Txt2img};
-use crate::backend::{self, Job, load_options, with_backend};
-use crate::builtin::builtin;
-use crate::model::find_model;
-use crate::output;
-use crate::progress::Progress;
-use crate::stable_diffusion;
+use crate::args::{StableDiffusion, Txt2img};
+use crate::generate::{self, Task, display, inputs};
 
-pub fn run(mut args: Box<Txt2img>) -> Result<()> {
-    if args.prompts.is_empty() {
-        bail!(
-            "no prompt is given; one is, for example, in `diffuse \"a boat at sunset\" --seed 0`"
-        );
-    }
-    let images = args.prompts.len().saturating_mul(args.run.num_images);
-    output::check(&args.run, images)?;
-    if args.run.seed.is_empty() {
-        args.run.seed.push(random_seed());
-    }
-    let backend = backend::choose(args.model.backend, args.run.quiet);
-    with_backend(backend, args.model.device, TextToImage(args))
+pub fn run(args: Txt2img) -> Result<()> {
+    generate::run(args)
 }
 
-struct TextToImage(Box<Txt2img>);
+impl Task for Txt2img {
+    const COMMAND: &'static str = "txt2img";
+    const EXAMPLE: &'static str = "diffuse \"a boat at sunset\" --seed 0";
 
-impl Job for TextToImage {
-    fn run<B: Backend>(self, backend: BackendName, device: B::Device) -> Result<()> {
-        let args = *self.0;
-        let kind = PipelineKind::StableDiffusion;
-        let source = find_model(&args.model, kind, args.run.quiet)?;
-        let start = Instant::now();
-        let load = load_options::<B>(&args.model, backend, &device)?;
-        let mut prompts = args.prompts.clone();
-        let weights = &args.weights;
-        let pipeline = stable_diffusion::load::<B>(
-            &source,
-            &args.model,
-            weights,
-            &mut prompts,
-            &load,
-            &device,
-        )?;
-        let loading = start.elapsed();
-        let init = match &args.init_latents {
-            Some(path) => Some(latents::read(path, &device)?),
-            None => None,
-        };
-        // The folder of a model that the program carries is not needed any more.
-        drop(source.temporary);
-        let mut defaults = StableDiffusionOptions::default();
-        if args.model.model.is_none() {
-            let model = builtin(kind);
-            defaults.num_inference_steps = model.num_inference_steps;
-            defaults.guidance_scale = model.guidance_scale;
-        }
-        let options = StableDiffusionOptions {
-            prompt: prompts,
-            negative_prompt: args.negative_prompt.clone(),
-            prompt_syntax: args.prompt_syntax.into(),
-            height: args.height,
-            width: args.width,
-            num_inference_steps: args.steps.unwrap_or(defaults.num_inference_steps),
-            timesteps: args.timesteps.clone(),
-            sigmas: args.sigmas.clone(),
-            guidance_scale: args.guidance_scale.unwrap_or(defaults.guidance_scale),
-            guidance_rescale: args.guidance_rescale,
-            num_images_per_prompt: args.run.num_images,
-            eta: args.eta,
-            clip_skip: args.clip_skip,
-            seeds: args.run.seed.clone(),
-        };
-        let inputs = StableDiffusionInputs {
-            latents: init,
-            ..StableDiffusionInputs::default()
-        };
-
-        output::announce(&args.run);
-        let progress = Progress::new(args.run.quiet);
-        let generated = pipeline.generate_with(&options, inputs, |event| progress.update(&event));
-        progress.finish();
-        let mut record = record(&args, &options);
-        record.insert("backend".into(), backend.to_string().into());
-        record.insert("revision".into(), source.commit.into());
-        record.insert("dtype".into(), load.dtype.map(backend::name).into());
-        record.insert("weights".into(), load.weights.map(backend::name).into());
-        output::record_scheduler(&mut record, pipeline.scheduler.config());
-        let generated = generated?;
-        output::write_timings(&generated, loading, &args.run)?;
-        output::write(&generated, &args.run, record)
+    fn common(&self) -> &StableDiffusion {
+        &self.common
     }
-}
 
-/// Everything that made the images, for their text chunk.
-fn record(args: &Txt2img, options: &StableDiffusionOptions) -> Map<String, Value> {
-    let record = json!({
-        "command": "txt2img",
-        "version": env!("CARGO_PKG_VERSION"),
-        "model": args.model.name(PipelineKind::StableDiffusion),
-        "variant": args.model.variant,
-        "prompt": args.prompts,
-        "negative_prompt": args.negative_prompt,
-        "prompt_syntax": format!("{:?}", options.prompt_syntax).to_lowercase(),
-        "vae": args.weights.vae.as_ref().map(|path| path.display().to_string()),
-        "lora": loras(&args.weights),
-        "embedding": embeddings(&args.weights),
-        "steps": (args.timesteps.is_none() && args.sigmas.is_none())
-            .then_some(options.num_inference_steps),
-        "timesteps": args.timesteps,
-        "sigmas": args.sigmas,
-        "guidance_scale": options.guidance_scale,
-        "guidance_rescale": args.guidance_rescale,
-        "clip_skip": args.clip_skip,
-        "eta": args.eta,
-        "width": args.width,
-        "height": args.height,
-        "seed": args.run.seed,
-        "num_images": args.run.num_images,
-        "init_latents": args.init_latents.as_ref().map(|path| path.display().to_string()),
-    });
-    match record {
-        Value::Object(record) => record,
-        _ => unreachable!("the record is an object"),
+    fn common_mut(&mut self) -> &mut StableDiffusion {
+        &mut self.common
     }
-}
 
-/// The LoRAs of the options as a record says them; prompts say their own.
-fn loras(weights: &StableDiffusionWeights) -> Vec<Value> {
-    let loras = weights.lora.iter().map(|lora| {
+    fn generate<B: Backend>(
+        &self,
+        pipeline: &StableDiffusionPipeline<B>,
+        mut options: StableDiffusionOptions,
+        device: &B::Device,
+        on_step: impl FnMut(StepEvent<'_, B>) -> ControlFlow<()>,
+    ) -> Result<Generated<B>> {
+        (options.width, options.height) = (self.size.width, self.size.height);
+        let inputs = inputs(self.init_latents.as_deref(), device)?;
+        Ok(pipeline.generate_with(&options, inputs, on_step)?)
+    }
+
+    fn record(&self) -> Value {
         json!({
-            "file": lora.path.display().to_string(),
-            "strength": lora.strength,
-            "text_encoder_strength": lora.text_encoder.unwrap_or(lora.strength),
+            "width": self.size.width,
+            "height": self.size.height,
+            "init_latents": self.init_latents.as_deref().map(display),
         })
-    });
-    loras.collect()
-}
-
-fn embeddings(weights: &StableDiffusionWeights) -> Vec<Value> {
-    let embeddings = weights.embedding.iter().map(|embedding| {
-        json!({
-            "file": embedding.path.display().to_string(),
-            "name": embedding.name,
-        })
-    });
-    embeddings.collect()
+    }
 }

@@ -79,6 +79,9 @@ pub enum PipelineError {
         /// What it holds.
         kind: FileKind,
     },
+    /// Bytes are not an image that can be read.
+    #[error("it is not a PNG, JPEG or WebP image, or it is damaged: {0}")]
+    Image(#[from] image::ImageError),
     /// The parts of a pipeline do not fit together.
     #[error("these parts do not fit together: {0}")]
     Parts(String),

@@ -138,9 +138,10 @@ impl PipelineKind {
     /// The pipeline that an index is for, if it can be run here.
     pub fn of(index: &ModelIndex) -> Option<Self> {
         match index.class()? {
-            "StableDiffusionPipeline" | "LatentConsistencyModelPipeline" => {
-                Some(Self::StableDiffusion)
-            }
+            "StableDiffusionPipeline"
+            | "StableDiffusionImg2ImgPipeline"
+            | "StableDiffusionInpaintPipeline"
+            | "LatentConsistencyModelPipeline" => Some(Self::StableDiffusion),
             "DDPMPipeline" | "DDIMPipeline" => Some(Self::Unconditional),
             _ => None,
         }

@@ -29,7 +29,7 @@ pub struct StepEvent<'a, B: Backend> {
 /// How long the stages of a run took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StageTimes {
-    /// Text to embeddings.
+    /// Text to embeddings, and images to latents.
     pub encode: Duration,
     /// Noise to latents: all steps.
     pub denoise: Duration,

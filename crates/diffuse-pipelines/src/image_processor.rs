@@ -1,10 +1,52 @@
-//! From tensors to images.
+//! From files to images, from images to tensors and back.
 
-use burn::tensor::{Tensor, backend::Backend};
-use image::RgbImage;
+use std::io::Cursor;
+
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
 
 use crate::PipelineError;
 use crate::generation::check_finite;
+use crate::resize::resize;
+
+/// Reads an image from the bytes of a file (PNG, JPEG or WebP). It is turned as its EXIF data says;
+/// transparency is dropped, as by `load_image` of Diffusers.
+///
+/// # Errors
+/// If the bytes are no image, or a damaged one.
+pub fn load_image(bytes: &[u8]) -> Result<RgbImage, PipelineError> {
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format();
+    let mut decoder = reader.map_err(image::ImageError::from)?.into_decoder()?;
+    let orientation = decoder.orientation()?;
+    let mut image = DynamicImage::from_decoder(decoder)?;
+    image.apply_orientation(orientation);
+    Ok(image.into_rgb8())
+}
+
+/// Rounds sides down to multiples of `multiple`.
+pub(crate) fn round_down(sides: [u32; 2], multiple: usize) -> [u32; 2] {
+    let multiple = multiple as u32;
+    sides.map(|side| side - side % multiple)
+}
+
+/// Resizes all images to `[width, height]` with Lanczos's filter.
+pub(crate) fn resize_all(images: &[RgbImage], size: [u32; 2]) -> Vec<RgbImage> {
+    images.iter().map(|image| resize(image, size)).collect()
+}
+
+/// Images of one size as a tensor in `f32`: `[images, 3, height, width]` in `[-1, 1]`.
+pub(crate) fn from_images<B: Backend>(images: &[RgbImage], device: &B::Device) -> Tensor<B, 4> {
+    let (width, height) = images[0].dimensions();
+    let (width, height) = (width as usize, height as usize);
+    let levels = images.iter().flat_map(|image| {
+        (0..3).flat_map(|color| image.as_raw().iter().skip(color).step_by(3).copied())
+    });
+    let values: Vec<f32> = levels
+        .map(|level| 2.0 * (f32::from(level) / 255.0) - 1.0)
+        .collect();
+    let data = TensorData::new(values, [images.len(), 3, height, width]);
+    Tensor::from_data(data, (device, DType::F32))
+}
 
 /// `[-1, 1]` to `[0, 1]`, clamped.
 pub fn to_unit_range<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {

@@ -20,8 +20,10 @@ use crate::components::{ComponentClass, ModelClass, component_folder};
 use crate::folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind};
 
 /// Pipelines that can be run here.
-const PIPELINES: [&str; 4] = [
+const PIPELINES: [&str; 6] = [
     "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
     "LatentConsistencyModelPipeline",
     "DDPMPipeline",
     "DDIMPipeline",

@@ -9,6 +9,8 @@ mod folder;
 mod generation;
 mod guidance;
 mod image_processor;
+mod mask;
+mod resize;
 mod single_file;
 mod stable_diffusion;
 
@@ -25,10 +27,11 @@ pub use error::PipelineError;
 pub use folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind};
 pub use generation::{Generated, StageTimes, StepEvent, generators, random_seed};
 pub use guidance::{guide, rescale_noise};
-pub use image_processor::{to_images, to_unit_range};
+pub use image_processor::{load_image, to_images, to_unit_range};
 pub use single_file::{FileKind, SingleFileOptions, StableDiffusionFile, load_vae};
 pub use stable_diffusion::{
-    EncodedPrompt, PreparedPrompt, PromptSyntax, StableDiffusionInputs, StableDiffusionOptions,
+    EncodedPrompt, PreparedPrompt, PromptSyntax, StableDiffusionImg2ImgOptions,
+    StableDiffusionInpaintOptions, StableDiffusionInputs, StableDiffusionOptions,
     StableDiffusionParts, StableDiffusionPipeline,
 };
 
@@ -47,4 +50,6 @@ mod documents {
     struct Readme;
     #[doc = include_str!("../../../docs/tutorial.md")]
     struct Tutorial;
+    #[doc = include_str!("../../../docs/image-to-image.md")]
+    struct ImageToImage;
 }

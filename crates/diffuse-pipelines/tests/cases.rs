@@ -2,16 +2,20 @@
 
 mod common;
 
+use std::fs;
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 use burn_flex::Flex;
 use diffuse_pipelines::schedulers::{
     Overrides, StepOptions, scheduler_from_config, scheduler_names,
 };
+use diffuse_pipelines::unet::UNet2DConditionModel;
 use diffuse_pipelines::{
-    DDIMPipeline, DDPMOptions, DDPMPipeline, Generated, LoadOptions, StableDiffusionInputs,
-    StableDiffusionPipeline, latents,
+    DDIMPipeline, DDPMOptions, DDPMPipeline, Generated, LoadOptions, Pretrained,
+    StableDiffusionImg2ImgOptions, StableDiffusionInpaintOptions, StableDiffusionInputs,
+    StableDiffusionPipeline, StepEvent, latents, load_image,
 };
 use diffuse_testing::{Values, assert_close, is_another_set, read_json, reference};
 use image::RgbImage;
@@ -44,6 +48,19 @@ fn check(case: &Case<'_>, generated: &Generated<B>, tensor: &str) {
 fn scheduler_options(case: &Case<'_>) -> Overrides {
     let options = case.get("scheduler_options", |value| value.as_object().cloned());
     options.unwrap_or_default()
+}
+
+fn path(case: &Case<'_>, key: &str) -> Option<PathBuf> {
+    case.get(key, |value| {
+        value.as_str().map(|path| case.folder.join(path))
+    })
+}
+
+/// One image or a list of them.
+fn images(case: &Case<'_>, key: &str) -> Vec<RgbImage> {
+    let paths = case.texts(key).into_iter();
+    let read = |path| load_image(&fs::read(case.folder.join(path)).unwrap()).unwrap();
+    paths.map(read).collect()
 }
 
 fn implemented(scheduler: &str) -> bool {
@@ -86,61 +103,119 @@ fn unconditional_runs_give_the_references_images() {
     }
 }
 
-#[test]
-fn text_to_image_runs_give_the_references_images() {
-    let folder = reference().join("sd");
-    let cases = read_json(folder.join("cases.json"));
+/// Runs the cases of a manifest of one pipeline. Returns how many they were, and how many of them
+/// have the latents after each step.
+fn check_cases(folder: &Path, pipeline: &str) -> (usize, usize) {
+    let manifest = folder.join("cases.json");
+    if !manifest.is_file() {
+        return (0, 0);
+    }
     let (mut checked, mut traces) = (0, 0);
-    for values in cases.as_array().unwrap() {
-        let case = Case {
-            folder: &folder,
-            values,
-        };
-        let scheduler = values["scheduler"].as_str();
-        if values["pipeline"] != "StableDiffusionPipeline"
+    for values in read_json(manifest).as_array().unwrap() {
+        if values["pipeline"] != pipeline
             || values.get("single_file").is_some()
-            || !scheduler.is_none_or(implemented)
+            || !values["scheduler"].as_str().is_none_or(implemented)
         {
             continue;
         }
-        check_text_to_image(&case, scheduler);
+        check_stable_diffusion(&Case { folder, values });
         checked += 1;
         traces += usize::from(values.get("trace").is_some());
     }
+    (checked, traces)
+}
+
+#[test]
+fn text_to_image_runs_give_the_references_images() {
+    let found = check_cases(&reference().join("sd"), "StableDiffusionPipeline");
     if !is_another_set() {
-        assert_eq!((checked, traces), (41, 4));
+        assert_eq!(found, (41, 4));
     }
 }
 
-fn check_text_to_image(case: &Case<'_>, scheduler: Option<&str>) {
+/// Cases of a pipeline that may be in either folder.
+fn check_both(pipeline: &str) -> usize {
+    let folders = ["image_to_image", "sd"].map(|name| reference().join(name));
+    let counts = folders.map(|folder| check_cases(&folder, pipeline).0);
+    counts.iter().sum()
+}
+
+#[test]
+fn image_to_image_runs_give_the_references_images() {
+    let found = check_both("StableDiffusionImg2ImgPipeline");
+    if !is_another_set() {
+        assert_eq!(found, 20);
+    }
+}
+
+#[test]
+fn inpainting_runs_give_the_references_images() {
+    let found = check_both("StableDiffusionInpaintPipeline");
+    if !is_another_set() {
+        assert_eq!(found, 24);
+    }
+}
+
+/// The pipeline of a case, with its scheduler.
+fn load_pipeline(case: &Case<'_>) -> StableDiffusionPipeline<B> {
     let device = Default::default();
     let load = LoadOptions {
         variant: case.get("variant", |value| value.as_str().map(String::from)),
         ..LoadOptions::default()
     };
-    let model = case.folder.join(case.values["model"].as_str().unwrap());
+    let model = path(case, "model").unwrap();
     let mut pipeline =
         StableDiffusionPipeline::<B>::from_pretrained_with(model, &load, &device).unwrap();
-    if scheduler.is_some() {
+    if let Some(unet) = path(case, "unet") {
+        pipeline.unet = UNet2DConditionModel::from_pretrained(unet, &device).unwrap();
+    }
+    if let Some(scheduler) = case.values["scheduler"].as_str() {
         let config = pipeline.scheduler.config();
         let options = scheduler_options(case);
-        pipeline.scheduler = scheduler_from_config(config, scheduler, &options).unwrap();
+        pipeline.scheduler = scheduler_from_config(config, Some(scheduler), &options).unwrap();
     }
+    pipeline
+}
 
+fn check_stable_diffusion(case: &Case<'_>) {
+    let device = Default::default();
+    let pipeline = load_pipeline(case);
     let options = case.text_to_image_options();
-    let start = case.get("latents", |value| value.as_str().map(String::from));
-
     let mut trace = Vec::new();
     let inputs = StableDiffusionInputs {
-        latents: start.map(|path| latents::read(case.folder.join(path), &device).unwrap()),
+        latents: path(case, "latents").map(|path| latents::read(path, &device).unwrap()),
         ..StableDiffusionInputs::default()
     };
-    let generated = pipeline
-        .generate_with(&options, inputs, |event| {
-            trace.push(event.latents.clone());
-            ControlFlow::Continue(())
-        })
-        .unwrap();
+    let on_step = |event: StepEvent<'_, B>| {
+        trace.push(event.latents.clone());
+        ControlFlow::Continue(())
+    };
+    let strength = case.number("strength");
+    let generated = match case.values["pipeline"].as_str().unwrap() {
+        "StableDiffusionImg2ImgPipeline" => {
+            let defaults = StableDiffusionImg2ImgOptions::default();
+            let options = StableDiffusionImg2ImgOptions {
+                options,
+                image: images(case, "image"),
+                strength: strength.unwrap_or(defaults.strength),
+            };
+            pipeline.image_to_image_with(&options, inputs, on_step)
+        }
+        "StableDiffusionInpaintPipeline" => {
+            let defaults = StableDiffusionInpaintOptions::default();
+            let options = StableDiffusionInpaintOptions {
+                options,
+                image: images(case, "image"),
+                mask_image: images(case, "mask_image"),
+                strength: strength.unwrap_or(defaults.strength),
+                padding_mask_crop: case.count("padding_mask_crop").map(|crop| crop as u32),
+                ..defaults
+            };
+            pipeline.inpaint_with(&options, inputs, on_step)
+        }
+        _ => pipeline.generate_with(&options, inputs, on_step),
+    };
+    let generated = generated.unwrap_or_else(|error| panic!("{}: {error}", case.name()));
     if case.values.get("trace").is_some() {
         let expected = expected(case);
         assert_eq!(

@@ -191,8 +191,7 @@ impl FileKind {
     /// Whether such a file can be used, by itself or with a checkpoint.
     pub fn is_supported(self) -> bool {
         match self {
-            Self::StableDiffusion(file) => !file.inpainting,
-            Self::Vae | Self::Adapter | Self::TextualInversion => true,
+            Self::StableDiffusion(_) | Self::Vae | Self::Adapter | Self::TextualInversion => true,
             // Components, which a folder with their configurations makes usable.
             Self::UNet | Self::TextEncoder | Self::Unknown => true,
             Self::StableDiffusionXl

@@ -5,14 +5,22 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 use diffuse_nn::checkpoint::float_dtype;
-use diffuse_schedulers::StepOptions;
+use diffuse_schedulers::{NoiseSource, Scheduler, StepOptions};
 
+use super::inpaint::Inpainting;
 use super::options::timestep_request;
 use super::{
     PreparedPrompt, StableDiffusionInputs, StableDiffusionOptions, StableDiffusionPipeline,
 };
 use crate::generation::{StageTimes, check_finite, seeds_or_random};
 use crate::{Generated, PipelineError, StepEvent, generators, guide, rescale_noise};
+
+/// What the loop starts from.
+pub(super) struct Start<B: Backend> {
+    /// `[batch, channels, height, width]`
+    pub latents: Tensor<B, 4>,
+    pub inpainting: Option<Inpainting<B>>,
+}
 
 impl<B: Backend> StableDiffusionPipeline<B> {
     /// Generates images.
@@ -35,10 +43,36 @@ impl<B: Backend> StableDiffusionPipeline<B> {
     pub fn generate_with(
         &self,
         options: &StableDiffusionOptions,
-        mut inputs: StableDiffusionInputs<'_, B>,
-        mut on_step: impl FnMut(StepEvent<'_, B>) -> ControlFlow<()>,
+        inputs: StableDiffusionInputs<'_, B>,
+        on_step: impl FnMut(StepEvent<'_, B>) -> ControlFlow<()>,
     ) -> Result<Generated<B>, PipelineError> {
         self.check_inputs(options, &inputs)?;
+        let start =
+            |scheduler: &dyn Scheduler<B>, _: f64, inputs: &_, noise: &mut dyn NoiseSource| {
+                let sigma = scheduler.init_noise_sigma();
+                Ok(Start {
+                    latents: self.prepare_latents(options, inputs, sigma, noise)?,
+                    inpainting: None,
+                })
+            };
+        self.denoise(options, inputs, None, start, on_step)
+    }
+
+    /// The loop of every run. With a `strength` it leaves out the first steps. `start` prepares the
+    /// latents with the scheduler, the first timestep, the inputs and the noise source.
+    pub(super) fn denoise<'a>(
+        &self,
+        options: &StableDiffusionOptions,
+        mut inputs: StableDiffusionInputs<'a, B>,
+        strength: Option<f64>,
+        start: impl FnOnce(
+            &dyn Scheduler<B>,
+            f64,
+            &StableDiffusionInputs<'a, B>,
+            &mut dyn NoiseSource,
+        ) -> Result<Start<B>, PipelineError>,
+        mut on_step: impl FnMut(StepEvent<'_, B>) -> ControlFlow<()>,
+    ) -> Result<Generated<B>, PipelineError> {
         let mut seeded;
         let noise = match inputs.noise.take() {
             Some(noise) => noise,
@@ -49,12 +83,21 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         };
         let mut scheduler = self.scheduler.fresh()?;
         scheduler.set_timesteps(&timestep_request(options))?;
-        let timesteps = scheduler.timesteps().to_vec();
-        let start = Instant::now();
+        let mut first = 0;
+        if let Some(strength) = strength {
+            first = first_index(&*scheduler, options, strength)?;
+            if scheduler.capabilities().begin_index {
+                scheduler.set_begin_index(first);
+            }
+        }
+        let timesteps = scheduler.timesteps()[first..].to_vec();
+        let begin = Instant::now();
         let prompt = self.prepare_prompt(options, &inputs)?;
+        let Start {
+            mut latents,
+            inpainting,
+        } = start(&*scheduler, timesteps[0], &inputs, noise)?;
         let encoded = Instant::now();
-        let sigma = scheduler.init_noise_sigma();
-        let mut latents = self.prepare_latents(options, &inputs, sigma, noise)?;
 
         let step_options = StepOptions {
             eta: scheduler.capabilities().eta.then_some(options.eta),
@@ -62,10 +105,17 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         };
         let mut interrupted = false;
         for (step, &timestep) in timesteps.iter().enumerate() {
-            let input = scheduler.scale_model_input(latents.clone(), timestep)?;
+            let mut input = scheduler.scale_model_input(latents.clone(), timestep)?;
+            if let Some(inpainting) = &inpainting {
+                input = inpainting.model_input(input);
+            }
             let noise_pred = self.predict_noise(input, timestep, &prompt, options);
             let output = scheduler.step(noise_pred, timestep, latents, &step_options, noise)?;
             latents = output.prev_sample;
+            if let Some(inpainting) = &inpainting {
+                let next = timesteps.get(step + 1).copied();
+                latents = inpainting.blend(latents, &*scheduler, next)?;
+            }
             let event = StepEvent {
                 step,
                 steps: timesteps.len(),
@@ -92,7 +142,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             truncated: prompt.truncated,
             interrupted,
             times: StageTimes {
-                encode: encoded - start,
+                encode: encoded - begin,
                 denoise: denoised - encoded,
                 decode: denoised.elapsed(),
             },
@@ -103,7 +153,8 @@ impl<B: Backend> StableDiffusionPipeline<B> {
     /// one batch.
     ///
     /// # Shapes
-    /// - `latents`, output: `[batch, channels, height, width]`
+    /// - `latents`: `[batch, channels, height, width]`, with the UNet's `in_channels`
+    /// - output: `[batch, channels, height, width]`, with its `out_channels`
     pub fn predict_noise(
         &self,
         latents: Tensor<B, 4>,
@@ -135,4 +186,28 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             guided
         }
     }
+}
+
+/// The index of the first timestep of a run that changes an image by `strength`. The number of
+/// steps is truncated in `f64`, as in Diffusers: 0.58 of 50 steps are 28.
+fn first_index<B: Backend>(
+    scheduler: &dyn Scheduler<B>,
+    options: &StableDiffusionOptions,
+    strength: f64,
+) -> Result<usize, PipelineError> {
+    let timesteps = scheduler.timesteps().len();
+    let custom = options.timesteps.is_some() || options.sigmas.is_some();
+    let steps = if custom {
+        timesteps
+    } else {
+        options.num_inference_steps
+    };
+    let taken = (steps as f64 * strength) as usize;
+    let first = steps.saturating_sub(taken) * scheduler.order();
+    if first >= timesteps || taken == 0 {
+        return Err(PipelineError::Options(format!(
+            "`strength` {strength} of {steps} steps leaves no step: give a larger one, or more steps"
+        )));
+    }
+    Ok(first)
 }

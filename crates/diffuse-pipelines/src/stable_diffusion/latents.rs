@@ -79,7 +79,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
                 least * downscale
             )));
         }
-        let channels = self.unet.config().in_channels;
+        let channels = self.vae.config().latent_channels;
         Ok([batch, channels, height / downscale, width / downscale])
     }
 

@@ -128,6 +128,16 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         options: &StableDiffusionOptions,
         inputs: &StableDiffusionInputs<'_, B>,
     ) -> Result<(), PipelineError> {
+        self.check_unet_for("text to image")?;
+        self.check_run(options, inputs)
+    }
+
+    /// [`check_inputs`](Self::check_inputs) with any UNet.
+    pub(super) fn check_run(
+        &self,
+        options: &StableDiffusionOptions,
+        inputs: &StableDiffusionInputs<'_, B>,
+    ) -> Result<(), PipelineError> {
         check_options(options, inputs).map_err(PipelineError::Options)?;
         let [batch, channels, height, width] = self.latent_shape(options, inputs)?;
         check_generators(options.seeds.len(), batch)?;

@@ -12,7 +12,7 @@ use diffuse_unet::{
     LoadOptions, Pretrained, PretrainedError, SampleSize, UNet2DConditionConfig,
     UNet2DConditionModel,
 };
-use diffuse_vae::AutoencoderKL;
+use diffuse_vae::{AutoencoderKL, AutoencoderKLConfig};
 
 use crate::PipelineError;
 use crate::components::{check_class_labels, component_folder, component_options};
@@ -173,6 +173,25 @@ impl<B: Backend> StableDiffusionPipeline<B> {
     }
 }
 
+impl<B: Backend> StableDiffusionPipeline<B> {
+    /// Whether the UNet was made for inpainting: it takes the mask and the latents of the masked
+    /// image beside the latents.
+    pub fn is_for_inpainting(&self) -> bool {
+        inpaints(self.unet.config(), self.vae.config())
+    }
+
+    /// Checks that the UNet takes latents alone.
+    pub(super) fn check_unet_for(&self, task: &str) -> Result<(), PipelineError> {
+        if !self.is_for_inpainting() {
+            return Ok(());
+        }
+        Err(PipelineError::Parts(format!(
+            "the UNet takes {} channels: it is for inpainting, not for {task}",
+            self.unet.config().in_channels
+        )))
+    }
+}
+
 /// The autoencoder computes in half precision only where GPU kernels do, whose sums do not overflow.
 pub(crate) fn vae_options<B: Backend>(options: &LoadOptions) -> LoadOptions {
     LoadOptions {
@@ -218,12 +237,9 @@ fn check_parts<B: Backend>(
             "the text encoder gives embeddings of {}, the UNet takes {cross}",
             text.hidden_size
         )
-    } else if unet.in_channels == 2 * vae.latent_channels + 1 {
-        format!(
-            "the UNet takes {} channels: it is for inpainting, not for text to image",
-            unet.in_channels
-        )
-    } else if unet.in_channels != vae.latent_channels || unet.out_channels != vae.latent_channels {
+    } else if !(unet.in_channels == vae.latent_channels || inpaints(unet, vae))
+        || unet.out_channels != vae.latent_channels
+    {
         format!(
             "the autoencoder's latents have {} channels, the UNet takes {} and gives {}",
             vae.latent_channels, unet.in_channels, unet.out_channels
@@ -237,6 +253,11 @@ fn check_parts<B: Backend>(
         return Ok(());
     };
     Err(PipelineError::Parts(message))
+}
+
+/// Whether a UNet takes the mask and the latents of the masked image beside the latents.
+fn inpaints(unet: &UNet2DConditionConfig, vae: &AutoencoderKLConfig) -> bool {
+    unet.in_channels == 2 * vae.latent_channels + 1
 }
 
 /// The reference's corrections of early checkpoints' schedulers.

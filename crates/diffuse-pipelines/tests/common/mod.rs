@@ -43,7 +43,7 @@ impl Case<'_> {
         self.list(key, |value| value.as_str().map(String::from))
     }
 
-    /// The options of a text-to-image run.
+    /// The options that all runs of Stable Diffusion have.
     pub fn text_to_image_options(&self) -> StableDiffusionOptions {
         let numbers = |key| {
             let numbers = self.list(key, Value::as_f64);

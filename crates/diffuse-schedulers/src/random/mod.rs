@@ -32,6 +32,11 @@ pub trait NoiseSource {
     /// Standard normal numbers for a tensor of this shape and type, in row-major order. They need
     /// not be rounded to the type.
     fn randn(&mut self, shape: [usize; 4], dtype: DType) -> Result<Vec<f32>, SchedulerError>;
+
+    /// The generators of the images, if each image of the batch has its own.
+    fn generators(&mut self) -> Option<&mut [Generator]> {
+        None
+    }
 }
 
 impl NoiseSource for Generator {
@@ -57,6 +62,10 @@ impl NoiseSource for Vec<Generator> {
                 batch,
             }),
         }
+    }
+
+    fn generators(&mut self) -> Option<&mut [Generator]> {
+        (self.len() > 1).then_some(self)
     }
 }
 

@@ -1,0 +1,83 @@
+//! `diffuse inpaint`.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use burn::tensor::backend::Backend;
+use diffuse_pipelines::{
+    Generated, StableDiffusionInpaintOptions, StableDiffusionOptions, StableDiffusionPipeline,
+    StepEvent,
+};
+use image::RgbImage;
+use serde_json::{Value, json};
+
+use crate::args::{Inpaint, StableDiffusion};
+use crate::generate::{self, Task, display, inputs, read_image};
+
+pub fn run(args: Inpaint) -> Result<()> {
+    if [&args.image, &args.mask]
+        .iter()
+        .all(|path| *path == Path::new("-"))
+    {
+        bail!("only one of `--image` and `--mask` can be read from standard input");
+    }
+    let image = read_image(&args.image)?;
+    let mask = read_image(&args.mask)?;
+    generate::run(Inpainting { args, image, mask })
+}
+
+struct Inpainting {
+    args: Inpaint,
+    image: RgbImage,
+    mask: RgbImage,
+}
+
+impl Task for Inpainting {
+    const COMMAND: &'static str = "inpaint";
+    const EXAMPLE: &'static str =
+        "diffuse inpaint \"a boat at sunset\" --image sea.png --mask boat.png";
+
+    fn common(&self) -> &StableDiffusion {
+        &self.args.common
+    }
+
+    fn common_mut(&mut self) -> &mut StableDiffusion {
+        &mut self.args.common
+    }
+
+    fn generate<B: Backend>(
+        &self,
+        pipeline: &StableDiffusionPipeline<B>,
+        mut options: StableDiffusionOptions,
+        device: &B::Device,
+        on_step: impl FnMut(StepEvent<'_, B>) -> ControlFlow<()>,
+    ) -> Result<Generated<B>> {
+        let args = &self.args;
+        (options.width, options.height) = (args.size.width, args.size.height);
+        let options = StableDiffusionInpaintOptions {
+            options,
+            image: vec![self.image.clone()],
+            mask_image: vec![self.mask.clone()],
+            strength: args.strength,
+            padding_mask_crop: args.padding_mask_crop,
+            keep_unmasked: args.keep_unmasked,
+        };
+        let inputs = inputs(args.init_latents.as_deref(), device)?;
+        Ok(pipeline.inpaint_with(&options, inputs, on_step)?)
+    }
+
+    fn record(&self) -> Value {
+        let args = &self.args;
+        json!({
+            "width": args.size.width,
+            "height": args.size.height,
+            "init_image": display(&args.image),
+            "mask": display(&args.mask),
+            "strength": args.strength,
+            "padding_mask_crop": args.padding_mask_crop,
+            "keep_unmasked": args.keep_unmasked,
+            "init_latents": args.init_latents.as_deref().map(display),
+        })
+    }
+}

@@ -1,0 +1,259 @@
+//! `diffuse img2img` and `diffuse inpaint`.
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::Stdio;
+
+use diffuse_testing::reference;
+use image::RgbImage;
+use tempfile::TempDir;
+
+/// A folder where the program runs: the tiny checkpoint in `m`, one for inpainting in `n`, images.
+fn world() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let values = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../diffuse-pipelines/tests/reference/image_to_image");
+    for name in ["m", "n"] {
+        common::copy(&reference().join("sd/base"), &path(name));
+    }
+    fs::remove_dir_all(path("n/unet")).unwrap();
+    common::copy(&values.join("inpaint"), &path("n/unet"));
+    let index = fs::read_to_string(path("n/model_index.json")).unwrap();
+    let index = index.replace("StableDiffusionPipeline", "StableDiffusionInpaintPipeline");
+    fs::write(path("n/model_index.json"), index).unwrap();
+    common::copy(&values.join("inputs"), folder.path());
+    common::copy(&values.join("expected"), &path("expected"));
+    folder
+}
+
+/// Runs the program with `input` at its standard input.
+fn run_with(folder: &TempDir, arguments: &[&str], input: &[u8]) -> Result<RgbImage, String> {
+    let path = folder.path().join("out.png");
+    let mut child = common::diffuse(&[arguments, &["--quiet"]].concat())
+        .current_dir(folder)
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may end without reading it.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    let output = child.wait_with_output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    if output.status.success() {
+        assert_eq!(message, "", "{arguments:?}");
+        let image = image::open(&path).unwrap().to_rgb8();
+        fs::remove_file(path).unwrap();
+        return Ok(image);
+    }
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+    assert!(!path.exists());
+    Err(message)
+}
+
+fn run(folder: &TempDir, arguments: &[&str]) -> Result<RgbImage, String> {
+    run_with(folder, arguments, &[])
+}
+
+/// Levels differ by 3 at most.
+#[track_caller]
+fn check_image(folder: &TempDir, image: &RgbImage, expected: &str) {
+    let path = folder.path().join("expected").join(expected);
+    let expected = image::open(path).unwrap().to_rgb8();
+    assert_eq!(image.dimensions(), expected.dimensions());
+    let pairs = image.iter().zip(expected.iter());
+    let largest = pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+    assert!(largest <= 3, "{largest}");
+}
+
+const IMG2IMG: [&str; 12] = [
+    "img2img",
+    "a lighthouse on a cliff in the rain",
+    "--model",
+    "m",
+    "--scheduler",
+    "EulerDiscreteScheduler",
+    "--steps",
+    "8",
+    "--strength",
+    "0.5",
+    "--seed",
+    "205",
+];
+
+#[test]
+fn variants_of_an_image_are_those_of_diffusers() {
+    let folder = world();
+    let image = run(&folder, &[&IMG2IMG[..], &["--image", "image.png"]].concat()).unwrap();
+    check_image(&folder, &image, "img2img_euler_0.png");
+    // The same from standard input.
+    let input = fs::read(folder.path().join("image.png")).unwrap();
+    let arguments = [&IMG2IMG[..], &["--image", "-"]].concat();
+    assert_eq!(run_with(&folder, &arguments, &input).unwrap(), image);
+    assert_eq!(
+        run_with(&folder, &arguments, b"").unwrap_err(),
+        "error: cannot read standard input: it is not a PNG, JPEG or WebP image, or it is \
+         damaged: The image format could not be determined\n"
+    );
+}
+
+#[test]
+fn repainted_images_are_those_of_diffusers() {
+    let folder = world();
+    let start = ["inpaint", "an owl reading a newspaper, etching"];
+    let options = ["--scheduler", "DDIMScheduler", "--steps", "8"];
+    let files = ["--image", "image.png", "--mask", "soft_mask.png"];
+    let arguments = [&start[..], &options, &files].concat();
+    let image = run(
+        &folder,
+        &[&arguments[..], &["--model", "m", "--seed", "232"]].concat(),
+    );
+    check_image(&folder, &image.unwrap(), "inpaint_4_ddim_0.png");
+    let more = ["--model", "n", "--seed", "262", "--guidance-scale", "4"];
+    let image = run(&folder, &[&arguments[..], &more].concat());
+    check_image(&folder, &image.unwrap(), "inpaint_9_ddim_0.png");
+
+    let start = ["inpaint", "a lighthouse on a cliff in the rain"];
+    let files = ["--image", "odd.png", "--mask", "odd_mask_tall.png"];
+    let more = [
+        "--padding-mask-crop",
+        "4",
+        "--width",
+        "64",
+        "--height",
+        "64",
+    ];
+    let model = ["--model", "m", "--seed", "250"];
+    let image = run(
+        &folder,
+        &[&start[..], &options, &files, &more, &model].concat(),
+    );
+    check_image(&folder, &image.unwrap(), "inpaint_4_crop_tall_0.png");
+}
+
+#[test]
+fn single_files_for_inpainting() {
+    let folder = world();
+    fs::copy(
+        reference().join("single_file/v1-inpaint-merge.safetensors"),
+        folder.path().join("merge.safetensors"),
+    )
+    .unwrap();
+    // The file's UNet is that of `sd/inpaint`.
+    fs::copy(
+        reference().join("sd/inpaint/unet/config.json"),
+        folder.path().join("n/unet/config.json"),
+    )
+    .unwrap();
+    let model = [
+        "--model",
+        "merge.safetensors",
+        "--config",
+        "n",
+        "--steps",
+        "2",
+    ];
+    let files = ["--image", "image.png", "--mask", "mask.png"];
+    let arguments = [&["inpaint", "a boat", "--seed", "1"], &model[..], &files].concat();
+    assert_eq!(run(&folder, &arguments).unwrap().dimensions(), (64, 64));
+}
+
+#[test]
+fn the_built_in_model_and_the_record() {
+    let folder = world();
+    let options = ["--steps", "4", "--strength", "0.5", "--seed", "3"];
+    let start = ["a small red house on snow", "--image", "odd.png"];
+    let image = run(&folder, &[&["img2img"], &start[..], &options].concat());
+    assert_eq!(image.unwrap().dimensions(), (96, 64));
+    let more = [
+        "--mask",
+        "odd_mask_wide.png",
+        "--width",
+        "64",
+        "--height",
+        "64",
+    ];
+    let keep = ["--keep-unmasked", "--output", "kept.png"];
+    let arguments = [&["inpaint"], &start[..], &options, &more, &keep].concat();
+    let output = common::diffuse(&[&arguments[..], &["--quiet"]].concat())
+        .current_dir(&folder)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let bytes = fs::read(folder.path().join("kept.png")).unwrap();
+    let text = String::from_utf8_lossy(&bytes);
+    for part in [
+        "\"command\":\"inpaint\"",
+        "\"init_image\":\"odd.png\"",
+        "\"mask\":\"odd_mask_wide.png\"",
+        "\"strength\":0.5",
+        "\"keep_unmasked\":true",
+        "\"image\":0",
+    ] {
+        assert!(text.contains(part), "{part}");
+    }
+}
+
+#[test]
+fn refusals() {
+    let folder = world();
+    let check = |arguments: &[&str], expected: &str| {
+        let message = run(&folder, arguments).unwrap_err();
+        assert_eq!(message, format!("error: {expected}\n"), "{arguments:?}");
+    };
+    let image = ["img2img", "a boat", "--model", "m", "--image"];
+    check(
+        &[&image[..], &["none.png"]].concat(),
+        "cannot read `none.png`: No such file or directory (os error 2)",
+    );
+    check(
+        &[&image[..], &["m/model_index.json"]].concat(),
+        "cannot read `m/model_index.json`: it is not a PNG, JPEG or WebP image, or it is damaged: \
+         The image format could not be determined",
+    );
+    check(
+        &[&image[..], &["image.png", "--strength", "0.01"]].concat(),
+        "`strength` 0.01 of 50 steps leaves no step: give a larger one, or more steps",
+    );
+    check(
+        &[&image[..], &["image.png", "--strength", "2"]].concat(),
+        "`strength` is 2, but has to be in [0, 1]",
+    );
+    check(
+        &["img2img", "--model", "m", "--image", "image.png"],
+        "no prompt is given; one is, for example, in `diffuse img2img \"a boat at sunset\" \
+         --image boat.png`",
+    );
+    let mask = ["inpaint", "a boat", "--model", "m", "--image"];
+    check(
+        &[&mask[..], &["-", "--mask", "-"]].concat(),
+        "only one of `--image` and `--mask` can be read from standard input",
+    );
+    check(
+        &[&mask[..], &["image.png", "--mask", "none.png"]].concat(),
+        "cannot read `none.png`: No such file or directory (os error 2)",
+    );
+    let crop = ["odd.png", "--mask", "mask.png", "--padding-mask-crop", "3"];
+    check(
+        &[&mask[..], &crop].concat(),
+        "with `padding_mask_crop` the mask has the size of the image, but they are 64 x 64 and \
+         100 x 70",
+    );
+    let other = "these parts do not fit together: the UNet takes 9 channels: it is for inpainting, \
+                 not for";
+    check(
+        &["img2img", "a boat", "--model", "n", "--image", "image.png"],
+        &format!("{other} image to image"),
+    );
+    check(
+        &["txt2img", "a boat", "--model", "n"],
+        &format!("{other} text to image"),
+    );
+    check(
+        &[&image[..], &["image.png", "--scheduler", "ipndm"]].concat(),
+        "IPNDMScheduler does not support `add_noise`",
+    );
+}

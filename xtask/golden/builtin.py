@@ -20,9 +20,10 @@ import transformers
 
 UNPACK = ["cargo", "run", "--quiet", "--package", "diffuse-builtin", "--example", "unpack", "--"]
 TEXT_CASES = {
-    "house": ("a small red house on snow at night", 0),
-    "trees": ("two trees and a moon over the sea", 1),
-    "boat": ("a blue boat on the sea at sunset", 2),
+    "house": ("a small red house on snow at night", 0, None),
+    "trees": ("two trees and a moon over the sea", 1, None),
+    "boat": ("a blue boat on the sea at sunset", 2, None),
+    "dutch-angle": ("a red house and a tree in a meadow by day", 3, "dutch-angle"),
 }
 STEPS, GUIDANCE = 25, 2.0
 DDPM_STEPS, DDPM_SEED = 100, 0
@@ -47,17 +48,19 @@ def make_images(models, folder):
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(models / "scenes", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     cases = []
-    for name, (prompt, seed) in TEXT_CASES.items():
+    for name, (prompt, seed, lora) in TEXT_CASES.items():
+        if lora:
+            pipeline.load_lora_weights(models, weight_name=f"{lora}.safetensors")
         generator = torch.Generator("cpu").manual_seed(seed)
         options = dict(num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generator)
         pipeline(prompt, **options).images[0].save(folder / f"{name}.png")
-        cases.append({"name": name, "prompt": prompt, "seed": seed})
+        cases.append({"name": name, "prompt": prompt, "seed": seed, "lora": lora})
 
     pipeline = diffusers.DDPMPipeline.from_pretrained(models / "scenes-ddpm", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator("cpu").manual_seed(DDPM_SEED)
     pipeline(num_inference_steps=DDPM_STEPS, generator=generator).images[0].save(folder / "ddpm.png")
-    cases.append({"name": "ddpm", "prompt": None, "seed": DDPM_SEED})
+    cases.append({"name": "ddpm", "prompt": None, "seed": DDPM_SEED, "lora": None})
 
     made_with = {"torch": torch.__version__, "diffusers": diffusers.__version__}
     made_with["transformers"] = transformers.__version__

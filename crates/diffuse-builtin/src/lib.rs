@@ -65,6 +65,12 @@ pub static SCENES_DDPM: BuiltinModel = BuiltinModel {
 /// All built-in models.
 pub static MODELS: [&BuiltinModel; 2] = [&SCENES, &SCENES_DDPM];
 
+/// LoRAs of [`SCENES`]: a name, and a `.safetensors` file in Diffusers' format.
+pub static ADAPTERS: [(&str, &[u8]); 1] = [(
+    "dutch-angle",
+    include_bytes!("../adapters/dutch-angle.safetensors"),
+)];
+
 impl BuiltinModel {
     /// Writes the model's files into `folder`, which is made if it does not exist. Files of the
     /// same names are replaced.

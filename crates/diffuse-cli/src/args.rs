@@ -407,7 +407,7 @@ pub struct StableDiffusionWeights {
     #[arg(long, value_name = "FOLDER|FILE")]
     pub vae: Option<PathBuf>,
     /// LoRA, LoHa, LoKr or DoRA, with its strength [default: 1] and one for the text encoder
-    /// [default: the same]; may be repeated
+    /// [default: the same]; may be repeated. `dutch-angle` is a LoRA of the built-in model
     #[arg(long, value_name = "FILE[:S[:T]]", value_parser = parse_lora)]
     pub lora: Vec<LoraArgument>,
     /// Folder of the LoRAs that prompts name as `<lora:NAME:S>`

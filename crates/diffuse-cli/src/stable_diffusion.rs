@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use burn::tensor::backend::Backend;
+use diffuse_builtin::ADAPTERS;
 use diffuse_pipelines::clip::TextualInversion;
 use diffuse_pipelines::clip::prompt_syntax::{LoraTag, take_lora_tags};
 use diffuse_pipelines::schedulers::scheduler_from_config;
@@ -93,7 +94,7 @@ fn check_vae<B: Backend>(
 fn adapters(weights: &StableDiffusionWeights, prompts: &mut [String]) -> Result<Vec<Adapter>> {
     let mut adapters = Vec::new();
     for lora in &weights.lora {
-        let mut adapter = Adapter::open(&lora.path)?.with_strength(lora.strength);
+        let mut adapter = open_lora(&lora.path)?.with_strength(lora.strength);
         if let Some(strength) = lora.text_encoder {
             adapter = adapter.with_text_encoder_strength(strength);
         }
@@ -119,6 +120,15 @@ fn adapters(weights: &StableDiffusionWeights, prompts: &mut [String]) -> Result<
         adapters.push(adapter.with_text_encoder_strength(tag.text_encoder));
     }
     Ok(adapters)
+}
+
+/// A LoRA in a file or folder, or the built-in one of this name.
+fn open_lora(path: &Path) -> Result<Adapter> {
+    let mut builtin = ADAPTERS.iter().filter(|_| !path.exists());
+    Ok(match builtin.find(|(name, _)| path == Path::new(name)) {
+        Some((name, bytes)) => Adapter::from_bytes(name, bytes.to_vec())?,
+        None => Adapter::open(path)?,
+    })
 }
 
 /// The file of a LoRA that a prompt names.

@@ -40,7 +40,11 @@ fn images_are_the_references() {
         let folder = tempfile::tempdir().unwrap();
         // A prompt needs no command, and neither needs a model.
         let what = case["prompt"].as_str().unwrap_or("ddpm");
-        diffuse(folder.path(), &[what, "--seed", &seed, "--quiet"]);
+        let mut arguments = vec![what, "--seed", &seed, "--quiet"];
+        if let Some(lora) = case["lora"].as_str() {
+            arguments.extend(["--lora", lora]);
+        }
+        diffuse(folder.path(), &arguments);
         let image = open(folder.path().join("out.png"));
         let reference = open(expected().join(name).with_extension("png"));
         assert_eq!(image.dimensions(), reference.dimensions(), "{name}");
@@ -56,6 +60,47 @@ fn images_are_the_references() {
         println!("{name}: {largest} levels at most, {mean:.4} on average");
         assert!(largest <= 2 && mean <= 0.1, "{name}: {largest}, {mean}");
     }
+}
+
+#[test]
+fn a_lora_of_strength_zero_changes_no_pixel() {
+    let folder = tempfile::tempdir().unwrap();
+    let make = |lora: &[&str]| {
+        let arguments = ["two trees by day", "--seed", "1", "--steps", "2", "--quiet"];
+        diffuse(folder.path(), &[&arguments, lora].concat());
+        open(folder.path().join("out.png"))
+    };
+    let without = make(&[]);
+    assert!(make(&["--lora", "dutch-angle:0"]) == without);
+    assert!(make(&["--lora", "dutch-angle"]) != without);
+}
+
+/// The message of a run with the LoRA `dutch-angle` that fails.
+fn message(folder: &Path, model: &[&str]) -> String {
+    let arguments = [&["a tree", "--lora", "dutch-angle"], model].concat();
+    let output = common::diffuse(&arguments)
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn the_lora_is_for_the_built_in_model_and_a_file_of_its_name_comes_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = diffuse_testing::reference().join("sd/base");
+    assert_eq!(
+        message(folder.path(), &["--model", model.to_str().unwrap()]),
+        "error: `dutch-angle` is for another model: \
+         `unet.down_blocks.0.attentions.0.proj_in.lora_A.weight` changes a weight of shape \
+         [48, 48], but that of `down_blocks.0.attentions.0.proj_in` is [16, 16]\n"
+    );
+    fs::write(folder.path().join("dutch-angle"), "a file").unwrap();
+    assert_eq!(
+        message(folder.path(), &[]),
+        "error: `dutch-angle` is not a valid safetensors file: it is too short for a header\n"
+    );
 }
 
 #[test]

@@ -2,7 +2,9 @@
 // Names such as `Sky::Night` say what they are.
 #![allow(missing_docs)]
 
+pub mod lora;
 pub mod scenes;
+pub mod text_to_image;
 pub mod tokenizer;
 
 mod checkpoint;

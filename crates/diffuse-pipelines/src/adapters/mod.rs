@@ -138,6 +138,21 @@ impl Adapter {
             path.to_path_buf()
         };
         let checkpoint = Checkpoint::open(&file)?;
+        Self::from_checkpoint(file, checkpoint)
+    }
+
+    /// An adapter of strength 1 from the bytes of a file. The extension of `path` is that of its
+    /// format, and messages name it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_bytes(path: impl AsRef<Path>, bytes: Vec<u8>) -> Result<Self, AdapterError> {
+        let path = path.as_ref();
+        let checkpoint = Checkpoint::from_source(path, Arc::new(bytes))?;
+        Self::from_checkpoint(path.to_path_buf(), checkpoint)
+    }
+
+    fn from_checkpoint(file: PathBuf, checkpoint: Checkpoint) -> Result<Self, AdapterError> {
         match FileKind::of(&checkpoint) {
             FileKind::Adapter | FileKind::Unknown => {}
             kind => return Err(AdapterError::Kind { path: file, kind }),

@@ -11,26 +11,26 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::log_sigmoid;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 use clap::Parser;
 use diffuse_pipelines::clip::{CLIPTextConfig, CLIPTextModel, CLIPTokenizer};
-use diffuse_pipelines::schedulers::{
-    DPMSolverMultistepScheduler, Generator, PNDMScheduler, Scheduler, SchedulerConfig, randn_tensor,
-};
+use diffuse_pipelines::schedulers::{Generator, PNDMScheduler, SchedulerConfig};
 use diffuse_pipelines::unet::{
     PerLevel, Pretrained, SampleSize, UNet2DConditionConfig, UNet2DConditionModel,
 };
 use diffuse_pipelines::vae::AutoencoderKL;
-use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionParts, StableDiffusionPipeline};
+use diffuse_pipelines::{StableDiffusionParts, StableDiffusionPipeline};
 use diffuse_training::scenes::{
     Scene,
     caption::{Detail, caption},
     render::render,
 };
+use diffuse_training::text_to_image::{
+    Latents, MAX_LENGTH, NoiseError, SIZE, noise_error, sample, token_ids,
+};
 use diffuse_training::{
-    Backend as Inner, Differentiable, Loss, Settings, Task, default_device,
-    grid::{grid, to_tensor},
-    scaled, tokenizer, train, write_configs,
+    Backend as Inner, Differentiable, Loss, Settings, Task, default_device, scaled, tokenizer,
+    train, write_configs,
 };
 use image::RgbImage;
 use rand::rngs::StdRng;
@@ -64,23 +64,10 @@ struct Arguments {
     output: PathBuf,
 }
 
-/// Height and width of the scenes.
-const SIZE: u32 = 128;
 /// Size of the text embeddings.
 const HIDDEN_SIZE: usize = 128;
-/// Maximum number of token ids of a text: captions have about twenty.
-const MAX_LENGTH: usize = 32;
 /// Merges of the tokenizer.
 const MERGES: usize = 180;
-/// Share of empty captions, which guidance needs.
-const EMPTY_CAPTIONS: f64 = 0.1;
-/// Signal-to-noise ratio above which a timestep counts less (Hang et al. 2023,
-/// <https://arxiv.org/abs/2303.09556>).
-///
-/// Below it, errors of the noise have the weight `1 / ᾱ`, like those of a velocity prediction
-/// (Salimans & Ho 2022, <https://arxiv.org/abs/2202.00512>). The text matters most at the noisiest
-/// timesteps, where an error of the image is only a small error of the noise.
-const MAX_SNR: f32 = 5.0;
 /// Number of last states of a text from which the scene is predicted: they are at or after the end
 /// of the text, and attend to all of it.
 const TELLING_STATES: usize = 8;
@@ -93,68 +80,6 @@ struct TextToLatents<B: Backend> {
     /// Predicts the [features](Scene::features) of a scene from the states of its caption, in
     /// training only: at first the gradient of the UNet is too weak to train the text encoder.
     reader: Linear<B>,
-}
-
-/// Scenes and the distributions of their latents, on the host.
-struct Latents {
-    scenes: Vec<Scene>,
-    /// The values of all scenes in order.
-    mean: Vec<f32>,
-    std: Vec<f32>,
-    shape: [usize; 3],
-}
-
-impl Latents {
-    /// Renders scenes, and encodes them to latents of unit variance.
-    fn new<B: Backend>(vae: &AutoencoderKL<B>, count: usize, seed: u64) -> Self {
-        const BATCH: usize = 32;
-        let device = Default::default();
-        let mut rng = StdRng::seed_from_u64(seed);
-        let scale = vae.config().scaling_factor;
-        let (mut scenes, mut mean, mut std) = (Vec::new(), Vec::new(), Vec::new());
-        let mut shape = [0; 3];
-        while scenes.len() < count {
-            let batch: Vec<Scene> = (0..BATCH).map(|_| Scene::for_training(&mut rng)).collect();
-            let images: Vec<RgbImage> = batch
-                .iter()
-                .map(|scene| render(scene, SIZE, &mut rng))
-                .collect();
-            let posterior = vae.encode(to_tensor(&images, &device));
-            let [_, channels, height, width] = posterior.mean.dims();
-            shape = [channels, height, width];
-            let values = |tensor: Tensor<B, 4>| (tensor * scale).into_data();
-            mean.extend(values(posterior.mean).iter::<f32>());
-            std.extend(values((posterior.logvar * 0.5).exp()).iter::<f32>());
-            scenes.extend(batch);
-        }
-        Self {
-            scenes,
-            mean,
-            std,
-            shape,
-        }
-    }
-
-    /// The scenes of some indices, and samples of their latents: `[batch, channels, height,
-    /// width]`.
-    fn batch<B: Backend>(
-        &self,
-        indices: &[usize],
-        noise: &mut Generator,
-        device: &B::Device,
-    ) -> Tensor<B, 4> {
-        let length: usize = self.shape.iter().product();
-        let [channels, height, width] = self.shape;
-        let shape = [indices.len(), channels, height, width];
-        let drawn = noise.normal(indices.len() * length, DType::F32);
-        let values: Vec<f32> = indices
-            .iter()
-            .flat_map(|index| index * length..(index + 1) * length)
-            .zip(drawn)
-            .map(|(place, noise)| self.mean[place] + self.std[place] * noise)
-            .collect();
-        Tensor::from_data(TensorData::new(values, shape), device)
-    }
 }
 
 struct TextToImageTask<I: Backend> {
@@ -180,8 +105,7 @@ impl<I: Backend> TextToImageTask<I> {
 impl<B: AutodiffBackend> Task<B> for TextToImageTask<B::InnerBackend> {
     type Model = TextToLatents<B>;
 
-    /// The error of the predicted noise (Ho et al. 2020, <https://arxiv.org/abs/2006.11239>,
-    /// equation 14), weighted by the timestep's signal-to-noise ratio.
+    /// The [`noise_error`], and the error of the features that are read from the text.
     fn loss(&self, model: &TextToLatents<B>, seed: u64) -> Result<Loss<B>> {
         let device: B::Device = Default::default();
         let mut rng = StdRng::seed_from_u64(seed);
@@ -189,20 +113,13 @@ impl<B: AutodiffBackend> Task<B> for TextToImageTask<B::InnerBackend> {
         let indices: Vec<usize> = (0..self.batch)
             .map(|_| rng.random_range(0..self.data.scenes.len()))
             .collect();
-        let (mut ids, mut features) = (Vec::new(), Vec::new());
-        for index in &indices {
-            let scene = &self.data.scenes[*index];
-            features.extend(scene.features());
-            let text = if rng.random_bool(EMPTY_CAPTIONS) {
-                String::new()
-            } else {
-                caption(scene, Detail::Casual, &mut rng)
-            };
-            ids.extend(self.tokenizer.encode(&text)?.ids);
-        }
-        let ids = TensorData::new(ids, [self.batch, MAX_LENGTH]);
+        let ids = token_ids(&self.tokenizer, &self.data.scenes, &indices, &mut rng)?;
         let ids = Tensor::<B, 2, Int>::from_data(ids, &device);
         let context = model.text_encoder.forward(ids).last_hidden_state;
+        let features: Vec<f32> = indices
+            .iter()
+            .flat_map(|index| self.data.scenes[*index].features())
+            .collect();
         let features = TensorData::new(features, [self.batch, 1, Scene::FEATURES]);
         let told = context
             .clone()
@@ -213,58 +130,24 @@ impl<B: AutodiffBackend> Task<B> for TextToImageTask<B::InnerBackend> {
         );
 
         let latents = self.data.batch::<B>(&indices, &mut generator, &device);
-        let noise = randn_tensor(&mut generator, latents.dims(), DType::F32, &device)?;
-        let timesteps: Vec<f64> = (0..self.batch)
-            .map(|_| f64::from(rng.random_range(0..1000_u32)))
-            .collect();
-        let scheduler = PNDMScheduler::<B>::from_config(&self.scheduler)?;
-        let alphas = scheduler.noise_schedule().alphas_cumprod();
-        let weights: Vec<f32> = timesteps
-            .iter()
-            .map(|timestep| alphas[*timestep as usize])
-            .map(|alpha| (MAX_SNR * (1.0 - alpha) / alpha).min(1.0) / alpha)
-            .collect();
-        let weights = TensorData::new(weights, [self.batch, 1]);
-        let noisy = scheduler.add_noise(latents, noise.clone(), &timesteps)?;
-        let predicted = model.unet.forward(noisy, timesteps, &context);
-        let error = (predicted - noise)
-            .powi_scalar(2)
-            .flatten::<2>(1, 3)
-            .mean_dim(1);
-        let weighted = error.clone() * Tensor::from_data(weights, &device);
-        let parts = vec![("noise", error.mean()), ("text", text_error.clone())];
-        Ok((weighted.mean() + text_error, parts))
+        let schedule = PNDMScheduler::<B>::from_config(&self.scheduler)?;
+        let NoiseError { mean, weighted } = noise_error(
+            &model.unet,
+            latents,
+            &context,
+            &schedule,
+            &mut generator,
+            &mut rng,
+        )?;
+        let parts = vec![("noise", mean), ("text", text_error.clone())];
+        Ok((weighted + text_error, parts))
     }
 
     /// Sample images, always of the same prompts and noise.
     fn sample(&self, model: TextToLatents<B::InnerBackend>) -> Result<RgbImage> {
-        let mut pipeline = self.pipeline(model)?;
-        pipeline.scheduler = Box::new(DPMSolverMultistepScheduler::from_config(&self.scheduler)?);
-        let options = StableDiffusionOptions {
-            prompt: SAMPLE_PROMPTS.map(String::from).into(),
-            num_inference_steps: 15,
-            guidance_scale: 3.0,
-            seeds: vec![0],
-            ..StableDiffusionOptions::default()
-        };
-        Ok(grid(&pipeline.generate(&options)?.images, 6))
+        sample(self.pipeline(model)?)
     }
 }
-
-const SAMPLE_PROMPTS: [&str; 12] = [
-    "a small red house on snow at night",
-    "two trees and a moon over the sea",
-    "a blue boat on the sea at sunset",
-    "a large mountain and a sun in a meadow by day",
-    "a yellow house on the left and a tree on the right on the sand by day",
-    "a purple boat and a small moon at sea at night",
-    "a big tree in a meadow at sunset",
-    "two red houses in the snow by day",
-    "a mountain over the sea under the stars",
-    "the sun over the sand at sunset",
-    "a large blue house in a meadow at night",
-    "a tiny yellow boat on the right at sea by day",
-];
 
 fn unet_config(arguments: &Arguments, context: usize) -> UNet2DConditionConfig {
     UNet2DConditionConfig {
@@ -416,7 +299,7 @@ fn main() -> Result<()> {
     );
 
     let vae = AutoencoderKL::<Inner>::from_pretrained(&arguments.autoencoder, &device)?;
-    let data = Latents::new(&vae, arguments.scenes, settings.seed);
+    let data = Latents::new(&vae, arguments.scenes, settings.seed, render);
     println!("{} scenes encoded", data.scenes.len());
     let model = match &arguments.from {
         Some(folder) => TextToLatents::<Differentiable> {

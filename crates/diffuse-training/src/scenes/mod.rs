@@ -6,6 +6,7 @@
 
 pub mod caption;
 pub mod checker;
+pub mod dutch_angle;
 pub mod palette;
 pub mod render;
 

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn_flex::Flex;
+use diffuse_pipelines::schedulers::{Overrides, scheduler_from_config};
 use diffuse_pipelines::unet::{Pretrained, UNet2DConditionModel};
 use diffuse_pipelines::{
     PipelineError, StableDiffusionImg2ImgOptions, StableDiffusionInpaintOptions,
@@ -184,13 +185,22 @@ fn image_to_image_refuses() {
         &|options| options.options.seeds = vec![1, 2],
         "2 seeds for an effective batch size of 1: give one for the whole batch, or one an image",
     );
-    check(
-        &|options| {
-            options.options.timesteps = Some(vec![999.0, 500.0, 1.0]);
-            options.strength = 0.3;
-        },
-        "`strength` 0.3 of 3 steps leaves no step: give a larger one, or more steps",
-    );
+}
+
+#[test]
+fn strength_counts_custom_timesteps() {
+    let mut pipeline = pipeline();
+    let config = pipeline.scheduler.config();
+    let euler = scheduler_from_config(config, Some("EulerDiscreteScheduler"), &Overrides::new());
+    pipeline.scheduler = euler.unwrap();
+    let mut options = img2img(&[0]);
+    options.options.timesteps = Some(vec![999.0, 500.0, 1.0]);
+    options.strength = 0.67;
+    let generated = pipeline.image_to_image(&options).unwrap();
+    assert_eq!(generated.timesteps, [500.0, 1.0]);
+    options.strength = 0.3;
+    let none = "`strength` 0.3 of 3 steps leaves no step: give a larger one, or more steps";
+    check(pipeline.image_to_image(&options), none);
 }
 
 #[test]

@@ -826,10 +826,8 @@ mod tests {
         let help = |name: &str| {
             let mut command = Cli::command();
             let command = command.find_subcommand_mut(name).unwrap();
-            command
-                .render_long_help()
-                .to_string()
-                .replace("\n          ", " ")
+            let text = command.render_long_help().to_string();
+            text.split_whitespace().collect::<Vec<_>>().join(" ")
         };
         let text = help("txt2img");
         for part in [

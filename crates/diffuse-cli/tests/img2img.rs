@@ -252,8 +252,4 @@ fn refusals() {
         &["txt2img", "a boat", "--model", "n"],
         &format!("{other} text to image"),
     );
-    check(
-        &[&image[..], &["image.png", "--scheduler", "ipndm"]].concat(),
-        "IPNDMScheduler does not support `add_noise`",
-    );
 }

@@ -80,7 +80,7 @@ pub enum PipelineError {
         kind: FileKind,
     },
     /// Bytes are not an image that can be read.
-    #[error("it is not a PNG, JPEG or WebP image, or it is damaged: {0}")]
+    #[error("it is not a PNG, JPEG or WebP image, or it is damaged")]
     Image(#[from] image::ImageError),
     /// The parts of a pipeline do not fit together.
     #[error("these parts do not fit together: {0}")]

@@ -204,6 +204,17 @@ fn strength_counts_custom_timesteps() {
 }
 
 #[test]
+fn schedulers_without_add_noise_are_refused() {
+    let mut pipeline = pipeline();
+    let config = pipeline.scheduler.config();
+    pipeline.scheduler =
+        scheduler_from_config(config, Some("IPNDMScheduler"), &Overrides::new()).unwrap();
+    let expected = "`IPNDMScheduler` has no `add_noise`";
+    check(pipeline.image_to_image(&img2img(&[0])), expected);
+    check(pipeline.inpaint(&inpaint(&[0])), expected);
+}
+
+#[test]
 fn inpainting_refuses() {
     let pipeline = pipeline();
     let check = |change: &dyn Fn(&mut StableDiffusionInpaintOptions), expected: &str| {

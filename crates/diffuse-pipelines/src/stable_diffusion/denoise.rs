@@ -206,7 +206,8 @@ fn first_index<B: Backend>(
     let first = steps.saturating_sub(taken) * scheduler.order();
     if first >= timesteps || taken == 0 {
         return Err(PipelineError::Options(format!(
-            "`strength` {strength} of {steps} steps leaves no step: give a larger one, or more steps"
+            "`strength` {strength} of {steps} steps leaves no step: give a larger one, or more \
+             steps"
         )));
     }
     Ok(first)

@@ -1,7 +1,5 @@
 //! Whole runs against the reference's: latents and images of every recorded case.
 
-mod common;
-
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -21,7 +19,7 @@ use diffuse_testing::{Values, assert_close, is_another_set, read_json, reference
 use image::RgbImage;
 use serde_json::Value;
 
-use common::Case;
+use crate::common::Case;
 
 type B = Flex;
 

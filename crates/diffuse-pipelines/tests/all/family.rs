@@ -1,8 +1,6 @@
 //! Relatives of Stable Diffusion v1 and of DDPM against Diffusers: whole runs, and single
 //! evaluations of a network. `reference/family/README.md` describes the cases.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
@@ -22,7 +20,7 @@ use diffuse_testing::{Values, assert_close, assert_stage, read_json, reference};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use common::Case;
+use crate::common::Case;
 
 type B = Flex;
 

@@ -1,0 +1,14 @@
+//! The tests of pipelines, as one program: what burn instantiates is compiled once.
+
+mod adapters;
+mod cases;
+mod common;
+mod convert;
+mod family;
+mod files;
+mod full_size;
+mod half;
+mod hub;
+mod image_to_image;
+mod refused;
+mod saving;

@@ -174,8 +174,8 @@ pub struct TimestepEmbeddingConfig {
     pub act_fn: Activation,
 }
 
-/// Two linear layers with an activation function between them, from the sinusoidal embedding to the one that blocks
-/// take.
+/// Two linear layers with an activation function between them, from the sinusoidal embedding to the
+/// one that blocks take.
 #[derive(Module, Debug)]
 pub struct TimestepEmbedding<B: Backend> {
     linear_1: Linear<B>,

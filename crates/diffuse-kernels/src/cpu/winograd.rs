@@ -4,8 +4,8 @@
 //! A tile of 4x4 outputs is computed from a tile of 6x6 inputs; input tiles overlap. With the
 //! transformed filters `U = G g Gᵀ` and input tiles `V = Bᵀ d B`, 36 elements each, the outputs are
 //! `Y = Aᵀ M A`, where `M` is the element-wise product of `U` and `V`, summed over input channels.
-//! Over all tiles and channels these are 36 matrix products, with 4 times fewer multiplications than
-//! a direct convolution.
+//! Over all tiles and channels these are 36 matrix products, with 4 times fewer multiplications
+//! than a direct convolution.
 //!
 //! For large images filters are transformed once, and the columns of the products are tiles
 //! ([`by_tiles`]). For small images inputs are transformed once, and the columns are output

@@ -55,7 +55,8 @@ impl fmt::Debug for Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a `.safetensors` file; a PyTorch `.bin`, `.ckpt`, `.pt` or `.pth` file; or the `.index.json` of shards, which lie beside it.
+    /// Opens a `.safetensors` file; a PyTorch `.bin`, `.ckpt`, `.pt` or `.pth` file; or the
+    /// `.index.json` of shards, which lie beside it.
     ///
     /// # Errors
     /// If a file cannot be read, is damaged, or is a pickle that names anything but tensors.

@@ -616,7 +616,8 @@ impl<'a> Machine<'a> {
 
     /// The tensors of a dictionary, which may be wrapped as `{"state_dict": ...}` or, in files of
     /// textual inversions, as `{"string_to_param": ...}`; or a tensor alone, whose key is empty.
-    /// Those of dictionaries and lists inside it have keys with dots; what is no tensor is left out.
+    /// Those of dictionaries and lists inside it have keys with dots; what is no tensor is left
+    /// out.
     fn tensors(
         &self,
         root: Id,

@@ -192,7 +192,8 @@ impl<B: Backend> StableDiffusionPipeline<B> {
     }
 }
 
-/// The autoencoder computes in half precision only where GPU kernels do, whose sums do not overflow.
+/// The autoencoder computes in half precision only where GPU kernels do, whose sums do not
+/// overflow.
 pub(crate) fn vae_options<B: Backend>(options: &LoadOptions) -> LoadOptions {
     LoadOptions {
         dtype: match options.dtype {

@@ -55,7 +55,7 @@ impl Cli {
                 let meant = names.iter().find(|name| strsim::jaro(name, &first) > 0.8);
                 if let Some(meant) = meant.filter(|meant| !meant.starts_with('-')) {
                     let message = format!(
-                        "there is no command `{first}`: for the command, `diffuse {meant}`; for a \
+                        "there is no command `{first}`: for the command, `diffuse {meant}`; for an \
                          image of it, `diffuse txt2img {first}`\n"
                     );
                     return Err(clap::Error::raw(ErrorKind::InvalidSubcommand, message));

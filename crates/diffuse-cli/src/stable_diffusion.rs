@@ -147,12 +147,11 @@ fn find_lora(folder: &Path, name: &str) -> Result<PathBuf> {
 }
 
 fn embeddings(weights: &StableDiffusionWeights) -> Result<Vec<TextualInversion>> {
-    let open = |path: &PathBuf| match (TextualInversion::open(path), FileKind::read(path)) {
-        (Ok(inversion), _) => Ok(inversion),
-        (Err(error), Err(_) | Ok(FileKind::TextualInversion | FileKind::Unknown)) => {
-            Err(anyhow::Error::new(error))
-        }
-        (Err(_), Ok(kind)) => bail!("`{}` is {kind}, not a textual inversion", path.display()),
+    let open = |path: &PathBuf| {
+        TextualInversion::open(path).or_else(|error| match FileKind::read(path) {
+            Err(_) | Ok(FileKind::TextualInversion | FileKind::Unknown) => Err(error.into()),
+            Ok(kind) => bail!("`{}` is {kind}, not a textual inversion", path.display()),
+        })
     };
     let embeddings = weights
         .embedding

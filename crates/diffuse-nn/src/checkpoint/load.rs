@@ -228,6 +228,15 @@ impl Checkpoint {
         strict: bool,
     ) -> Result<(), CheckpointError> {
         let keys = self.check(parameters)?;
+        self.report_surplus(keys, strict)
+    }
+
+    /// Surplus tensors, by their keys in the file: an error if `strict`, else one warning in the
+    /// log.
+    ///
+    /// # Errors
+    /// If there are any and `strict` is set.
+    pub fn report_surplus(&self, keys: Vec<String>, strict: bool) -> Result<(), CheckpointError> {
         if keys.is_empty() {
             return Ok(());
         }

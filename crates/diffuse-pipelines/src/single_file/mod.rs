@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, backend::Backend};
 use diffuse_clip::{CLIPTextConfig, CLIPTextModel, CLIPTokenizer};
-use diffuse_nn::checkpoint::{Checkpoint, CheckpointError, name_some, parameters};
+use diffuse_nn::checkpoint::{Checkpoint, CheckpointError, parameters};
 use diffuse_nn::config::ModelConfig;
 use diffuse_nn::pretrained::{LoadOptions, Pretrained, PretrainedError};
 use diffuse_schedulers::{Overrides, SchedulerConfig, scheduler_from_config};
@@ -227,20 +227,7 @@ fn check_surplus(
             || key.starts_with("cond_stage_model.model.transformer.resblocks.23.")
     };
     let surplus = checkpoint.tensors().keys().filter(|key| !is_known(key));
-    let keys: Vec<String> = surplus.cloned().collect();
-    if keys.is_empty() {
-        return Ok(());
-    }
-    let path = checkpoint.path().to_path_buf();
-    if options.load.strict {
-        return Err(CheckpointError::Unexpected { path, keys });
-    }
-    let found = name_some(&keys);
-    log::warn!(
-        "`{}` has {found} that this model does not have; not used",
-        path.display()
-    );
-    Ok(())
+    checkpoint.report_surplus(surplus.cloned().collect(), options.load.strict)
 }
 
 /// Whether a UNet of Stable Diffusion 2 predicts velocity, as AUTOMATIC1111's program tells: of a

@@ -186,10 +186,10 @@ def load(folder, case):
 NOT_FOR_THE_CALL = {"name", "pipeline", "model", "unet", "scheduler", "scheduler_options", "steps", "seed", "trace"}
 
 
-def run(folder, pipeline, case):
+def run(folder, pipeline, case, not_for_the_call=NOT_FOR_THE_CALL):
     """The latents after each step, its timesteps, and the images."""
-    call = {key: value for key, value in case.items() if key not in NOT_FOR_THE_CALL}
-    for key in ("image", "mask_image"):
+    call = {key: value for key, value in case.items() if key not in not_for_the_call}
+    for key in ("image", "mask_image", "control_image"):
         if isinstance(call.get(key), list):
             call[key] = [load_image(str(folder / path)) for path in call[key]]
         elif key in call:
@@ -212,10 +212,10 @@ def run(folder, pipeline, case):
     return torch.stack(steps), torch.stack(timesteps), images
 
 
-def make_cases(folder):
+def make_cases(folder, cases=CASES, load=load, run=run):
     manifest = []
     (folder / "expected").mkdir()
-    for case in CASES:
+    for case in cases:
         loaded = load(folder, case)
         steps, timesteps, images = run(folder, loaded, case)
         with other_code_path(loaded):

@@ -75,6 +75,25 @@ def vae_name(name, config):
     return name.replace(".downsamplers.0.", ".downsample.").replace(".upsamplers.0.", ".upsample.")
 
 
+CONTROLNET_OUTER = {
+    "controlnet_cond_embedding.conv_in": "input_hint_block.0",
+    "controlnet_mid_block": "middle_block_out.0",
+}
+
+
+def controlnet_name(name, config):
+    """The name of a ControlNet's tensor; an activation function follows each convolution of the image's embedding."""
+    if match := re.match(r"controlnet_cond_embedding\.(?:blocks\.(\d+)|conv_out)\.(.+)", name):
+        count = 2 * len(config["conditioning_embedding_out_channels"]) - 2
+        block = count if match[1] is None else int(match[1])
+        return f"input_hint_block.{2 * block + 2}.{match[2]}"
+    if match := re.match(r"controlnet_down_blocks\.(\d+)\.(.+)", name):
+        return f"zero_convs.{match[1]}.0.{match[2]}"
+    if name.startswith(("controlnet_cond_embedding.", "controlnet_mid_block.")):
+        return renamed(name, CONTROLNET_OUTER)
+    return unet_name(name, config)
+
+
 def unet(tensors, config):
     return {unet_name(name, config): tensor for name, tensor in tensors.items()}
 

@@ -10,7 +10,9 @@ use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use burn_flex::Flex;
 use diffuse_pipelines::clip::CLIPTextModel;
 use diffuse_pipelines::schedulers::{Overrides, scheduler_from_config};
-use diffuse_pipelines::unet::{Timestep, UNet2DConditionModel, UNet2DModel};
+use diffuse_pipelines::unet::{
+    Timestep, UNet2DConditionModel, UNet2DConditionOptions, UNet2DModel,
+};
 use diffuse_pipelines::vae::AutoencoderKL;
 use diffuse_pipelines::{
     DDIMPipeline, DDPMOptions, DDPMPipeline, Generated, LoadOptions, Pretrained,
@@ -252,11 +254,15 @@ fn unet_that_takes_the_guidance_scale() {
         let unet = UNet2DConditionModel::<Gpu>::from_pretrained_with(folder, &load(dtype), &device);
         let sample: Tensor<Gpu, 4> = values.tensor("sample", &device);
         let context: Tensor<Gpu, 3> = values.tensor("encoder_hidden_states", &device);
-        unet.unwrap().forward_guided(
+        let options = UNet2DConditionOptions {
+            guidance_scale: Some(7.5),
+            ..UNet2DConditionOptions::default()
+        };
+        unet.unwrap().forward_with(
             sample.narrow(0, 0, 1).cast(dtype),
             values.list("timestep")[0],
             &context.narrow(0, 0, 1).cast(dtype),
-            Some(7.5),
+            options,
         )
     });
 }

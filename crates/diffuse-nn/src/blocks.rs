@@ -1,12 +1,14 @@
 //! The levels of a UNet or an autoencoder: residual blocks, each followed by attention where the
 //! level has it, and a change of size at the end.
 
+use std::ops::Range;
+
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
 use crate::{
-    Attention, AttentionConfig, Downsample2D, Downsample2DConfig, ResnetBlock2D,
+    Attention, AttentionConfig, Downsample2D, Downsample2DConfig, FreeUFactors, ResnetBlock2D,
     ResnetBlock2DConfig, Transformer2DModel, Transformer2DModelConfig, Upsample2D,
     Upsample2DConfig, ops,
 };
@@ -165,19 +167,37 @@ impl<B: Backend> DownBlock2D<B> {
         context: Option<&Tensor<B, 3>>,
         skips: &mut Vec<Tensor<B, 4>>,
     ) -> Tensor<B, 4> {
+        let mut x = self.forward_layers(x, temb, context, skips, self.resnets.len());
+        for downsampler in &self.downsamplers {
+            x = downsampler.forward(x, temb);
+            skips.push(x.clone());
+        }
+        x
+    }
+
+    /// The first `layers` residual blocks and what follows each, without the halving.
+    pub fn forward_layers(
+        &self,
+        x: Tensor<B, 4>,
+        temb: Option<&Tensor<B, 2>>,
+        context: Option<&Tensor<B, 3>>,
+        skips: &mut Vec<Tensor<B, 4>>,
+        layers: usize,
+    ) -> Tensor<B, 4> {
         let mut x = x;
-        for (layer, resnet) in self.resnets.iter().enumerate() {
+        for (layer, resnet) in self.resnets[..layers].iter().enumerate() {
             x = resnet.forward(x, temb);
             if let Some(attention) = self.attentions.get(layer) {
                 x = attention.forward(x, context);
             }
             skips.push(x.clone());
         }
-        for downsampler in &self.downsamplers {
-            x = downsampler.forward(x, temb);
-            skips.push(x.clone());
-        }
         x
+    }
+
+    /// Number of residual blocks.
+    pub fn num_layers(&self) -> usize {
+        self.resnets.len()
     }
 
     /// The residual blocks and the halving alone, for a network without skip connections.
@@ -353,14 +373,23 @@ impl<B: Backend> UpBlock2D<B> {
         context: Option<&Tensor<B, 3>>,
         skips: &mut Vec<Tensor<B, 4>>,
     ) -> Tensor<B, 4> {
-        let mut x = x;
-        for (layer, resnet) in self.resnets.iter().enumerate() {
-            let skip = skips.pop().expect("one skip connection a residual block");
-            x = resnet.forward(ops::concat_channels(x, skip), temb);
-            if let Some(attention) = self.attentions.get(layer) {
-                x = attention.forward(x, context);
-            }
-        }
+        self.forward_freeu(x, temb, context, skips, None)
+    }
+
+    /// [`forward`](Self::forward) with FreeU.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_freeu(
+        &self,
+        x: Tensor<B, 4>,
+        temb: Option<&Tensor<B, 2>>,
+        context: Option<&Tensor<B, 3>>,
+        skips: &mut Vec<Tensor<B, 4>>,
+        freeu: Option<FreeUFactors>,
+    ) -> Tensor<B, 4> {
+        let layers = 0..self.resnets.len();
+        let mut x = self.forward_layers(x, temb, context, skips, freeu, layers);
         let size = skips.last().map(|skip| {
             let [_, _, height, width] = skip.dims();
             [height, width]
@@ -369,6 +398,38 @@ impl<B: Backend> UpBlock2D<B> {
             x = upsampler.forward(x, temb, size);
         }
         x
+    }
+
+    /// Some of the residual blocks and what follows each, without the doubling.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_layers(
+        &self,
+        x: Tensor<B, 4>,
+        temb: Option<&Tensor<B, 2>>,
+        context: Option<&Tensor<B, 3>>,
+        skips: &mut Vec<Tensor<B, 4>>,
+        freeu: Option<FreeUFactors>,
+        layers: Range<usize>,
+    ) -> Tensor<B, 4> {
+        let mut x = x;
+        for layer in layers {
+            let mut skip = skips.pop().expect("one skip connection a residual block");
+            if let Some(freeu) = freeu {
+                (x, skip) = freeu.apply(x, skip);
+            }
+            x = self.resnets[layer].forward(ops::concat_channels(x, skip), temb);
+            if let Some(attention) = self.attentions.get(layer) {
+                x = attention.forward(x, context);
+            }
+        }
+        x
+    }
+
+    /// Number of residual blocks.
+    pub fn num_layers(&self) -> usize {
+        self.resnets.len()
     }
 
     /// The residual blocks and the doubling alone, for a network without skip connections.

@@ -5,6 +5,7 @@ mod activation;
 mod attention;
 mod blocks;
 mod conv;
+mod freeu;
 mod linear;
 mod norm;
 mod resnet;
@@ -26,6 +27,7 @@ pub use blocks::{
     UpsamplerConfig,
 };
 pub use conv::{Conv2d, Conv2dConfig};
+pub use freeu::FreeUFactors;
 pub use linear::{Linear, LinearConfig};
 pub use norm::{GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig};
 pub use resnet::{ResnetBlock2D, ResnetBlock2DConfig, TimeScaleShift};

@@ -8,8 +8,8 @@ use diffuse_nn::checkpoint::{Parameter, parameters};
 use diffuse_nn::config::{ConfigError, ModelConfig};
 use diffuse_nn::pretrained::{LoadOptions, find_weights};
 use diffuse_unet::{
-    ClassEmbedType, Pretrained, UNet2DConditionConfig, UNet2DConditionModel, UNet2DConfig,
-    UNet2DModel,
+    ClassEmbedType, ControlNetConfig, ControlNetModel, Pretrained, UNet2DConditionConfig,
+    UNet2DConditionModel, UNet2DConfig, UNet2DModel,
 };
 use diffuse_vae::{AutoencoderKL, AutoencoderKLConfig};
 
@@ -33,6 +33,7 @@ impl ComponentClass {
         Some(match name {
             "UNet2DModel" => Self::Model(ModelClass::new::<B, UNet2DModel<B>>()),
             "UNet2DConditionModel" => Self::Model(ModelClass::new::<B, UNet2DConditionModel<B>>()),
+            "ControlNetModel" => Self::Model(ModelClass::new::<B, ControlNetModel<B>>()),
             "AutoencoderKL" => Self::Model(ModelClass::new::<B, AutoencoderKL<B>>()),
             "CLIPTextModel" => Self::Model(ModelClass::new::<B, CLIPTextModel<B>>()),
             "CLIPTokenizer" | "CLIPTokenizerFast" => Self::Tokenizer,
@@ -80,6 +81,7 @@ pub(crate) fn weights_stems(class: &str) -> Option<[&'static str; 2]> {
     let stems = [
         (UNet2DConfig::CLASS, UNet2DConfig::WEIGHTS),
         (UNet2DConditionConfig::CLASS, UNet2DConditionConfig::WEIGHTS),
+        (ControlNetConfig::CLASS, ControlNetConfig::WEIGHTS),
         (AutoencoderKLConfig::CLASS, AutoencoderKLConfig::WEIGHTS),
         (CLIPTextConfig::CLASS, CLIPTextConfig::WEIGHTS),
     ];

@@ -36,13 +36,26 @@ pub(crate) fn resize_all(images: &[RgbImage], size: [u32; 2]) -> Vec<RgbImage> {
 
 /// Images of one size as a tensor in `f32`: `[images, 3, height, width]` in `[-1, 1]`.
 pub(crate) fn from_images<B: Backend>(images: &[RgbImage], device: &B::Device) -> Tensor<B, 4> {
+    image_tensor(images, |unit| 2.0 * unit - 1.0, device)
+}
+
+/// [`from_images`] in `[0, 1]`.
+pub(crate) fn unit_images<B: Backend>(images: &[RgbImage], device: &B::Device) -> Tensor<B, 4> {
+    image_tensor(images, |unit| unit, device)
+}
+
+fn image_tensor<B: Backend>(
+    images: &[RgbImage],
+    scale: impl Fn(f32) -> f32,
+    device: &B::Device,
+) -> Tensor<B, 4> {
     let (width, height) = images[0].dimensions();
     let (width, height) = (width as usize, height as usize);
     let levels = images.iter().flat_map(|image| {
         (0..3).flat_map(|color| image.as_raw().iter().skip(color).step_by(3).copied())
     });
     let values: Vec<f32> = levels
-        .map(|level| 2.0 * (f32::from(level) / 255.0) - 1.0)
+        .map(|level| scale(f32::from(level) / 255.0))
         .collect();
     let data = TensorData::new(values, [images.len(), 3, height, width]);
     Tensor::from_data(data, (device, DType::F32))

@@ -2,6 +2,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod adapters;
+mod canny;
 mod components;
 mod ddpm;
 mod error;
@@ -21,6 +22,7 @@ pub mod inspect;
 pub mod latents;
 
 pub use adapters::{AdaptedComponent, Adapter, AdapterError};
+pub use canny::canny;
 pub use components::component_folder;
 pub use ddpm::{DDIMOptions, DDIMPipeline, DDPMOptions, DDPMPipeline};
 pub use error::PipelineError;
@@ -28,11 +30,13 @@ pub use folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind};
 pub use generation::{Generated, StageTimes, StepEvent, generators, random_seed};
 pub use guidance::{guide, rescale_noise};
 pub use image_processor::{load_image, to_images, to_unit_range};
-pub use single_file::{FileKind, SingleFileOptions, StableDiffusionFile, load_vae};
+pub use single_file::{
+    FileKind, SingleFileOptions, StableDiffusionFile, load_controlnet, load_vae,
+};
 pub use stable_diffusion::{
-    EncodedPrompt, PreparedPrompt, PromptSyntax, StableDiffusionImg2ImgOptions,
-    StableDiffusionInpaintOptions, StableDiffusionInputs, StableDiffusionOptions,
-    StableDiffusionParts, StableDiffusionPipeline,
+    EncodedPrompt, PreparedPrompt, PromptSyntax, StableDiffusionControl,
+    StableDiffusionImg2ImgOptions, StableDiffusionInpaintOptions, StableDiffusionInputs,
+    StableDiffusionOptions, StableDiffusionParts, StableDiffusionPipeline,
 };
 
 pub use diffuse_clip as clip;

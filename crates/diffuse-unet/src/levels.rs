@@ -10,6 +10,8 @@ use diffuse_nn::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::{ControlNetOutput, DeepCache, FreeU};
+
 /// How a block changes the size of the image (`downsample_type`, `upsample_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -171,6 +173,44 @@ pub(crate) fn validate_activation(
     }
 }
 
+/// The way down and the middle, which UNets and ControlNets share. Each intermediate result goes to
+/// `skips`.
+pub(crate) fn encode<B: Backend>(
+    x: Tensor<B, 4>,
+    down_blocks: &[DownBlock2D<B>],
+    mid_block: Option<&MidBlock2D<B>>,
+    temb: &Tensor<B, 2>,
+    context: Option<&Tensor<B, 3>>,
+    skips: &mut Vec<Tensor<B, 4>>,
+) -> Tensor<B, 4> {
+    skips.push(x.clone());
+    let mut x = x;
+    for block in down_blocks {
+        x = block.forward(x, Some(temb), context, skips);
+    }
+    match mid_block {
+        Some(block) => block.forward(x, Some(temb), context),
+        None => x,
+    }
+}
+
+/// What changes a UNet's forward pass.
+pub(crate) struct NetworkOptions<'a, B: Backend> {
+    pub control: Option<&'a ControlNetOutput<B>>,
+    pub freeu: Option<FreeU>,
+    pub deep_cache: Option<&'a mut DeepCache<B>>,
+}
+
+impl<B: Backend> Default for NetworkOptions<'_, B> {
+    fn default() -> Self {
+        Self {
+            control: None,
+            freeu: None,
+            deep_cache: None,
+        }
+    }
+}
+
 /// The modules of a UNet, in the order of its forward pass.
 pub(crate) struct Network<'a, B: Backend> {
     pub conv_in: &'a Conv2d<B>,
@@ -196,21 +236,49 @@ impl<B: Backend> Network<'_, B> {
         sample: Tensor<B, 4>,
         temb: &Tensor<B, 2>,
         context: Option<&Tensor<B, 3>>,
+        options: NetworkOptions<'_, B>,
     ) -> Tensor<B, 4> {
         ops::on_worker::<B, _>(move || {
             // Once for all residual blocks.
             let temb = &self.act_fn.forward(temb.clone());
-            let mut x = self.conv_in.forward(sample);
-            let mut skips = vec![x.clone()];
-            for block in self.down_blocks {
-                x = block.forward(x, Some(temb), context, &mut skips);
+            let x = self.conv_in.forward(sample);
+            let cache = options.deep_cache;
+            let cached = cache.as_ref().and_then(|cache| cache.features.clone());
+            let mut skips = Vec::new();
+            let mut x = if let (Some(cache), Some(_)) = (&cache, &cached) {
+                skips.push(x.clone());
+                let first = &self.down_blocks[0];
+                first.forward_layers(x, Some(temb), context, &mut skips, cache.branch)
+            } else {
+                let (down_blocks, mid_block) = (self.down_blocks, self.mid_block);
+                encode(x, down_blocks, mid_block, temb, context, &mut skips)
+            };
+            if let Some(control) = options.control {
+                x = control.add_to(x, &mut skips);
             }
-            if let Some(block) = self.mid_block {
-                x = block.forward(x, Some(temb), context);
+            let freeu = |index| options.freeu.and_then(|freeu| freeu.of_block(index));
+            let (last, inner) = self.up_blocks.split_last().expect("there are levels");
+            // The layers of the last up block from which on nothing is kept.
+            let outer = cache.as_ref().map_or(0, |cache| {
+                (last.num_layers() - 1).saturating_sub(cache.branch)
+            });
+            let last_layers = |x, layers, skips: &mut _| {
+                last.forward_layers(x, Some(temb), context, skips, freeu(inner.len()), layers)
+            };
+            x = match cached {
+                Some(features) => features,
+                None => {
+                    for (index, block) in inner.iter().enumerate() {
+                        let freeu = freeu(index);
+                        x = block.forward_freeu(x, Some(temb), context, &mut skips, freeu);
+                    }
+                    last_layers(x, 0..outer, &mut skips)
+                }
+            };
+            if let Some(cache) = cache {
+                cache.features = Some(x.clone());
             }
-            for block in self.up_blocks {
-                x = block.forward(x, Some(temb), context, &mut skips);
-            }
+            let x = last_layers(x, outer..last.num_layers(), &mut skips);
             let x = self.conv_norm_out.forward_activated(x, self.conv_act);
             self.conv_out.forward(x)
         })

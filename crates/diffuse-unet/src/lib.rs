@@ -2,12 +2,19 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod class_embedding;
+mod controlnet;
 mod levels;
+mod options;
 mod unet_2d;
 mod unet_2d_condition;
 
 pub use class_embedding::{ClassEmbedType, ClassEmbedding, ClassLabels};
+pub use controlnet::{
+    ChannelOrder, ControlNetConditioningEmbedding, ControlNetConfig, ControlNetModel,
+    ControlNetOutput,
+};
 pub use levels::ResampleType;
+pub use options::{DeepCache, FreeU, UNet2DConditionOptions};
 pub use unet_2d::{
     TimeEmbeddingType, UNet2DConfig, UNet2DDownBlock, UNet2DMidBlock, UNet2DModel, UNet2DUpBlock,
 };

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::class_embedding::{ClassEmbedType, ClassEmbedding, ClassEmbeddingConfig, ClassLabels};
 use crate::levels::{
-    BlockParts, Levels, Network, ResampleType, validate_activation, validate_levels,
+    BlockParts, Levels, Network, NetworkOptions, ResampleType, validate_activation, validate_levels,
 };
 
 /// How timesteps are embedded (`time_embedding_type`).
@@ -520,7 +520,7 @@ impl<B: Backend> UNet2DModel<B> {
             conv_out: &self.conv_out,
             act_fn: self.config.act_fn,
         }
-        .forward(sample, temb, None);
+        .forward(sample, temb, None, NetworkOptions::default());
         match self.config.time_embedding_type {
             TimeEmbeddingType::Positional => output,
             TimeEmbeddingType::Fourier => {

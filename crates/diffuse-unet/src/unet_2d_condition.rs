@@ -14,9 +14,10 @@ use diffuse_nn::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::UNet2DConditionOptions;
 use crate::class_embedding::{ClassEmbedType, ClassEmbedding, ClassEmbeddingConfig, ClassLabels};
 use crate::levels::{
-    BlockParts, Levels, Network, ResampleType, validate_activation, validate_levels,
+    BlockParts, Levels, Network, NetworkOptions, ResampleType, validate_activation, validate_levels,
 };
 
 /// The type of a down block.
@@ -534,62 +535,45 @@ impl<B: Backend> UNet2DConditionModel<B> {
         timestep: impl Into<Timestep>,
         encoder_hidden_states: &Tensor<B, 3>,
     ) -> Tensor<B, 4> {
-        self.forward_guided(sample, timestep, encoder_hidden_states, None)
+        let options = UNet2DConditionOptions::default();
+        self.forward_with(sample, timestep, encoder_hidden_states, options)
     }
 
-    /// [`forward`](Self::forward) of a network with `time_cond_proj_dim`, which is conditioned on
-    /// the guidance scale.
+    /// [`forward`](Self::forward) with what some networks are conditioned on, with ControlNets, and
+    /// with changes of the computation.
     ///
     /// # Panics
-    /// If the network needs class labels.
-    pub fn forward_guided(
+    /// If the network needs class labels and gets none, takes none, others, or not as many; or if
+    /// `control` is of another kind of network, or `deep_cache` of another batch.
+    pub fn forward_with(
         &self,
         sample: Tensor<B, 4>,
         timestep: impl Into<Timestep>,
         encoder_hidden_states: &Tensor<B, 3>,
-        guidance_scale: Option<f64>,
+        options: UNet2DConditionOptions<'_, B>,
     ) -> Tensor<B, 4> {
-        assert!(
-            self.class_embedding.is_none(),
-            "this network needs class labels"
-        );
-        let temb = self.embed_time(&sample, &timestep.into(), guidance_scale);
-        self.forward_embedded(sample, &temb, encoder_hidden_states)
-    }
-
-    /// [`forward`](Self::forward) of a network that is conditioned on class labels.
-    ///
-    /// # Panics
-    /// If the network takes no class labels, others, or not as many.
-    pub fn forward_with_classes(
-        &self,
-        sample: Tensor<B, 4>,
-        timestep: impl Into<Timestep>,
-        encoder_hidden_states: &Tensor<B, 3>,
-        class_labels: &ClassLabels<B>,
-    ) -> Tensor<B, 4> {
-        let temb = self.embed_time(&sample, &timestep.into(), None);
-        let classes = self.embed_classes(&sample, class_labels);
-        let temb = if self.config.class_embeddings_concat {
-            Tensor::cat(vec![temb, classes], 1)
-        } else {
-            temb + classes
+        let temb = self.embed_time(&sample, &timestep.into(), options.guidance_scale);
+        let temb = match options.class_labels {
+            Some(labels) => {
+                let classes = self.embed_classes(&sample, labels);
+                if self.config.class_embeddings_concat {
+                    Tensor::cat(vec![temb, classes], 1)
+                } else {
+                    temb + classes
+                }
+            }
+            None => {
+                let unconditioned = self.class_embedding.is_none();
+                assert!(unconditioned, "this network needs class labels");
+                temb
+            }
         };
-        self.forward_embedded(sample, &temb, encoder_hidden_states)
-    }
-
-    fn forward_embedded(
-        &self,
-        sample: Tensor<B, 4>,
-        temb: &Tensor<B, 2>,
-        encoder_hidden_states: &Tensor<B, 3>,
-    ) -> Tensor<B, 4> {
         let sample = if self.config.center_input_sample {
             sample * 2.0 - 1.0
         } else {
             sample
         };
-        Network {
+        let network = Network {
             conv_in: &self.conv_in,
             down_blocks: &self.down_blocks,
             mid_block: self.mid_block.as_ref(),
@@ -598,8 +582,13 @@ impl<B: Backend> UNet2DConditionModel<B> {
             conv_act: self.config.act_fn,
             conv_out: &self.conv_out,
             act_fn: self.config.act_fn,
-        }
-        .forward(sample, temb, Some(encoder_hidden_states))
+        };
+        let options = NetworkOptions {
+            control: options.control,
+            freeu: options.freeu,
+            deep_cache: options.deep_cache,
+        };
+        network.forward(sample, &temb, Some(encoder_hidden_states), options)
     }
 
     /// The time embedding for a batch like `sample`: `[batch, time_embed_dim]`.
@@ -623,7 +612,7 @@ impl<B: Backend> UNet2DConditionModel<B> {
     /// `[batch, time_embed_dim]`.
     ///
     /// # Panics
-    /// As [`forward_with_classes`](Self::forward_with_classes).
+    /// If the network takes no class labels, others, or not as many.
     pub fn embed_classes(
         &self,
         sample: &Tensor<B, 4>,

@@ -4,7 +4,10 @@ use burn::tensor::{Tensor, TensorData, activation::silu, backend::Backend};
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use diffuse_testing::{Values, assert_stage, is_another_set, reference};
-use diffuse_unet::{LoadOptions, Pretrained, Timestep, UNet2DConditionModel, UNet2DModel};
+use diffuse_unet::{
+    ControlNetModel, LoadOptions, Pretrained, Timestep, UNet2DConditionModel,
+    UNet2DConditionOptions, UNet2DModel,
+};
 
 /// The first batch row: blocks are recorded for it only.
 fn first_row<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Tensor<B, D> {
@@ -130,8 +133,50 @@ fn check_unet_2d_condition<B: Backend>(folder: &str, stage: &str, blocks: usize)
     assert!(skips.is_empty(), "every skip connection is used");
     blocks.finish();
 
-    let output = unet.forward_guided(sample, timestep, &context, guidance);
+    let options = UNet2DConditionOptions {
+        guidance_scale: guidance,
+        ..UNet2DConditionOptions::default()
+    };
+    let output = unet.forward_with(sample, timestep, &context, options);
     assert_stage("output", output, &expected);
+}
+
+/// What a ControlNet gives, and a UNet with it.
+fn check_controlnet<B: Backend>(name: &str) {
+    let device = B::Device::default();
+    let folder = reference().join("denoising");
+    let network = ControlNetModel::<B>::from_pretrained(folder.join(name), &device).unwrap();
+    let unet = reference().join("sd/base/unet");
+    let unet = UNet2DConditionModel::<B>::from_pretrained(unet, &device).unwrap();
+    let values = Values::open(folder.join(format!("stages/{name}.safetensors")));
+    let sample: Tensor<B, 4> = values.tensor("sample", &device);
+    let context: Tensor<B, 3> = values.tensor("encoder_hidden_states", &device);
+    let timestep = timesteps(&values, sample.dims()[0]);
+    let condition = network.embed_condition(values.tensor("controlnet_cond", &device));
+    let output = network.forward(sample.clone(), timestep.clone(), &context, condition);
+    assert_eq!(output.down_block_res_samples.len(), 8);
+    for (index, residual) in output.down_block_res_samples.iter().enumerate() {
+        let expected = values.data(&format!("down.{index}"));
+        assert_stage(&format!("down.{index}"), residual.clone(), &expected);
+    }
+    let mid = output.mid_block_res_sample.clone();
+    assert_stage("mid", mid, &values.data("mid"));
+    let options = UNet2DConditionOptions {
+        control: Some(&output),
+        ..UNet2DConditionOptions::default()
+    };
+    let output = unet.forward_with(sample, timestep, &context, options);
+    assert_stage("output", output, &values.data("output"));
+}
+
+#[test]
+fn controlnets() {
+    for name in ["first", "bgr", "pooled"] {
+        if recorded(&format!("denoising/stages/{name}.safetensors")) {
+            check_controlnet::<Flex>(name);
+            check_controlnet::<NdArray>(name);
+        }
+    }
 }
 
 /// Whether a stage is recorded: unusual configurations are only in the folder of this repository.

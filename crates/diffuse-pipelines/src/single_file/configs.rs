@@ -3,7 +3,7 @@
 use diffuse_clip::CLIPTextConfig;
 use diffuse_nn::Activation;
 use diffuse_schedulers::SchedulerConfig;
-use diffuse_unet::{PerLevel, SampleSize, UNet2DConditionConfig};
+use diffuse_unet::{ControlNetConfig, PerLevel, SampleSize, UNet2DConditionConfig};
 use diffuse_vae::{AutoencoderKLConfig, AutoencoderKLDownBlock, AutoencoderKLUpBlock};
 use serde_json::{Value, json};
 
@@ -26,6 +26,21 @@ pub fn unet(file: &StableDiffusionFile) -> UNet2DConditionConfig {
         attention_head_dim: PerLevel::Each(vec![5, 10, 20, 20]),
         use_linear_projection: true,
         ..config
+    }
+}
+
+/// A ControlNet of Stable Diffusion, v2's if it takes its text embeddings.
+pub fn controlnet(text_width: Option<usize>) -> ControlNetConfig {
+    let version = if text_width == Some(1024) { 2 } else { 1 };
+    let unet = unet(&StableDiffusionFile {
+        version,
+        inpainting: false,
+    });
+    ControlNetConfig {
+        cross_attention_dim: if version == 2 { 1024 } else { 768 },
+        attention_head_dim: unet.attention_head_dim,
+        use_linear_projection: unet.use_linear_projection,
+        ..ControlNetConfig::default()
     }
 }
 

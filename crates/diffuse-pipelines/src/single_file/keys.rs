@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use diffuse_nn::checkpoint::{Checkpoint, CheckpointError, Parameter};
-use diffuse_unet::{PerLevel, UNet2DConditionConfig};
+use diffuse_unet::{ControlNetConfig, PerLevel, UNet2DConditionConfig};
 
 /// Where a parameter's values are in a file.
 pub struct Stored {
@@ -23,6 +23,7 @@ impl From<String> for Stored {
 
 /// The prefixes that a component's keys may have; the first is the one that is written.
 const UNET: [&str; 3] = ["model.diffusion_model.", "diffusion_model.", ""];
+const CONTROLNET: [&str; 2] = ["control_model.", ""];
 const VAE: [&str; 3] = ["first_stage_model.", "vae.", ""];
 const TEXT: [&str; 2] = ["cond_stage_model.transformer.", "cond_stage_model."];
 /// The prefix of OpenCLIP's text encoder.
@@ -31,6 +32,11 @@ const OPEN_CLIP: &str = "cond_stage_model.model.";
 /// The prefix of the UNet's keys, if there is one.
 pub fn unet_prefix(checkpoint: &Checkpoint) -> Option<&'static str> {
     prefix(checkpoint, &UNET, "input_blocks.0.0.weight")
+}
+
+/// The prefix of a ControlNet's keys, if there is one.
+pub fn controlnet_prefix(checkpoint: &Checkpoint) -> Option<&'static str> {
+    prefix(checkpoint, &CONTROLNET, "input_hint_block.0.weight")
 }
 
 /// The prefix of the autoencoder's keys, if there is one.
@@ -45,6 +51,15 @@ fn prefix(checkpoint: &Checkpoint, prefixes: &[&'static str], probe: &str) -> Op
             .contains_key(&format!("{prefix}{probe}"))
     };
     prefixes.iter().find(has).copied()
+}
+
+/// The size of the text embeddings that a network takes.
+pub fn text_width(checkpoint: &Checkpoint) -> Option<usize> {
+    let mut tensors = checkpoint.tensors().iter();
+    tensors.find_map(|(key, tensor)| {
+        let is_key = key.ends_with("transformer_blocks.0.attn2.to_k.weight");
+        is_key.then(|| tensor.shape.last().copied()).flatten()
+    })
 }
 
 /// Names of the UNet's parameters.
@@ -127,6 +142,27 @@ impl UNetKeys {
             }
             _ => key.to_string(),
         }
+    }
+}
+
+/// The name of a ControlNet's parameter; `unet` names those of its encoder.
+pub fn controlnet_name(key: &str, unet: &UNetKeys, config: &ControlNetConfig) -> String {
+    let segments: Vec<&str> = key.split('.').collect();
+    let index = |position: usize| segments[position].parse::<usize>().unwrap_or(0);
+    let rest = |position: usize| segments[position..].join(".");
+    // An activation function follows each convolution.
+    let blocks = 2 * (config.conditioning_embedding_out_channels.len() - 1);
+    match &segments[..] {
+        ["controlnet_cond_embedding", "conv_in", ..] => format!("input_hint_block.0.{}", rest(2)),
+        ["controlnet_cond_embedding", "blocks", _, ..] => {
+            format!("input_hint_block.{}.{}", 2 * (index(2) + 1), rest(3))
+        }
+        ["controlnet_cond_embedding", "conv_out", ..] => {
+            format!("input_hint_block.{}.{}", 2 * (blocks + 1), rest(2))
+        }
+        ["controlnet_down_blocks", _, ..] => format!("zero_convs.{}.0.{}", index(1), rest(2)),
+        ["controlnet_mid_block", ..] => format!("middle_block_out.0.{}", rest(1)),
+        _ => unet.original(key),
     }
 }
 

@@ -173,11 +173,7 @@ impl FileKind {
             return Self::UNet;
         }
         // OpenCLIP's text encoder, or the length of its embeddings.
-        let context = tensors.iter().find_map(|(key, tensor)| {
-            let is_key = key.ends_with("transformer_blocks.0.attn2.to_k.weight");
-            is_key.then(|| tensor.shape.last().copied()).flatten()
-        });
-        let version = match context {
+        let version = match super::keys::text_width(checkpoint) {
             _ if starts("cond_stage_model.model.") => 2,
             Some(1024) => 2,
             _ => 1,
@@ -191,14 +187,17 @@ impl FileKind {
     /// Whether such a file can be used, by itself or with a checkpoint.
     pub fn is_supported(self) -> bool {
         match self {
-            Self::StableDiffusion(_) | Self::Vae | Self::Adapter | Self::TextualInversion => true,
+            Self::StableDiffusion(_)
+            | Self::Vae
+            | Self::ControlNet
+            | Self::Adapter
+            | Self::TextualInversion => true,
             // Components, which a folder with their configurations makes usable.
             Self::UNet | Self::TextEncoder | Self::Unknown => true,
             Self::StableDiffusionXl
             | Self::StableDiffusionXlRefiner
             | Self::StableDiffusion3
             | Self::Flux
-            | Self::ControlNet
             | Self::Upscaler
             | Self::InstructPix2Pix
             | Self::Depth

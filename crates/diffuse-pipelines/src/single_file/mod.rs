@@ -15,7 +15,9 @@ use diffuse_nn::checkpoint::{Checkpoint, CheckpointError, parameters};
 use diffuse_nn::config::ModelConfig;
 use diffuse_nn::pretrained::{LoadOptions, Pretrained, PretrainedError};
 use diffuse_schedulers::{Overrides, SchedulerConfig, scheduler_from_config};
-use diffuse_unet::{UNet2DConditionConfig, UNet2DConditionModel};
+use diffuse_unet::{
+    ControlNetConfig, ControlNetModel, UNet2DConditionConfig, UNet2DConditionModel,
+};
 use diffuse_vae::{AutoencoderKL, AutoencoderKLConfig};
 
 use crate::components::{component_folder, component_options};
@@ -345,6 +347,75 @@ pub fn load_vae<B: Backend>(
         &config,
         &checkpoint,
         &options,
+        device,
+    )?)
+}
+
+/// Loads a ControlNet: a folder in Diffusers' layout, or a file in either layout, whose
+/// configuration is Stable Diffusion's unless `config` is another.
+///
+/// # Errors
+/// If it is damaged, something else, or lacks tensors.
+pub fn load_controlnet<B: Backend>(
+    path: impl AsRef<Path>,
+    config: Option<&ControlNetConfig>,
+    options: &LoadOptions,
+    device: &B::Device,
+) -> Result<ControlNetModel<B>, PipelineError> {
+    let path = path.as_ref();
+    if !path.is_file() {
+        return Ok(ControlNetModel::from_pretrained_with(
+            path, options, device,
+        )?);
+    }
+    let checkpoint = Checkpoint::open(path)?;
+    match FileKind::of(&checkpoint) {
+        FileKind::ControlNet => {}
+        kind => {
+            let path = path.to_path_buf();
+            return Err(PipelineError::WrongFile { path, kind });
+        }
+    }
+    if checkpoint.tensors().contains_key("difference") {
+        return Err(PipelineError::Index {
+            path: path.to_path_buf(),
+            message: "it holds the difference of a ControlNet and its base model; take the \
+                      ControlNet itself"
+                .into(),
+        });
+    }
+    let config = match config {
+        Some(config) => config.clone(),
+        None => configs::controlnet(keys::text_width(&checkpoint)),
+    };
+    let checkpoint = match keys::controlnet_prefix(&checkpoint) {
+        None => checkpoint,
+        Some(prefix) => {
+            let unet_keys = UNetKeys::new(&config.encoder());
+            let mut used = BTreeSet::new();
+            let view = keys::view(
+                &checkpoint,
+                &parameters(&ControlNetModel::<B>::from_config(
+                    &config,
+                    &B::Device::default(),
+                )),
+                |key| {
+                    let name = keys::controlnet_name(key, &unet_keys, &config);
+                    vec![format!("{prefix}{name}").into()]
+                },
+                &mut used,
+            )?;
+            // A file of a training has the whole of Stable Diffusion beside it.
+            let keys = checkpoint.tensors().keys();
+            let surplus = keys.filter(|key| key.starts_with(prefix) && !used.contains(*key));
+            checkpoint.report_surplus(surplus.cloned().collect(), options.strict)?;
+            view
+        }
+    };
+    Ok(ControlNetModel::from_checkpoint(
+        &config,
+        &checkpoint,
+        options,
         device,
     )?)
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use burn::tensor::{DType, Tensor, backend::Backend};
 use diffuse_nn::checkpoint::float_dtype;
 use diffuse_schedulers::{NoiseSource, Scheduler, StepOptions};
+use diffuse_unet::{DeepCache, UNet2DConditionOptions};
 
 use super::inpaint::Inpainting;
 use super::options::timestep_request;
@@ -97,6 +98,9 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             mut latents,
             inpainting,
         } = start(&*scheduler, timesteps[0], &inputs, noise)?;
+        let controls =
+            self.prepare_controls(std::mem::take(&mut inputs.control), options, latents.dims());
+        let mut cache = DeepCache::new(options.cache_branch_id);
         let encoded = Instant::now();
 
         let step_options = StepOptions {
@@ -106,10 +110,22 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         let mut interrupted = false;
         for (step, &timestep) in timesteps.iter().enumerate() {
             let mut input = scheduler.scale_model_input(latents.clone(), timestep)?;
+            let place = [step, timesteps.len()];
+            let dtype = float_dtype(&self.unet);
+            let control = controls.residuals(&input, place, timestep, &prompt, dtype);
+            if step.is_multiple_of(options.cache_interval) {
+                cache.clear();
+            }
             if let Some(inpainting) = &inpainting {
                 input = inpainting.model_input(input);
             }
-            let noise_pred = self.predict_noise(input, timestep, &prompt, options);
+            let unet_options = UNet2DConditionOptions {
+                control: control.as_ref(),
+                deep_cache: (options.cache_interval > 1).then_some(&mut cache),
+                ..Self::unet_options(options)
+            };
+            let noise_pred =
+                self.predict_noise_with(input, timestep, &prompt, options, unet_options);
             let output = scheduler.step(noise_pred, timestep, latents, &step_options, noise)?;
             latents = output.prev_sample;
             if let Some(inpainting) = &inpainting {
@@ -162,16 +178,36 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         prompt: &PreparedPrompt<B>,
         options: &StableDiffusionOptions,
     ) -> Tensor<B, 4> {
+        let unet_options = Self::unet_options(options);
+        self.predict_noise_with(latents, timestep, prompt, options, unet_options)
+    }
+
+    /// What the options of a run say about the UNet.
+    fn unet_options(options: &StableDiffusionOptions) -> UNet2DConditionOptions<'static, B> {
+        UNet2DConditionOptions {
+            guidance_scale: Some(options.guidance_scale),
+            freeu: options.freeu,
+            ..UNet2DConditionOptions::default()
+        }
+    }
+
+    fn predict_noise_with(
+        &self,
+        latents: Tensor<B, 4>,
+        timestep: f64,
+        prompt: &PreparedPrompt<B>,
+        options: &StableDiffusionOptions,
+        unet_options: UNet2DConditionOptions<'_, B>,
+    ) -> Tensor<B, 4> {
         let input = latents.cast(float_dtype(&self.unet));
         let input = if prompt.guided {
             Tensor::cat(vec![input.clone(), input], 0)
         } else {
             input
         };
-        let scale = options.guidance_scale;
         let noise = self
             .unet
-            .forward_guided(input, timestep, &prompt.context, Some(scale))
+            .forward_with(input, timestep, &prompt.context, unet_options)
             .cast(DType::F32);
         if !prompt.guided {
             return noise;
@@ -179,7 +215,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         let [rows, _, _, _] = noise.dims();
         let unconditional = noise.clone().narrow(0, 0, rows / 2);
         let conditional = noise.narrow(0, rows / 2, rows / 2);
-        let guided = guide(unconditional, conditional.clone(), scale);
+        let guided = guide(unconditional, conditional.clone(), options.guidance_scale);
         if options.guidance_rescale > 0.0 {
             rescale_noise(guided, conditional, options.guidance_rescale)
         } else {

@@ -50,7 +50,12 @@ impl<B: Backend> StableDiffusionPipeline<B> {
                 let [_, _, height, width] = latents.dims();
                 Some([height, width])
             }
-            (None, size) => size.map(SampleSize::dims),
+            (None, size) => match inputs.control.first().and_then(|it| it.image.first()) {
+                Some(image) => {
+                    Some([image.height(), image.width()].map(|s| s as usize / downscale))
+                }
+                None => size.map(SampleSize::dims),
+            },
         };
         let side = |name: &str, given: Option<usize>, default: Option<usize>| {
             let side = given

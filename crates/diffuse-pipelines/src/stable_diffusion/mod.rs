@@ -7,6 +7,7 @@
 //! in order. `image_to_image.rs` and `inpaint.rs` start the same loop from images (`encode.rs`).
 
 mod adapters;
+mod control;
 mod decode;
 mod denoise;
 mod encode;
@@ -17,6 +18,7 @@ mod options;
 mod parts;
 mod prompt;
 
+pub use control::StableDiffusionControl;
 pub use image_to_image::StableDiffusionImg2ImgOptions;
 pub use inpaint::StableDiffusionInpaintOptions;
 pub use options::{PromptSyntax, StableDiffusionInputs, StableDiffusionOptions};

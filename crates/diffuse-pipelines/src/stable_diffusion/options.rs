@@ -2,9 +2,9 @@
 
 use burn::tensor::{Tensor, backend::Backend};
 use diffuse_schedulers::{NoiseSource, TimestepRequest};
-use diffuse_unet::Pretrained;
+use diffuse_unet::{FreeU, Pretrained};
 
-use super::StableDiffusionPipeline;
+use super::{StableDiffusionControl, StableDiffusionPipeline};
 use crate::PipelineError;
 use crate::generation::check_generators;
 
@@ -42,6 +42,18 @@ pub struct StableDiffusionOptions {
     /// How many of the text encoder's last layers the prompt leaves out; the negative prompt goes
     /// through all, unless the syntax is A1111's.
     pub clip_skip: Option<usize>,
+    /// Whether ControlNets see the conditional half of a guided run only, and their residuals rise
+    /// from 0.1 to 1 with depth: they find out what their image shows even without a prompt. A
+    /// guidance scale of 3 to 5 is recommended.
+    pub guess_mode: bool,
+    /// FreeU: another balance of backbone and skip connections.
+    pub freeu: Option<FreeU>,
+    /// DeepCache: the inner blocks of the UNet are computed in every so many steps, and kept in
+    /// between; 1 computes all.
+    pub cache_interval: usize,
+    /// DeepCache: the skip connection that is the last to be computed in each step
+    /// ([`DeepCache::new`](diffuse_unet::DeepCache::new)).
+    pub cache_branch_id: usize,
     /// None: one at random. One: a generator for the whole batch. As many as images: a generator
     /// each.
     pub seeds: Vec<u64>,
@@ -63,6 +75,10 @@ impl Default for StableDiffusionOptions {
             num_images_per_prompt: 1,
             eta: 0.0,
             clip_skip: None,
+            guess_mode: false,
+            freeu: None,
+            cache_interval: 1,
+            cache_branch_id: 0,
             seeds: Vec::new(),
         }
     }
@@ -104,6 +120,9 @@ pub struct StableDiffusionInputs<'a, B: Backend> {
     pub latents: Option<Tensor<B, 4>>,
     /// The noise to draw, in place of [`seeds`](StableDiffusionOptions::seeds).
     pub noise: Option<&'a mut dyn NoiseSource>,
+    /// ControlNets, whose residuals are added up. Without `height` and `width` images have the size
+    /// of the first one's image, rounded down to multiples of 8.
+    pub control: Vec<StableDiffusionControl<'a, B>>,
 }
 
 impl<B: Backend> Default for StableDiffusionInputs<'_, B> {
@@ -113,6 +132,7 @@ impl<B: Backend> Default for StableDiffusionInputs<'_, B> {
             negative_prompt_embeds: None,
             latents: None,
             noise: None,
+            control: Vec::new(),
         }
     }
 }
@@ -141,6 +161,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         check_options(options, inputs).map_err(PipelineError::Options)?;
         let [batch, channels, height, width] = self.latent_shape(options, inputs)?;
         check_generators(options.seeds.len(), batch)?;
+        self.check_controls(&inputs.control, batch / options.num_images_per_prompt)?;
         if let Some(latents) = &inputs.latents {
             let given = latents.dims();
             let expected = [batch, channels, height, width];
@@ -149,6 +170,13 @@ impl<B: Backend> StableDiffusionPipeline<B> {
                     "`latents` has shape {given:?}, but these options need {expected:?}"
                 )));
             }
+        }
+        let branches = self.unet.down_blocks[0].num_layers();
+        if options.cache_branch_id > branches {
+            return Err(PipelineError::Options(format!(
+                "`cache_branch_id` is {}, but has to be in 0..={branches} for this UNet",
+                options.cache_branch_id
+            )));
         }
         let layers = self.text_encoder.text_model.encoder.layers.len();
         if let Some(skip) = options.clip_skip.filter(|skip| *skip > layers) {
@@ -249,6 +277,14 @@ fn check_options<B: Backend>(
         if !(0.0..=1.0).contains(&value) {
             return Err(format!("`{name}` is {value}, but has to be in [0, 1]"));
         }
+    }
+    if let Some(FreeU { s1, s2, b1, b2 }) = options.freeu
+        && ![s1, s2, b1, b2].iter().all(|factor| factor.is_finite())
+    {
+        return Err(format!("`freeu` has the factors {s1}, {s2}, {b1}, {b2}"));
+    }
+    if options.cache_interval == 0 {
+        return Err("`cache_interval` is 0".into());
     }
     if options.num_images_per_prompt == 0 {
         return Err("`num_images_per_prompt` is 0".into());

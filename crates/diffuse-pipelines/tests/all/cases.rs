@@ -9,11 +9,11 @@ use burn_flex::Flex;
 use diffuse_pipelines::schedulers::{
     Overrides, StepOptions, scheduler_from_config, scheduler_names,
 };
-use diffuse_pipelines::unet::UNet2DConditionModel;
+use diffuse_pipelines::unet::{ControlNetModel, UNet2DConditionModel};
 use diffuse_pipelines::{
     DDIMPipeline, DDPMOptions, DDPMPipeline, Generated, LoadOptions, Pretrained,
-    StableDiffusionImg2ImgOptions, StableDiffusionInpaintOptions, StableDiffusionInputs,
-    StableDiffusionPipeline, StepEvent, latents, load_image,
+    StableDiffusionControl, StableDiffusionImg2ImgOptions, StableDiffusionInpaintOptions,
+    StableDiffusionInputs, StableDiffusionPipeline, StepEvent, latents, load_image,
 };
 use diffuse_testing::{Values, assert_close, is_another_set, read_json, reference};
 use image::RgbImage;
@@ -154,6 +154,57 @@ fn inpainting_runs_give_the_references_images() {
     }
 }
 
+#[test]
+fn runs_with_controlnets_freeu_and_deep_cache_give_the_references_images() {
+    let folder = reference().join("denoising");
+    let found = [
+        "StableDiffusionPipeline",
+        "StableDiffusionControlNetPipeline",
+        "StableDiffusionControlNetImg2ImgPipeline",
+        "StableDiffusionControlNetInpaintPipeline",
+    ]
+    .map(|pipeline| check_cases(&folder, pipeline).0);
+    if !is_another_set() {
+        assert_eq!(found, [6, 14, 1, 2]);
+    }
+}
+
+/// The networks of a case.
+fn controlnets(case: &Case<'_>) -> Vec<ControlNetModel<B>> {
+    let names = case.texts("controlnet").into_iter();
+    let open = |name| {
+        let folder = case.folder.join(name);
+        ControlNetModel::from_pretrained(folder, &Default::default()).unwrap()
+    };
+    names.map(open).collect()
+}
+
+/// What the networks of a case see: several networks an image each, one network all.
+fn controls<'a>(
+    case: &Case<'_>,
+    networks: &'a [ControlNetModel<B>],
+) -> Vec<StableDiffusionControl<'a, B>> {
+    let mut images = images(case, "control_image");
+    let number = |key: &str, index: usize, default: f64| {
+        let numbers = case.list(key, Value::as_f64);
+        let number = numbers.get(index).or(numbers.first());
+        number.copied().unwrap_or(default)
+    };
+    let control = |(index, model)| StableDiffusionControl {
+        conditioning_scale: number("controlnet_conditioning_scale", index, 1.0),
+        guidance_start: number("control_guidance_start", index, 0.0),
+        guidance_end: number("control_guidance_end", index, 1.0),
+        ..StableDiffusionControl::new(
+            model,
+            match networks.len() {
+                1 => std::mem::take(&mut images),
+                _ => vec![images.remove(0)],
+            },
+        )
+    };
+    networks.iter().enumerate().map(control).collect()
+}
+
 /// The pipeline of a case, with its scheduler.
 fn load_pipeline(case: &Case<'_>) -> StableDiffusionPipeline<B> {
     let device = Default::default();
@@ -180,8 +231,10 @@ fn check_stable_diffusion(case: &Case<'_>) {
     let pipeline = load_pipeline(case);
     let options = case.text_to_image_options();
     let mut trace = Vec::new();
+    let networks = controlnets(case);
     let inputs = StableDiffusionInputs {
         latents: path(case, "latents").map(|path| latents::read(path, &device).unwrap()),
+        control: controls(case, &networks),
         ..StableDiffusionInputs::default()
     };
     let on_step = |event: StepEvent<'_, B>| {
@@ -190,7 +243,7 @@ fn check_stable_diffusion(case: &Case<'_>) {
     };
     let strength = case.number("strength");
     let generated = match case.values["pipeline"].as_str().unwrap() {
-        "StableDiffusionImg2ImgPipeline" => {
+        "StableDiffusionImg2ImgPipeline" | "StableDiffusionControlNetImg2ImgPipeline" => {
             let defaults = StableDiffusionImg2ImgOptions::default();
             let options = StableDiffusionImg2ImgOptions {
                 options,
@@ -199,7 +252,7 @@ fn check_stable_diffusion(case: &Case<'_>) {
             };
             pipeline.image_to_image_with(&options, inputs, on_step)
         }
-        "StableDiffusionInpaintPipeline" => {
+        "StableDiffusionInpaintPipeline" | "StableDiffusionControlNetInpaintPipeline" => {
             let defaults = StableDiffusionInpaintOptions::default();
             let options = StableDiffusionInpaintOptions {
                 options,

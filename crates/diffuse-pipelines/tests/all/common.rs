@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use diffuse_pipelines::StableDiffusionOptions;
+use diffuse_pipelines::unet::FreeU;
 use image::RgbImage;
 use serde_json::Value;
 
@@ -65,6 +66,13 @@ impl Case<'_> {
             num_images_per_prompt: self.count("num_images_per_prompt").unwrap_or(1),
             eta: self.number("eta").unwrap_or(0.0),
             clip_skip: self.count("clip_skip"),
+            guess_mode: self.get("guess_mode", Value::as_bool).unwrap_or(false),
+            freeu: match self.list("freeu", Value::as_f64)[..] {
+                [s1, s2, b1, b2] => Some(FreeU { s1, s2, b1, b2 }),
+                _ => None,
+            },
+            cache_interval: self.count("cache_interval").unwrap_or(1),
+            cache_branch_id: self.count("cache_branch_id").unwrap_or(0),
             seeds: self.list("seed", Value::as_u64),
             ..defaults
         }

@@ -10,7 +10,7 @@ use diffuse_pipelines::convert::{ConvertOptions, convert};
 use diffuse_pipelines::inspect::Inspection;
 use diffuse_pipelines::unet::{
     ClassEmbedType, ClassLabels, ConfigError, ModelConfig, Timestep, UNet2DConditionConfig,
-    UNet2DConditionModel, UNet2DConfig, UNet2DModel,
+    UNet2DConditionModel, UNet2DConditionOptions, UNet2DConfig, UNet2DModel,
 };
 use diffuse_pipelines::{
     DDPMOptions, DDPMPipeline, Generated, ModelIndex, PipelineKind, Pretrained,
@@ -153,7 +153,13 @@ fn evaluate_unet_2d_condition(folder: &Path, values: &Values) -> Tensor<B, 4> {
     let timestep = timestep(values, "");
     match class_labels(values, unet.config().class_embed_type) {
         None => unet.forward(sample, timestep, &context),
-        Some(labels) => unet.forward_with_classes(sample, timestep, &context, &labels),
+        Some(labels) => {
+            let options = UNet2DConditionOptions {
+                class_labels: Some(&labels),
+                ..UNet2DConditionOptions::default()
+            };
+            unet.forward_with(sample, timestep, &context, options)
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 mod adapters;
 mod cases;
 mod common;
+mod controlnet;
 mod convert;
 mod family;
 mod files;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use diffuse_pipelines::schedulers::Overrides;
+use diffuse_pipelines::unet::FreeU;
 use diffuse_pipelines::{
     PipelineKind, PromptSyntax, StableDiffusionImg2ImgOptions, StableDiffusionInpaintOptions,
     StableDiffusionOptions,
@@ -14,6 +15,7 @@ use diffuse_pipelines::{
 use serde_json::Value;
 
 use crate::builtin::builtin;
+use crate::control::Controls;
 
 /// Images from diffusion models.
 #[derive(Debug, Parser)]
@@ -168,8 +170,26 @@ pub struct StableDiffusion {
     /// How much noise each step adds, 0 to 1, for schedulers that take it
     #[arg(long, value_name = "E", default_value_t = 0.0, value_parser = parse_number)]
     pub eta: f64,
+    /// FreeU, another balance of backbone and skip connections: 0.9,0.2,1.5,1.6 for Stable
+    /// Diffusion v1
+    #[arg(long, value_name = "S1,S2,B1,B2", value_parser = parse_freeu)]
+    pub freeu: Option<FreeU>,
+    /// DeepCache: compute the inner blocks of the UNet in every Nth step only; BRANCH is the skip
+    /// connection that is the last to be computed in each step, the larger, the slower and the more
+    /// exact [default: 0]
+    #[arg(long, value_name = "N[:BRANCH]", value_parser = parse_deep_cache)]
+    pub deep_cache: Option<DeepCacheArgument>,
     #[command(flatten)]
     pub run: Run,
+    #[command(flatten)]
+    pub control: Controls,
+}
+
+/// A value of `--deep-cache`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DeepCacheArgument {
+    pub interval: usize,
+    pub branch: usize,
 }
 
 #[derive(Debug, Args)]
@@ -499,7 +519,7 @@ impl StableDiffusion {
     fn take(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         let prompts = self.model.take_options(matches)?;
         self.take_prompts(matches, prompts);
-        Ok(())
+        self.control.take(matches)
     }
 
     /// Takes the prompts that stand behind an option: `others`, and, where no other prompt is
@@ -612,6 +632,24 @@ fn parse_embedding(text: &str) -> Result<EmbeddingArgument, String> {
     })
 }
 
+/// `0.9,0.2,1.5,1.6`
+fn parse_freeu(text: &str) -> Result<FreeU, String> {
+    let numbers: Option<Vec<f64>> = text.split(',').map(|number| number.parse().ok()).collect();
+    match numbers.as_deref() {
+        Some(&[s1, s2, b1, b2]) => Ok(FreeU { s1, s2, b1, b2 }),
+        _ => Err("it has to be four numbers, as in `0.9,0.2,1.5,1.6`".to_string()),
+    }
+}
+
+/// `3` or `3:1`
+fn parse_deep_cache(text: &str) -> Result<DeepCacheArgument, String> {
+    let (interval, branch) = text.split_once(':').unwrap_or((text, "0"));
+    Ok(DeepCacheArgument {
+        interval: parse_count(interval)?,
+        branch: parse_count(branch)?,
+    })
+}
+
 /// A seed as `torch.manual_seed` takes it: below zero, it counts back from 2^64.
 fn parse_seed(text: &str) -> Result<u64, String> {
     let negative = || text.parse::<i64>().ok().map(i64::cast_unsigned);
@@ -666,7 +704,7 @@ fn parse_count(text: &str) -> Result<usize, String> {
 }
 
 /// A number, not necessarily a whole one.
-fn parse_number(text: &str) -> Result<f64, String> {
+pub fn parse_number(text: &str) -> Result<f64, String> {
     let number = text.parse();
     number.map_err(|_| "it has to be a number".to_string())
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, backend::Backend};
 use diffuse_pipelines::{
     Generated, PipelineKind, StableDiffusionInputs, StableDiffusionOptions,
     StableDiffusionPipeline, StepEvent, latents, load_image, random_seed,
@@ -34,11 +34,12 @@ pub trait Task {
 
     fn common_mut(&mut self) -> &mut StableDiffusion;
 
-    /// Generates images with the options that all commands have.
+    /// Generates images with the options and inputs that all commands have.
     fn generate<B: Backend>(
         &self,
         pipeline: &StableDiffusionPipeline<B>,
         options: StableDiffusionOptions,
+        inputs: StableDiffusionInputs<'_, B>,
         device: &B::Device,
         on_step: impl FnMut(StepEvent<'_, B>) -> ControlFlow<()>,
     ) -> Result<Generated<B>>;
@@ -73,6 +74,7 @@ impl<T: Task> Job for TaskJob<T> {
         let Self(task) = self;
         let args = task.common();
         let kind = PipelineKind::StableDiffusion;
+        let control_images = args.control.read_images()?;
         let source = find_model(&args.model, kind, args.run.quiet)?;
         let start = Instant::now();
         let load = load_options::<B>(&args.model, backend, &device)?;
@@ -86,6 +88,7 @@ impl<T: Task> Job for TaskJob<T> {
             &load,
             &device,
         )?;
+        let controlnets = args.control.load(&load, args.run.quiet, &device)?;
         let loading = start.elapsed();
         // The folder of a model that the program carries is not needed any more.
         drop(source.temporary);
@@ -107,6 +110,10 @@ impl<T: Task> Job for TaskJob<T> {
             num_images_per_prompt: args.run.num_images,
             eta: args.eta,
             clip_skip: args.clip_skip,
+            guess_mode: args.control.guess_mode,
+            freeu: args.freeu,
+            cache_interval: args.deep_cache.map_or(1, |cache| cache.interval),
+            cache_branch_id: args.deep_cache.map_or(0, |cache| cache.branch),
             seeds: args.run.seed.clone(),
             ..defaults
         };
@@ -118,7 +125,11 @@ impl<T: Task> Job for TaskJob<T> {
         output::announce(&args.run);
         let progress = Progress::new(args.run.quiet);
         let on_step = |event: StepEvent<'_, B>| progress.update(&event);
-        let generated = task.generate(&pipeline, options, &device, on_step);
+        let inputs = StableDiffusionInputs {
+            control: args.control.of_run(&controlnets, control_images),
+            ..StableDiffusionInputs::default()
+        };
+        let generated = task.generate(&pipeline, options, inputs, &device, on_step);
         progress.finish();
         record.insert("backend".into(), backend.to_string().into());
         record.insert("revision".into(), source.commit.into());
@@ -131,17 +142,13 @@ impl<T: Task> Job for TaskJob<T> {
     }
 }
 
-/// The inputs of a run that may start from the latents of a file.
-pub fn inputs<B: Backend>(
-    latents: Option<&Path>,
+/// The latents of a file that a run may start from.
+pub fn read_latents<B: Backend>(
+    path: Option<&Path>,
     device: &B::Device,
-) -> Result<StableDiffusionInputs<'static, B>> {
-    Ok(StableDiffusionInputs {
-        latents: latents
-            .map(|path| latents::read(path, device))
-            .transpose()?,
-        ..StableDiffusionInputs::default()
-    })
+) -> Result<Option<Tensor<B, 4>>> {
+    let latents = path.map(|path| latents::read(path, device));
+    Ok(latents.transpose()?)
 }
 
 /// Reads an image from a file, or from standard input if it is named `-`.
@@ -178,6 +185,11 @@ fn record<T: Task>(args: &StableDiffusion, options: &StableDiffusionOptions) -> 
         "guidance_scale": options.guidance_scale,
         "guidance_rescale": args.guidance_rescale,
         "clip_skip": args.clip_skip,
+        "control": args.control.record(),
+        "guess_mode": args.control.guess_mode,
+        "freeu": options.freeu.map(|freeu| [freeu.s1, freeu.s2, freeu.b1, freeu.b2]),
+        "cache_interval": options.cache_interval,
+        "cache_branch_id": options.cache_branch_id,
         "eta": args.eta,
         "seed": args.run.seed,
         "num_images": args.run.num_images,

@@ -40,6 +40,7 @@ impl Task for ImageToImage {
         &self,
         pipeline: &StableDiffusionPipeline<B>,
         options: StableDiffusionOptions,
+        inputs: StableDiffusionInputs<'_, B>,
         _device: &B::Device,
         on_step: impl FnMut(StepEvent<'_, B>) -> ControlFlow<()>,
     ) -> Result<Generated<B>> {
@@ -48,7 +49,6 @@ impl Task for ImageToImage {
             image: vec![self.image.clone()],
             strength: self.args.strength,
         };
-        let inputs = StableDiffusionInputs::default();
         Ok(pipeline.image_to_image_with(&options, inputs, on_step)?)
     }
 

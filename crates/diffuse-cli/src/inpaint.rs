@@ -6,14 +6,14 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use burn::tensor::backend::Backend;
 use diffuse_pipelines::{
-    Generated, StableDiffusionInpaintOptions, StableDiffusionOptions, StableDiffusionPipeline,
-    StepEvent,
+    Generated, StableDiffusionInpaintOptions, StableDiffusionInputs, StableDiffusionOptions,
+    StableDiffusionPipeline, StepEvent,
 };
 use image::RgbImage;
 use serde_json::{Value, json};
 
 use crate::args::{Inpaint, StableDiffusion};
-use crate::generate::{self, Task, display, inputs, read_image};
+use crate::generate::{self, Task, display, read_image, read_latents};
 
 pub fn run(args: Inpaint) -> Result<()> {
     if [&args.image, &args.mask]
@@ -50,6 +50,7 @@ impl Task for Inpainting {
         &self,
         pipeline: &StableDiffusionPipeline<B>,
         mut options: StableDiffusionOptions,
+        mut inputs: StableDiffusionInputs<'_, B>,
         device: &B::Device,
         on_step: impl FnMut(StepEvent<'_, B>) -> ControlFlow<()>,
     ) -> Result<Generated<B>> {
@@ -63,7 +64,7 @@ impl Task for Inpainting {
             padding_mask_crop: args.padding_mask_crop,
             keep_unmasked: args.keep_unmasked,
         };
-        let inputs = inputs(args.init_latents.as_deref(), device)?;
+        inputs.latents = read_latents(args.init_latents.as_deref(), device)?;
         Ok(pipeline.inpaint_with(&options, inputs, on_step)?)
     }
 

@@ -5,6 +5,7 @@
 mod args;
 mod backend;
 mod builtin;
+mod control;
 mod convert;
 mod ddpm;
 mod devices;

@@ -7,7 +7,7 @@ use diffuse_pipelines::{ModelIndex, PipelineKind};
 #[cfg(feature = "hub")]
 use diffuse_pipelines::{
     PipelineError,
-    hub::{self, FetchOptions, HubError, PipelineFiles, Snapshot},
+    hub::{self, FetchOptions, HubError, ModelFiles, PipelineFiles, Snapshot},
 };
 use tempfile::TempDir;
 
@@ -74,6 +74,34 @@ fn check_command(folder: &Path, pipeline: PipelineKind) -> Result<()> {
     }
 }
 
+/// Finds a ControlNet: a folder, a file, or one that is named as on the hub.
+pub fn find_controlnet(model: &Path, quiet: bool) -> Result<PathBuf> {
+    let wanted = Wanted {
+        model,
+        revision: None,
+        variant: None,
+        pipeline: None,
+        quiet,
+    };
+    let Some(id) = wanted.hub_id() else {
+        return Ok(model.to_path_buf());
+    };
+    #[cfg(feature = "hub")]
+    let found = wanted
+        .fetch_files(id, &ModelFiles::default(), false)
+        .map(|snapshot| snapshot.folder)
+        .map_err(|source| hub_error(id, source));
+    #[cfg(not(feature = "hub"))]
+    let found = wanted.find_on_hub(id).map(|source| source.folder);
+    found
+}
+
+#[cfg(feature = "hub")]
+fn hub_error(id: &str, source: HubError) -> anyhow::Error {
+    let (id, source) = (id.to_string(), Box::new(source));
+    PipelineError::Hub { id, source }.into()
+}
+
 /// Which model is wanted.
 #[cfg_attr(not(feature = "hub"), allow(dead_code))]
 pub struct Wanted<'a> {
@@ -122,10 +150,9 @@ impl<'a> Wanted<'a> {
 
     #[cfg(feature = "hub")]
     fn find_on_hub(&self, id: &str) -> Result<Source> {
-        let snapshot = self.fetch(id, false).map_err(|source| PipelineError::Hub {
-            id: id.to_string(),
-            source: Box::new(source),
-        })?;
+        let snapshot = self
+            .fetch(id, false)
+            .map_err(|source| hub_error(id, source))?;
         Ok(Source {
             folder: snapshot.folder,
             commit: Some(snapshot.commit),
@@ -140,13 +167,23 @@ impl<'a> Wanted<'a> {
             pipeline: self.pipeline,
             variant: self.variant.map(String::from),
         };
+        self.fetch_files(id, &files, update)
+    }
+
+    #[cfg(feature = "hub")]
+    fn fetch_files(
+        &self,
+        id: &str,
+        files: &impl hub::Wanted,
+        update: bool,
+    ) -> Result<Snapshot, HubError> {
         let options = FetchOptions {
             revision: self.revision.map(String::from),
             update,
             ..FetchOptions::from_env()
         };
         let mut progress = DownloadProgress::new(self.quiet);
-        let snapshot = hub::fetch(id, &files, &options, |event| progress.update(&event));
+        let snapshot = hub::fetch(id, files, &options, |event| progress.update(&event));
         progress.finish();
         snapshot
     }

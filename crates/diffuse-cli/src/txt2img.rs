@@ -4,11 +4,13 @@ use std::ops::ControlFlow;
 
 use anyhow::Result;
 use burn::tensor::backend::Backend;
-use diffuse_pipelines::{Generated, StableDiffusionOptions, StableDiffusionPipeline, StepEvent};
+use diffuse_pipelines::{
+    Generated, StableDiffusionInputs, StableDiffusionOptions, StableDiffusionPipeline, StepEvent,
+};
 use serde_json::{Value, json};
 
 use crate::args::{StableDiffusion, Txt2img};
-use crate::generate::{self, Task, display, inputs};
+use crate::generate::{self, Task, display, read_latents};
 
 pub fn run(args: Txt2img) -> Result<()> {
     generate::run(args)
@@ -30,11 +32,12 @@ impl Task for Txt2img {
         &self,
         pipeline: &StableDiffusionPipeline<B>,
         mut options: StableDiffusionOptions,
+        mut inputs: StableDiffusionInputs<'_, B>,
         device: &B::Device,
         on_step: impl FnMut(StepEvent<'_, B>) -> ControlFlow<()>,
     ) -> Result<Generated<B>> {
         (options.width, options.height) = (self.size.width, self.size.height);
-        let inputs = inputs(self.init_latents.as_deref(), device)?;
+        inputs.latents = read_latents(self.init_latents.as_deref(), device)?;
         Ok(pipeline.generate_with(&options, inputs, on_step)?)
     }
 

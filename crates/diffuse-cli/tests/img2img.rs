@@ -1,4 +1,4 @@
-//! `diffuse img2img` and `diffuse inpaint`.
+//! `diffuse img2img` and `diffuse inpaint`, and ControlNets.
 
 mod common;
 
@@ -27,6 +27,9 @@ fn world() -> TempDir {
     fs::write(path("n/model_index.json"), index).unwrap();
     common::copy(&values.join("inputs"), folder.path());
     common::copy(&values.join("expected"), &path("expected"));
+    let denoising = values.parent().unwrap().join("denoising");
+    common::copy(&denoising, &path("denoising"));
+    common::copy(&denoising.join("expected"), &path("expected"));
     folder
 }
 
@@ -251,5 +254,79 @@ fn refusals() {
     check(
         &["txt2img", "a boat", "--model", "n"],
         &format!("{other} text to image"),
+    );
+}
+
+#[test]
+fn controlnets_have_the_options_behind_them() {
+    let folder = world();
+    let start = [
+        "an owl reading a newspaper, etching",
+        "--model",
+        "m",
+        "--scheduler",
+        "UniPCMultistepScheduler",
+        "--steps",
+        "6",
+        "--seed",
+        "309",
+    ];
+    let first = "--controlnet denoising/first --control-image other.png --control-scale 0.7 \
+                 --control-end 0.8";
+    let second = "--control-start 0.3 --control-image image.png --control-scale 0.4";
+    let both = format!("{first} --controlnet denoising/bgr {second}");
+    let both: Vec<&str> = both.split(' ').collect();
+    let image = run(&folder, &[&start[..], &both].concat()).unwrap();
+    check_image(&folder, &image, "control_two_0.png");
+
+    // Edges are white on black: another image.
+    let canny = [&start[..], &both, &["--control-canny=20,60"]].concat();
+    assert!(run(&folder, &canny).unwrap() != image);
+
+    let refused = |options: &str| {
+        let options: Vec<&str> = options.split(' ').collect();
+        run(&folder, &[&start[..], &options].concat()).unwrap_err()
+    };
+    assert_eq!(
+        refused("--controlnet denoising/first"),
+        "error: `--controlnet denoising/first` needs a `--control-image` behind it\n"
+    );
+    assert_eq!(
+        refused("--control-image image.png --controlnet denoising/first"),
+        "error: `--control-image` belongs behind the `--controlnet` that it is for\n"
+    );
+    assert_eq!(
+        refused("--controlnet a --control-image b --control-scale 1 --control-scale 2"),
+        "error: `--control-scale` is given twice for `--controlnet a`\n"
+    );
+    let none = [
+        &start[..],
+        &["--controlnet", "none", "--control-image", "image.png"],
+    ]
+    .concat();
+    assert_eq!(
+        run(&folder, &none).unwrap_err(),
+        "error: cannot load `none`: there is no folder `none`\n"
+    );
+}
+
+#[test]
+fn freeu_and_deep_cache_are_those_of_their_programs() {
+    let folder = world();
+    let start = [
+        "a lighthouse on a cliff in the rain",
+        "--model",
+        "m",
+        "--steps",
+        "6",
+    ];
+    let start = [&start[..], &["--scheduler", "DDIMScheduler", "--seed"]].concat();
+    let freeu = [&start[..], &["331", "--freeu", "0.9,0.2,1.5,1.6"]].concat();
+    check_image(&folder, &run(&folder, &freeu).unwrap(), "freeu_0.png");
+    let cached = [&start[..], &["341", "--deep-cache", "2"]].concat();
+    check_image(
+        &folder,
+        &run(&folder, &cached).unwrap(),
+        "deep_cache_2_0.png",
     );
 }

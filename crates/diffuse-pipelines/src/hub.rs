@@ -20,6 +20,9 @@ pub use diffuse_hub::*;
 
 use std::path::Path;
 
+use diffuse_nn::config::ModelConfig;
+use diffuse_unet::ControlNetConfig;
+
 use crate::components::weights_stems;
 use crate::{MODEL_INDEX_NAME, ModelIndex, PipelineError, PipelineKind};
 
@@ -47,6 +50,32 @@ impl Wanted for PipelineFiles {
         };
         kind.check(&index).map_err(unfit)?;
         needed(kind, self.variant.as_deref(), listing)
+    }
+}
+
+/// The files of a single model, such as a ControlNet: `config.json` and one weights file.
+#[derive(Debug, Clone, Default)]
+pub struct ModelFiles {
+    /// Variant of the weights: `fp16` is `*.fp16.safetensors`.
+    pub variant: Option<String>,
+}
+
+impl Wanted for ModelFiles {
+    fn first(&self) -> Option<&str> {
+        None
+    }
+
+    fn select(&self, _: &Path, listing: &Listing) -> Result<Selection, Refusal> {
+        let config = "config.json".to_string();
+        if !listing.has(&config) {
+            return Err(Refusal::missing(&config));
+        }
+        let stems = ControlNetConfig::WEIGHTS;
+        let weights = weights_files("", stems, self.variant.as_deref(), listing)?;
+        Ok(Selection {
+            files: [config].into_iter().chain(weights).collect(),
+            absent: Vec::new(),
+        })
     }
 }
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
+from PIL import Image
 
 UNPACK = ["cargo", "run", "--quiet", "--package", "diffuse-builtin", "--example", "unpack", "--"]
 TEXT_CASES = {
@@ -25,6 +26,10 @@ TEXT_CASES = {
     "boat": ("a blue boat on the sea at sunset", 2, None),
     "dutch-angle": ("a red house and a tree in a meadow by day", 3, "dutch-angle"),
 }
+# From the meadow's image: a house painted into it, then another time of day.
+MEADOW = ("meadow", "a meadow by day", 2)
+HOUSE = ("house-in-meadow", "a red house in a meadow by day", 0, [16, 44, 64, 68])
+SUNSET = ("meadow-at-sunset", "a red house in a meadow at sunset", 0, 0.7)
 STEPS, GUIDANCE = 25, 2.0
 DDPM_STEPS, DDPM_SEED = 100, 0
 
@@ -39,6 +44,36 @@ def main():
         make_images(Path(models), folder)
 
 
+def options(seed):
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return dict(num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generator)
+
+
+def make_paintings(pipeline, folder):
+    name, prompt, seed = MEADOW
+    meadow = pipeline(prompt, **options(seed)).images[0]
+    meadow.save(folder / f"{name}.png")
+    cases = [{"name": name, "prompt": prompt, "seed": seed, "lora": None}]
+
+    inpaint = diffusers.StableDiffusionInpaintPipeline.from_pipe(pipeline)
+    inpaint.set_progress_bar_config(disable=True)
+    name, prompt, seed, (left, top, width, height) = HOUSE
+    mask = Image.new("RGB", meadow.size)
+    mask.paste((255, 255, 255), (left, top, left + width, top + height))
+    house = inpaint(prompt, image=meadow, mask_image=mask, **options(seed)).images[0]
+    house.save(folder / f"{name}.png")
+    case = {"name": name, "prompt": prompt, "seed": seed, "lora": None, "image": MEADOW[0]}
+    cases.append(case | {"mask_box": [left, top, width, height]})
+
+    variant = diffusers.StableDiffusionImg2ImgPipeline.from_pipe(pipeline)
+    variant.set_progress_bar_config(disable=True)
+    name, prompt, seed, strength = SUNSET
+    variant(prompt, image=house, strength=strength, **options(seed)).images[0].save(folder / f"{name}.png")
+    case = {"name": name, "prompt": prompt, "seed": seed, "lora": None, "image": HOUSE[0]}
+    cases.append(case | {"strength": strength})
+    return cases
+
+
 def make_images(models, folder):
     warnings.filterwarnings("ignore")
     diffusers.utils.logging.set_verbosity_error()
@@ -47,13 +82,11 @@ def make_images(models, folder):
 
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(models / "scenes", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    cases = []
+    cases = make_paintings(pipeline, folder)
     for name, (prompt, seed, lora) in TEXT_CASES.items():
         if lora:
             pipeline.load_lora_weights(models, weight_name=f"{lora}.safetensors")
-        generator = torch.Generator("cpu").manual_seed(seed)
-        options = dict(num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generator)
-        pipeline(prompt, **options).images[0].save(folder / f"{name}.png")
+        pipeline(prompt, **options(seed)).images[0].save(folder / f"{name}.png")
         cases.append({"name": name, "prompt": prompt, "seed": seed, "lora": lora})
 
     pipeline = diffusers.DDPMPipeline.from_pretrained(models / "scenes-ddpm", torch_dtype=torch.float32)

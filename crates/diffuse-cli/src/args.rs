@@ -232,8 +232,16 @@ pub struct Inpaint {
     #[arg(long, value_name = "FILE")]
     pub image: PathBuf,
     /// White where the image is repainted, black where it is kept
-    #[arg(long, value_name = "FILE")]
-    pub mask: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "mask_box")]
+    pub mask: Option<PathBuf>,
+    /// In place of a mask: a rectangle of the image to repaint, in pixels
+    #[arg(
+        long,
+        value_name = "LEFT,TOP,WIDTH,HEIGHT",
+        value_parser = parse_box,
+        conflicts_with = "mask"
+    )]
+    pub mask_box: Option<[u32; 4]>,
     #[arg(
         long,
         value_name = "S",
@@ -639,6 +647,13 @@ fn parse_freeu(text: &str) -> Result<FreeU, String> {
         Some(&[s1, s2, b1, b2]) => Ok(FreeU { s1, s2, b1, b2 }),
         _ => Err("it has to be four numbers, as in `0.9,0.2,1.5,1.6`".to_string()),
     }
+}
+
+/// `16,44,64,68`
+fn parse_box(text: &str) -> Result<[u32; 4], String> {
+    let numbers: Option<Vec<u32>> = text.split(',').map(|number| number.parse().ok()).collect();
+    let numbers = numbers.and_then(|numbers| <[u32; 4]>::try_from(numbers).ok());
+    numbers.ok_or_else(|| "it has to be four whole numbers, as in `16,44,64,68`".to_string())
 }
 
 /// `3` or `3:1`

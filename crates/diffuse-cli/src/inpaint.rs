@@ -9,22 +9,37 @@ use diffuse_pipelines::{
     Generated, StableDiffusionInpaintOptions, StableDiffusionInputs, StableDiffusionOptions,
     StableDiffusionPipeline, StepEvent,
 };
-use image::RgbImage;
+use image::{Rgb, RgbImage};
 use serde_json::{Value, json};
 
 use crate::args::{Inpaint, StableDiffusion};
 use crate::generate::{self, Task, display, read_image, read_latents};
 
 pub fn run(args: Inpaint) -> Result<()> {
-    if [&args.image, &args.mask]
-        .iter()
-        .all(|path| *path == Path::new("-"))
-    {
+    let is_stdin = |path: &Path| path == Path::new("-");
+    if is_stdin(&args.image) && args.mask.as_deref().is_some_and(is_stdin) {
         bail!("only one of `--image` and `--mask` can be read from standard input");
     }
     let image = read_image(&args.image)?;
-    let mask = read_image(&args.mask)?;
+    let mask = match (&args.mask, args.mask_box) {
+        (Some(path), _) => read_image(path)?,
+        (None, area) => draw_mask(&image, area.unwrap_or_default())?,
+    };
     generate::run(Inpainting { args, image, mask })
+}
+
+/// A mask that is white in the rectangle `[left, top, width, height]`.
+fn draw_mask(image: &RgbImage, [left, top, width, height]: [u32; 4]) -> Result<RgbImage> {
+    let (columns, rows) = image.dimensions();
+    let inside = |start: u32, length: u32, end: u32| start < end && length > 0;
+    if !inside(left, width, columns) || !inside(top, height, rows) {
+        bail!("`--mask-box {left},{top},{width},{height}` has no pixel of {columns} x {rows}");
+    }
+    Ok(RgbImage::from_fn(columns, rows, |x, y| {
+        let white = |at: u32, start, length| at >= start && at - start < length;
+        let level = white(x, left, width) && white(y, top, height);
+        Rgb([if level { 255 } else { 0 }; 3])
+    }))
 }
 
 struct Inpainting {
@@ -74,7 +89,8 @@ impl Task for Inpainting {
             "width": args.size.width,
             "height": args.size.height,
             "init_image": display(&args.image),
-            "mask": display(&args.mask),
+            "mask": args.mask.as_deref().map(display),
+            "mask_box": args.mask_box,
             "strength": args.strength,
             "padding_mask_crop": args.padding_mask_crop,
             "keep_unmasked": args.keep_unmasked,

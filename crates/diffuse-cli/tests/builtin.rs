@@ -41,6 +41,21 @@ fn images_are_the_references() {
         // A prompt needs no command, and neither needs a model.
         let what = case["prompt"].as_str().unwrap_or("ddpm");
         let mut arguments = vec![what, "--seed", &seed, "--quiet"];
+        let text = |key: &str| case.get(key).map(ToString::to_string);
+        let start = case["image"].as_str().map(|name| expected().join(name));
+        let start = start.map(|path| path.with_extension("png"));
+        let (area, strength) = (text("mask_box"), text("strength"));
+        let area = area.map(|area| area.trim_matches(['[', ']']).to_string());
+        if let Some(start) = &start {
+            let command = if area.is_some() { "inpaint" } else { "img2img" };
+            arguments.splice(..1, [command, what, "--image", start.to_str().unwrap()]);
+            arguments.extend(area.iter().flat_map(|area| ["--mask-box", area]));
+            arguments.extend(
+                strength
+                    .iter()
+                    .flat_map(|strength| ["--strength", strength]),
+            );
+        }
         if let Some(lora) = case["lora"].as_str() {
             arguments.extend(["--lora", lora]);
         }

@@ -239,6 +239,10 @@ fn refusals() {
         &[&mask[..], &["image.png", "--mask", "none.png"]].concat(),
         "cannot read `none.png`: No such file or directory (os error 2)",
     );
+    check(
+        &[&mask[..], &["image.png", "--mask-box", "64,0,9,9"]].concat(),
+        "`--mask-box 64,0,9,9` has no pixel of 64 x 64",
+    );
     let crop = ["odd.png", "--mask", "mask.png", "--padding-mask-crop", "3"];
     check(
         &[&mask[..], &crop].concat(),

@@ -236,4 +236,24 @@ fn weighted_prompts() {
         &["--model", "m", "--prompt-syntax", "a1111"],
         "a prompt names the LoRA `style`, but no folder of LoRAs is given",
     );
+    check_error(
+        &folder,
+        "a boat",
+        &[
+            "--model",
+            "m",
+            "--prompt-syntax",
+            "a1111",
+            "--negative-prompt",
+            "ugly <lora:style:1>",
+        ],
+        "a negative prompt names the LoRA `style`; it changes the whole model: name it in the \
+         prompt",
+    );
+    check_error(
+        &folder,
+        "a boat",
+        &["--model", "no.safetensors"],
+        "there is no file `no.safetensors`",
+    );
 }

@@ -14,6 +14,7 @@ const BACKTRACK: usize = 20;
 
 /// Why a weighted prompt could not be cut into chunks.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum PromptError {
     /// The prompt is malformed, or uses a part of the syntax that is not supported.
     #[error(transparent)]

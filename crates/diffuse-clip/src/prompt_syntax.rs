@@ -18,6 +18,7 @@ use thiserror::Error;
 
 /// Why a prompt could not be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum PromptSyntaxError {
     /// `[from:to:when]`
     #[error(

@@ -11,6 +11,7 @@ use crate::{CLIPTextModel, CLIPTokenizer, TokenizerError};
 
 /// Why a textual inversion could not be loaded.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum TextualInversionError {
     /// The file cannot be read.
     #[error(transparent)]

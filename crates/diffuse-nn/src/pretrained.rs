@@ -36,7 +36,7 @@ pub enum PretrainedError {
     },
 }
 
-/// What is wrong with a path that is not a model's folder.
+/// What is wrong with a path that is not a model's folder, nor a file.
 pub fn no_folder(path: &Path) -> String {
     if path.exists() {
         format!(
@@ -44,7 +44,13 @@ pub fn no_folder(path: &Path) -> String {
             path.display()
         )
     } else {
-        format!("there is no folder `{}`", path.display())
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        let is_file = matches!(
+            extension,
+            Some("safetensors" | "ckpt" | "pt" | "pth" | "bin")
+        );
+        let what = if is_file { "file" } else { "folder" };
+        format!("there is no {what} `{}`", path.display())
     }
 }
 

@@ -33,6 +33,7 @@ const ADDED: &str = "the token was added";
 
 /// Why a tokenizer could not be loaded, or a text not be encoded.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum TokenizerError {
     /// The folder has neither form of vocabulary.
     #[error("`{}` has neither `tokenizer.json` nor `vocab.json` and `merges.txt`", .0.display())]

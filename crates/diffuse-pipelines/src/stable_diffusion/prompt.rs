@@ -130,15 +130,12 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         inputs: &StableDiffusionInputs<'_, B>,
         guided: bool,
     ) -> Result<[Option<Tensor<B, 3>>; 2], PipelineError> {
-        let parse = |texts: &[String]| {
+        let parse = |texts: &[String], names_lora: &dyn Fn(&str) -> String| {
             let prompts = texts.iter().map(|text| {
                 let prompt = PromptChunks::new(&self.tokenizer, text)?;
                 match prompt.loras() {
                     [] => Ok(prompt),
-                    [lora, ..] => Err(PipelineError::Options(format!(
-                        "a prompt names the LoRA `{}`, but no folder of LoRAs is given",
-                        lora.name
-                    ))),
+                    [lora, ..] => Err(PipelineError::Options(names_lora(&lora.name))),
                 }
             });
             prompts.collect::<Result<Vec<_>, _>>()
@@ -149,7 +146,19 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             [] => &none[..],
             texts => texts,
         };
-        let mut prompts = [parse(&options.prompt)?, parse(texts)?];
+        let in_prompt = |name: &str| {
+            format!("a prompt names the LoRA `{name}`, but no folder of LoRAs is given")
+        };
+        let in_negative = |name: &str| {
+            format!(
+                "a negative prompt names the LoRA `{name}`; it changes the whole model: name it in \
+                 the prompt"
+            )
+        };
+        let mut prompts = [
+            parse(&options.prompt, &in_prompt)?,
+            parse(texts, &in_negative)?,
+        ];
         // Embeddings that were given have a number of chunks of their own.
         let given = [&inputs.prompt_embeds, &inputs.negative_prompt_embeds];
         let given = given.into_iter().flatten().map(|embeds| {

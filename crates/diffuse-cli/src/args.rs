@@ -2,6 +2,8 @@
 
 use std::ffi::OsString;
 use std::fmt;
+#[cfg(feature = "serve")]
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
@@ -75,6 +77,12 @@ impl Cli {
             Command::Txt2img(args) => args.common.take(matches)?,
             Command::Img2img(args) => args.common.take(matches)?,
             Command::Inpaint(args) => args.common.take(matches)?,
+            #[cfg(feature = "serve")]
+            Command::Serve(args) => {
+                if let Some(text) = args.model.take_options(matches)?.first() {
+                    return Err(no_option(text));
+                }
+            }
             Command::Ddpm(args) => {
                 if let Some(text) = args.model.take_options(matches)?.first() {
                     return Err(no_option(text));
@@ -103,6 +111,9 @@ pub enum Command {
     Fetch(Fetch),
     /// Rewrite a checkpoint as safetensors with today's keys, one file a model
     Convert(Convert),
+    /// Answer requests over HTTP: OpenAI's images API, AUTOMATIC1111's, and a page
+    #[cfg(feature = "serve")]
+    Serve(Box<Serve>),
     /// List the devices that this build can use
     Devices,
     /// List the schedulers and every name they go by
@@ -296,6 +307,40 @@ pub struct Ddpm {
     pub use_clipped_model_output: bool,
     #[command(flatten)]
     pub run: Run,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    pub model: Model,
+    #[command(flatten)]
+    pub weights: StableDiffusionWeights,
+    /// Address to listen on; port 0 is any free one
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7860")]
+    pub listen: SocketAddr,
+    /// Name of the server in requests, beside `localhost` and addresses; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub allow_host: Vec<String>,
+    /// Key that requests need, as `Authorization: Bearer KEY` [default: the variable
+    /// DIFFUSE_API_KEY, or none]
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+    /// Requests that may wait; more are refused
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = parse_count)]
+    pub queue: usize,
+    /// Pixels of the largest image [default: 1048576]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub max_pixels: Option<usize>,
+    /// Steps of the longest run [default: 150]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub max_steps: Option<usize>,
+    /// Images of the largest run [default: 10]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub max_images: Option<usize>,
+    /// Print nothing but warnings and errors
+    #[arg(long)]
+    pub quiet: bool,
 }
 
 #[derive(Debug, Args)]

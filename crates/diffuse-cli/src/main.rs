@@ -20,6 +20,8 @@ mod model;
 mod output;
 mod progress;
 mod schedulers;
+#[cfg(feature = "serve")]
+mod serve;
 mod stable_diffusion;
 mod txt2img;
 
@@ -51,6 +53,8 @@ fn main() -> ExitCode {
         #[cfg(feature = "hub")]
         Command::Fetch(args) => fetch::run(&args),
         Command::Convert(args) => convert::run(&args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(*args),
         Command::Schedulers => {
             schedulers::run();
             Ok(())

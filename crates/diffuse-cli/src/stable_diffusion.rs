@@ -11,7 +11,7 @@ use diffuse_pipelines::schedulers::scheduler_from_config;
 use diffuse_pipelines::vae::AutoencoderKL;
 use diffuse_pipelines::{
     Adapter, FileKind, LoadOptions, Pretrained, SingleFileOptions, StableDiffusionPipeline,
-    load_vae,
+    find_adapter, load_vae,
 };
 
 use crate::args::{Model, StableDiffusionWeights};
@@ -133,11 +133,7 @@ fn open_lora(path: &Path) -> Result<Adapter> {
 
 /// The file of a LoRA that a prompt names.
 fn find_lora(folder: &Path, name: &str) -> Result<PathBuf> {
-    let is_name = !name.is_empty() && Path::new(name).file_name() == Some(name.as_ref());
-    let mut files = ["safetensors", "pt", "bin", "ckpt"]
-        .iter()
-        .map(|extension| folder.join(format!("{name}.{extension}")));
-    match files.find(|file| is_name && file.is_file()) {
+    match find_adapter(folder, name) {
         Some(file) => Ok(file),
         None => bail!(
             "`{}` has no `{name}.safetensors`, which a prompt names",

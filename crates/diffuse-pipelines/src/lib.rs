@@ -21,7 +21,7 @@ pub mod hub;
 pub mod inspect;
 pub mod latents;
 
-pub use adapters::{AdaptedComponent, Adapter, AdapterError};
+pub use adapters::{AdaptedComponent, Adapter, AdapterError, adapter_names, find_adapter};
 pub use canny::canny;
 pub use components::component_folder;
 pub use ddpm::{DDIMOptions, DDIMPipeline, DDPMOptions, DDPMPipeline};

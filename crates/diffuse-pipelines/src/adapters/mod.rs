@@ -196,6 +196,31 @@ impl Adapter {
     }
 }
 
+/// Extensions of adapters' files; the first is taken first.
+const EXTENSIONS: [&str; 4] = ["safetensors", "pt", "bin", "ckpt"];
+
+/// The file of the adapter that a prompt calls `name`, in a folder of adapters.
+pub fn find_adapter(folder: &Path, name: &str) -> Option<PathBuf> {
+    let is_name = !name.is_empty() && Path::new(name).file_name() == Some(name.as_ref());
+    let mut files = EXTENSIONS
+        .iter()
+        .map(|extension| folder.join(format!("{name}.{extension}")));
+    files.find(|file| is_name && file.is_file())
+}
+
+/// The names of all adapters of a folder, sorted.
+pub fn adapter_names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten();
+    let names = entries.filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let extension = path.extension()?.to_str()?;
+        let is_adapter = EXTENSIONS.contains(&extension) && path.is_file();
+        is_adapter.then(|| Some(path.file_stem()?.to_str()?.to_string()))?
+    });
+    let names: BTreeSet<String> = names.collect();
+    names.into_iter().collect()
+}
+
 /// A component's weights before and after adapters.
 pub(crate) struct Adapted<'a> {
     /// Which one it is.

@@ -1,0 +1,493 @@
+//! The part of AUTOMATIC1111's API (`/sdapi/v1`) that its clients use.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use diffuse_pipelines::schedulers::{Overrides, scheduler_catalog};
+use diffuse_pipelines::{
+    PromptSyntax, StableDiffusionImg2ImgOptions, StableDiffusionInpaintOptions,
+    StableDiffusionOptions,
+};
+use image::RgbImage;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::App;
+use crate::engine::{Failure, Output, Request, Task};
+use crate::images::{Format, encode, enlarge, from_base64, read, to_base64};
+use crate::request::{parse_json, seeds};
+
+/// An error in AUTOMATIC1111's form.
+pub fn error(status: StatusCode, message: &str) -> Response {
+    let kind = status.canonical_reason().unwrap_or_default();
+    let body = json!({"error": kind, "detail": message, "body": "", "errors": message});
+    (status, Json(body)).into_response()
+}
+
+/// A value that makes no sense, in FastAPI's form.
+fn invalid(field: &str, message: &str) -> Response {
+    let detail = json!([{"loc": ["body", field], "msg": message, "type": "value_error"}]);
+    let body = Json(json!({ "detail": detail }));
+    (StatusCode::UNPROCESSABLE_ENTITY, body).into_response()
+}
+
+fn failed(failure: &Failure) -> Response {
+    let message = failure.to_string();
+    match failure {
+        Failure::Invalid(_) | Failure::Cancelled => invalid("", &message),
+        Failure::Busy { retry_after } => {
+            let mut response = error(StatusCode::TOO_MANY_REQUESTS, &message);
+            let seconds = retry_after.as_secs().into();
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+            response
+        }
+        Failure::ShuttingDown => error(StatusCode::SERVICE_UNAVAILABLE, &message),
+    }
+}
+
+/// The fields that count; clients send many more.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Fields {
+    prompt: Option<String>,
+    negative_prompt: Option<String>,
+    seed: Option<i64>,
+    steps: Option<usize>,
+    cfg_scale: Option<f64>,
+    width: Option<usize>,
+    height: Option<usize>,
+    batch_size: Option<usize>,
+    n_iter: Option<usize>,
+    sampler_name: Option<String>,
+    sampler_index: Option<String>,
+    scheduler: Option<String>,
+    eta: Option<f64>,
+    clip_skip: Option<usize>,
+    denoising_strength: Option<f64>,
+    init_images: Option<Vec<String>>,
+    mask: Option<String>,
+    inpainting_mask_invert: Option<Value>,
+    inpaint_full_res: Option<Value>,
+    inpaint_full_res_padding: Option<u32>,
+    override_settings: Option<Map<String, Value>>,
+    send_images: Option<bool>,
+}
+
+/// Whether a flag is set; clients send numbers and booleans.
+fn is_set(flag: Option<&Value>) -> bool {
+    flag.is_some_and(|flag| {
+        flag.as_bool()
+            .unwrap_or(flag.as_f64().is_some_and(|n| n != 0.0))
+    })
+}
+
+impl Fields {
+    /// The scheduler of a sampler's name and a schedule's, by the names of the web UI.
+    fn scheduler(&self) -> Result<(Option<String>, Overrides), Response> {
+        let name = self.sampler_name.as_ref().or(self.sampler_index.as_ref());
+        let name = name.filter(|name| !name.is_empty()).cloned();
+        if let Some(name) = &name
+            && !samplers_by_name().any(|known| known.eq_ignore_ascii_case(name))
+        {
+            return Err(error(StatusCode::NOT_FOUND, "Sampler not found"));
+        }
+        let mut overrides = Overrides::new();
+        let schedule = self.scheduler.as_deref().unwrap_or_default().to_lowercase();
+        let key = match schedule.replace(' ', "_").as_str() {
+            "" | "automatic" | "normal" | "uniform" | "simple" => None,
+            "karras" => Some("use_karras_sigmas"),
+            "exponential" => Some("use_exponential_sigmas"),
+            "beta" => Some("use_beta_sigmas"),
+            "sgm_uniform" => {
+                overrides.insert("timestep_spacing".into(), "trailing".into());
+                None
+            }
+            _ => return Err(error(StatusCode::NOT_FOUND, "Scheduler not found")),
+        };
+        if let Some(key) = key {
+            overrides.insert(key.into(), true.into());
+        }
+        Ok((name, overrides))
+    }
+
+    fn options(&self, app: &App) -> Result<StableDiffusionOptions, Response> {
+        let images = self
+            .batch_size
+            .unwrap_or(1)
+            .saturating_mul(self.n_iter.unwrap_or(1));
+        if images == 0 {
+            return Err(invalid("batch_size", "`batch_size` or `n_iter` is 0"));
+        }
+        app.limits
+            .check_images(images)
+            .map_err(|message| invalid("batch_size", &message))?;
+        let settings = self.override_settings.as_ref();
+        let skip = settings.and_then(|settings| settings.get("CLIP_stop_at_last_layers"));
+        let skip = skip.and_then(Value::as_u64).map(|skip| skip as usize);
+        // It counts from the last layer, which is 1.
+        let skip = skip.or(self.clip_skip).and_then(|skip| skip.checked_sub(1));
+        let seed = self.seed.filter(|seed| *seed >= 0).map(i64::cast_unsigned);
+        Ok(StableDiffusionOptions {
+            prompt: vec![self.prompt.clone().unwrap_or_default()],
+            negative_prompt: self.negative_prompt.clone().into_iter().collect(),
+            prompt_syntax: PromptSyntax::A1111,
+            width: self.width,
+            height: self.height,
+            num_inference_steps: self.steps.unwrap_or(app.defaults.num_inference_steps),
+            guidance_scale: self.cfg_scale.unwrap_or(app.defaults.guidance_scale),
+            num_images_per_prompt: images,
+            eta: self.eta.unwrap_or(0.0),
+            clip_skip: skip.filter(|skip| *skip > 0),
+            seeds: seeds(seed, images),
+            ..app.defaults.clone()
+        })
+    }
+
+    fn image(&self) -> Result<RgbImage, Response> {
+        let images = self.init_images.as_deref().unwrap_or_default();
+        let [image] = images else {
+            let message = format!("{} images: one is expected", images.len());
+            return Err(invalid("init_images", &message));
+        };
+        decode(image).map_err(|message| invalid("init_images", &message))
+    }
+
+    /// Variants of an image, or with a mask its white part repainted.
+    fn image_task(&self, app: &App) -> Result<Task, Response> {
+        let mut options = self.options(app)?;
+        let image = self.image()?;
+        let strength = self.denoising_strength.unwrap_or(0.75);
+        let size = [
+            options.width.map_or(image.width(), |width| width as u32),
+            options
+                .height
+                .map_or(image.height(), |height| height as u32),
+        ];
+        let pixels = (size[0] as usize).saturating_mul(size[1] as usize);
+        if pixels > app.limits.pixels {
+            let limit = app.limits.pixels;
+            let message = format!("the number of pixels is {pixels}, but at most {limit} here");
+            return Err(invalid("width", &message));
+        }
+        let Some(mask) = &self.mask else {
+            (options.width, options.height) = (None, None);
+            return Ok(Task::ImageToImage(StableDiffusionImg2ImgOptions {
+                options,
+                image: vec![enlarge(&image, size)],
+                strength,
+            }));
+        };
+        let mut mask = decode(mask).map_err(|message| invalid("mask", &message))?;
+        if is_set(self.inpainting_mask_invert.as_ref()) {
+            image::imageops::invert(&mut mask);
+        }
+        let [width, height] = size.map(|side| Some((side as usize).max(8) / 8 * 8));
+        (options.width, options.height) = (width, height);
+        let crops = is_set(self.inpaint_full_res.as_ref());
+        Ok(Task::Inpaint(StableDiffusionInpaintOptions {
+            options,
+            image: vec![image],
+            mask_image: vec![mask],
+            strength,
+            padding_mask_crop: crops.then(|| self.inpaint_full_res_padding.unwrap_or(32)),
+            keep_unmasked: true,
+        }))
+    }
+}
+
+fn decode(text: &str) -> Result<RgbImage, String> {
+    read(&from_base64(text)?)
+}
+
+/// `POST /sdapi/v1/txt2img`
+pub async fn txt2img(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> Response {
+    respond(app, &headers, &body, |fields, app| {
+        Ok(Task::TextToImage(fields.options(app)?))
+    })
+    .await
+}
+
+/// `POST /sdapi/v1/img2img`
+pub async fn img2img(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> Response {
+    respond(app, &headers, &body, Fields::image_task).await
+}
+
+async fn respond(
+    app: Arc<App>,
+    headers: &HeaderMap,
+    body: &[u8],
+    task: impl FnOnce(&Fields, &App) -> Result<Task, Response>,
+) -> Response {
+    let values: Value = match parse_json(headers, body) {
+        Ok(values) => values,
+        Err(message) => return invalid("", &message),
+    };
+    let fields: Fields = match serde_json::from_value(values.clone()) {
+        Ok(fields) => fields,
+        Err(error) => return invalid("", &error.to_string()),
+    };
+    let request = task(&fields, &app).and_then(|task| request(&fields, task, &app));
+    let request = match request {
+        Ok(request) => request,
+        Err(response) => return response,
+    };
+    let task = request.task.clone();
+    let running = match app.queue.submit(request) {
+        Ok(running) => running,
+        Err(failure) => return failed(&failure),
+    };
+    match running.finish().await {
+        Ok(output) => {
+            let send = fields.send_images.unwrap_or(true);
+            Json(answer(&app, &task, output, values, send).await).into_response()
+        }
+        Err(failure) => failed(&failure),
+    }
+}
+
+fn request(fields: &Fields, mut task: Task, app: &App) -> Result<Request, Response> {
+    let scheduler = fields.scheduler()?;
+    let mut loras = Vec::new();
+    let options = match &mut task {
+        Task::TextToImage(options) => options,
+        Task::ImageToImage(task) => &mut task.options,
+        Task::Inpaint(task) => &mut task.options,
+    };
+    for prompt in &mut options.prompt {
+        loras = app
+            .take_loras(prompt)
+            .map_err(|message| invalid("prompt", &message))?;
+    }
+    app.limits
+        .check(&task)
+        .map_err(|message| invalid("", &message))?;
+    Ok(Request {
+        task,
+        scheduler,
+        loras,
+        // Clients ask for progress meanwhile.
+        previews: true,
+    })
+}
+
+async fn answer(app: &Arc<App>, task: &Task, output: Output, values: Value, send: bool) -> Value {
+    let texts = (0..output.images.len()).map(|index| app.parameters(task, &output, index));
+    let texts: Vec<String> = texts.collect();
+    let options = task.options();
+    let (width, height) = output
+        .images
+        .first()
+        .map_or((0, 0), |image| image.dimensions());
+    let info = json!({
+        "prompt": options.prompt.first(),
+        "all_prompts": vec![options.prompt.first(); output.images.len()],
+        "negative_prompt": options.negative_prompt.first().cloned().unwrap_or_default(),
+        "seed": options.seeds.first(),
+        "all_seeds": options.seeds,
+        "subseed": 0,
+        "width": width,
+        "height": height,
+        "sampler_name": output.scheduler,
+        "cfg_scale": options.guidance_scale,
+        "steps": options.num_inference_steps,
+        "batch_size": output.images.len(),
+        "sd_model_name": app.model.name,
+        "clip_skip": options.clip_skip.unwrap_or(0) + 1,
+        "index_of_first_image": 0,
+        "infotexts": texts,
+        "interrupted": output.interrupted,
+        "version": concat!("diffuse ", env!("CARGO_PKG_VERSION")),
+    });
+    let encode_all = move || -> Vec<String> {
+        let files = output.images.iter().zip(&texts);
+        let files = files.map(|(image, text)| to_base64(&encode(image, Format::Png, text)));
+        files.collect()
+    };
+    let images = match send {
+        true => tokio::task::spawn_blocking(encode_all)
+            .await
+            .unwrap_or_default(),
+        false => Vec::new(),
+    };
+    json!({"images": images, "parameters": values, "info": info.to_string()})
+}
+
+#[derive(Debug, Deserialize)]
+pub struct ProgressQuery {
+    #[serde(default)]
+    skip_current_image: bool,
+}
+
+/// `GET /sdapi/v1/progress`
+pub async fn progress(
+    State(app): State<Arc<App>>,
+    Query(query): Query<ProgressQuery>,
+) -> Json<Value> {
+    let progress = app.queue.progress();
+    let waiting = app.queue.waiting();
+    let running = progress.started.is_some();
+    let part = match progress.steps {
+        0 => 0.0,
+        steps => progress.step as f64 / steps as f64,
+    };
+    let elapsed = progress
+        .started
+        .map_or(0.0, |started| started.elapsed().as_secs_f64());
+    let eta = if part > 0.0 {
+        elapsed / part - elapsed
+    } else {
+        0.0
+    };
+    let preview = progress.preview.filter(|_| !query.skip_current_image);
+    let preview = match preview {
+        Some(image) => {
+            let encode = move || to_base64(&encode(&image, Format::Png, ""));
+            tokio::task::spawn_blocking(encode).await.ok()
+        }
+        None => None,
+    };
+    // Clients take 0 for the end.
+    let part = if running { part.max(0.01) } else { part };
+    Json(json!({
+        "progress": part,
+        "eta_relative": eta,
+        "state": {
+            "skipped": false,
+            "interrupted": false,
+            "stopping_generation": false,
+            "job": if running { "generating" } else { "" },
+            "job_count": waiting + usize::from(running),
+            "job_timestamp": "0",
+            "job_no": 0,
+            "sampling_step": progress.step,
+            "sampling_steps": progress.steps,
+        },
+        "current_image": preview,
+        "textinfo": null,
+    }))
+}
+
+/// `POST /sdapi/v1/interrupt` and `skip`
+pub async fn interrupt(State(app): State<Arc<App>>) -> Json<Value> {
+    app.queue.interrupt();
+    Json(json!({}))
+}
+
+/// `GET /sdapi/v1/options`
+pub async fn options(State(app): State<Arc<App>>) -> Json<Value> {
+    Json(json!({
+        "sd_model_checkpoint": app.model.name,
+        "sd_checkpoint_hash": "",
+        "sd_vae": "Automatic",
+        "CLIP_stop_at_last_layers": 1,
+        "samples_format": "png",
+        "live_previews_enable": true,
+    }))
+}
+
+/// `POST /sdapi/v1/options`: clients send back what they got; nothing can be changed.
+pub async fn set_options(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> Response {
+    let values: Map<String, Value> = match parse_json(&headers, &body) {
+        Ok(values) => values,
+        Err(message) => return invalid("", &message),
+    };
+    match values.get("sd_model_checkpoint").and_then(Value::as_str) {
+        Some(name) if !name.is_empty() && name != app.model.name => {
+            let message = format!("there is no model `{name}`; there is `{}`", app.model.name);
+            invalid("sd_model_checkpoint", &message)
+        }
+        _ => Json(Value::Null).into_response(),
+    }
+}
+
+/// Every name of a sampler.
+fn samplers_by_name() -> impl Iterator<Item = &'static str> {
+    scheduler_catalog().flat_map(|info| {
+        let names = info.popular.into_iter();
+        names.chain([info.name, info.class])
+    })
+}
+
+/// `GET /sdapi/v1/samplers`
+pub async fn samplers() -> Json<Value> {
+    let samplers = scheduler_catalog().flat_map(|info| {
+        let mut names = info.popular.clone();
+        if names.is_empty() {
+            names.push(info.class);
+        }
+        names.into_iter().map(
+            move |name| json!({"name": name, "aliases": [info.name, info.class], "options": {}}),
+        )
+    });
+    Json(samplers.collect())
+}
+
+/// `GET /sdapi/v1/schedulers`
+pub async fn schedulers() -> Json<Value> {
+    let names = [
+        ("automatic", "Automatic"),
+        ("karras", "Karras"),
+        ("exponential", "Exponential"),
+        ("sgm_uniform", "SGM Uniform"),
+        ("beta", "Beta"),
+    ];
+    let scheduler = |(name, label)| {
+        json!({
+            "name": name,
+            "label": label,
+            "aliases": null,
+            "default_rho": -1,
+            "need_inner_model": false,
+        })
+    };
+    Json(names.into_iter().map(scheduler).collect())
+}
+
+/// `GET /sdapi/v1/sd-models`
+pub async fn sd_models(State(app): State<Arc<App>>) -> Json<Value> {
+    let name = &app.model.name;
+    Json(json!([{
+        "title": name,
+        "model_name": name,
+        "hash": null,
+        "sha256": null,
+        "filename": name,
+        "config": null,
+    }]))
+}
+
+/// `GET /sdapi/v1/loras`
+pub async fn loras(State(app): State<Arc<App>>) -> Json<Value> {
+    let folder = app.lora_dir.clone();
+    let list = move || {
+        let names = folder.map(|folder| diffuse_pipelines::adapter_names(&folder));
+        names.unwrap_or_default()
+    };
+    let names = tokio::task::spawn_blocking(list).await.unwrap_or_default();
+    let lora = |name: String| json!({"name": name, "alias": name, "path": name, "metadata": {}});
+    Json(names.into_iter().map(lora).collect())
+}
+
+/// Lists that are empty here.
+pub async fn nothing() -> Json<Value> {
+    Json(json!([]))
+}
+
+/// `GET /sdapi/v1/scripts`
+pub async fn scripts() -> Json<Value> {
+    Json(json!({"txt2img": [], "img2img": []}))
+}
+
+/// `GET /sdapi/v1/embeddings`
+pub async fn embeddings() -> Json<Value> {
+    Json(json!({"loaded": {}, "skipped": {}}))
+}
+
+/// `GET /sdapi/v1/cmd-flags`
+pub async fn flags() -> Json<Value> {
+    Json(json!({}))
+}

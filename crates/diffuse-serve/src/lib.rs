@@ -1,0 +1,330 @@
+#![doc = include_str!("../README.md")]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+mod a1111;
+mod access;
+mod engine;
+mod images;
+mod metrics;
+mod openai;
+mod page;
+mod request;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use burn::tensor::backend::Backend;
+use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionPipeline};
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::runtime;
+use tokio_util::sync::CancellationToken;
+
+use access::Access;
+use engine::{Engine, Queue};
+
+pub use engine::Preview;
+
+/// Why a server could not run.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// The threads of the server cannot be started.
+    #[error("cannot start the server")]
+    Start(#[source] std::io::Error),
+}
+
+/// How a server runs.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// Where it listens; port 0 is any free one.
+    pub address: SocketAddr,
+    /// Names of the server, beside `localhost` and addresses.
+    pub hosts: Vec<String>,
+    /// A key that requests need: `Authorization: Bearer KEY`.
+    pub key: Option<String>,
+    /// What clients call the model.
+    pub model: String,
+    /// What requests leave out.
+    pub defaults: StableDiffusionOptions,
+    /// Folder of the LoRAs that prompts name.
+    pub lora_dir: Option<PathBuf>,
+    /// Requests that may wait; more are refused with 429.
+    pub queue: usize,
+    /// The largest request.
+    pub limits: Limits,
+    /// How long the end of the server waits for the run that computes.
+    pub grace: Duration,
+}
+
+/// The largest request.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Bytes of a body.
+    pub body: usize,
+    /// Pixels of an image.
+    pub pixels: usize,
+    /// Steps of a run.
+    pub steps: usize,
+    /// Images of a run.
+    pub images: usize,
+    /// Bytes of a prompt.
+    pub prompt: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body: 32 << 20,
+            pixels: 1 << 20,
+            steps: 150,
+            images: 10,
+            prompt: 16 << 10,
+        }
+    }
+}
+
+impl Limits {
+    fn check_images(&self, images: usize) -> Result<(), String> {
+        if images <= self.images {
+            return Ok(());
+        }
+        let limit = self.images;
+        Err(format!(
+            "the number of images is {images}, but at most {limit} here"
+        ))
+    }
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self {
+            address: ([127, 0, 0, 1], 7860).into(),
+            hosts: Vec::new(),
+            key: None,
+            model: "diffuse".into(),
+            defaults: StableDiffusionOptions::default(),
+            lora_dir: None,
+            queue: 32,
+            limits: Limits::default(),
+            grace: Duration::from_secs(30),
+        }
+    }
+}
+
+/// The model as clients see it.
+#[derive(Debug)]
+struct Model {
+    name: String,
+    /// Seconds since 1970.
+    loaded: u64,
+}
+
+/// What handlers share.
+#[derive(Debug)]
+struct App {
+    queue: Queue,
+    access: Access,
+    model: Model,
+    defaults: StableDiffusionOptions,
+    lora_dir: Option<PathBuf>,
+    limits: Limits,
+    store: openai::Store,
+}
+
+/// Answers requests until the process is told to end (SIGINT, SIGTERM) or `stop` is cancelled. The
+/// calling thread computes. `on_ready` gets the address.
+///
+/// # Errors
+/// If the address cannot be listened on.
+pub fn serve<B: Backend>(
+    pipeline: StableDiffusionPipeline<B>,
+    preview: Option<Preview<B>>,
+    options: ServeOptions,
+    stop: &CancellationToken,
+    on_ready: impl FnOnce(SocketAddr),
+) -> Result<(), ServeError> {
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(ServeError::Start)?;
+    let address = options.address;
+    let listen = |source| ServeError::Listen { address, source };
+    let listener = runtime
+        .block_on(TcpListener::bind(address))
+        .map_err(listen)?;
+    let address = listener.local_addr().map_err(listen)?;
+    let abort = CancellationToken::new();
+    let (engine, queue) = Engine::new(
+        pipeline,
+        preview,
+        options.queue,
+        stop.clone(),
+        abort.clone(),
+    );
+    let loaded = SystemTime::now().duration_since(UNIX_EPOCH);
+    let app = Arc::new(App {
+        queue,
+        access: Access {
+            address,
+            hosts: options.hosts,
+            key: options.key,
+        },
+        model: Model {
+            name: options.model,
+            loaded: loaded.unwrap_or_default().as_secs(),
+        },
+        defaults: options.defaults,
+        lora_dir: options.lora_dir,
+        limits: options.limits,
+        store: openai::Store::default(),
+    });
+    let router = router(app);
+    let (stop, grace) = (stop.clone(), options.grace);
+    let server = thread::spawn(move || {
+        runtime.block_on(run(listener, router, stop, abort, grace));
+        // Connections that are left are cut off, and with them the last senders of the queue.
+        runtime.shutdown_background();
+    });
+    on_ready(address);
+    engine.run();
+    let _ = server.join();
+    Ok(())
+}
+
+/// Accepts connections until the end, and waits for the answers that are due.
+async fn run(
+    listener: TcpListener,
+    router: Router,
+    stop: CancellationToken,
+    abort: CancellationToken,
+    grace: Duration,
+) {
+    tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            signal().await;
+            stop.cancel();
+        }
+    });
+    let ended = stop.clone();
+    let server = axum::serve(listener, router)
+        .with_graceful_shutdown(async move { ended.cancelled().await })
+        .into_future();
+    let mut server = std::pin::pin!(server);
+    tokio::select! {
+        _ = &mut server => return,
+        () = async {
+            stop.cancelled().await;
+            tokio::time::sleep(grace).await;
+        } => {}
+    }
+    abort.cancel();
+    // A step may take a while; then the connection is cut off.
+    let _ = tokio::time::timeout(grace, server).await;
+}
+
+/// Waits for the signal to end.
+async fn signal() {
+    let interrupt = async {
+        // Without signals there is nothing to wait for.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    #[cfg(unix)]
+    let terminate = async {
+        use tokio::signal::unix::{SignalKind, signal};
+        match signal(SignalKind::terminate()) {
+            Ok(mut signal) => {
+                signal.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    #[cfg(not(unix))]
+    let terminate = std::future::pending::<()>();
+    tokio::select! {
+        () = interrupt => {}
+        () = terminate => {}
+    }
+}
+
+fn router(app: Arc<App>) -> Router {
+    let limit = DefaultBodyLimit::max(app.limits.body);
+    Router::new()
+        .route("/v1/images/generations", post(openai::generations))
+        .route("/v1/images/edits", post(openai::edits))
+        .route("/v1/models", get(openai::models))
+        .route("/v1/models/{*id}", get(openai::model))
+        .route("/images/{name}", get(openai::stored))
+        .route("/sdapi/v1/txt2img", post(a1111::txt2img))
+        .route("/sdapi/v1/img2img", post(a1111::img2img))
+        .route("/sdapi/v1/progress", get(a1111::progress))
+        .route("/sdapi/v1/interrupt", post(a1111::interrupt))
+        .route("/sdapi/v1/skip", post(a1111::interrupt))
+        .route(
+            "/sdapi/v1/options",
+            get(a1111::options).post(a1111::set_options),
+        )
+        .route("/sdapi/v1/samplers", get(a1111::samplers))
+        .route("/sdapi/v1/schedulers", get(a1111::schedulers))
+        .route("/sdapi/v1/sd-models", get(a1111::sd_models))
+        .route("/sdapi/v1/loras", get(a1111::loras))
+        .route("/sdapi/v1/upscalers", get(a1111::nothing))
+        .route("/sdapi/v1/latent-upscale-modes", get(a1111::nothing))
+        .route("/sdapi/v1/sd-vae", get(a1111::nothing))
+        .route("/sdapi/v1/sd-modules", get(a1111::nothing))
+        .route("/sdapi/v1/script-info", get(a1111::nothing))
+        .route("/sdapi/v1/scripts", get(a1111::scripts))
+        .route("/sdapi/v1/embeddings", get(a1111::embeddings))
+        .route("/sdapi/v1/cmd-flags", get(a1111::flags))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .merge(page::routes())
+        .fallback(|| async { openai::error(StatusCode::NOT_FOUND, "there is nothing here", None) })
+        .method_not_allowed_fallback(|| async {
+            let message = "this path does not take this method";
+            openai::error(StatusCode::METHOD_NOT_ALLOWED, message, None)
+        })
+        .layer(axum::middleware::from_fn_with_state(
+            app.clone(),
+            access::check,
+        ))
+        .layer(limit)
+        .with_state(app)
+}
+
+/// `GET /readyz`: the model is loaded before the server listens.
+async fn ready(State(app): State<Arc<App>>) -> Response {
+    if app.queue.shutdown.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response();
+    }
+    "ready\n".into_response()
+}
+
+/// `GET /metrics`
+async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let text = app.queue.metrics.text(app.queue.waiting());
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let kind = HeaderValue::from_static(kind);
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}

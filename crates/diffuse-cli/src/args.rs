@@ -295,6 +295,9 @@ pub struct Fetch {
     /// Variant of the weights files: `fp16` takes `*.fp16.safetensors`
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
+    /// Leave out the safety checker (1.2 GB of Stable Diffusion v1)
+    #[arg(long)]
+    pub no_safety_checker: bool,
     /// Copy the files into this folder, which needs no cache
     #[arg(long, value_name = "FOLDER")]
     pub into: Option<PathBuf>,
@@ -416,6 +419,10 @@ pub struct StableDiffusionWeights {
     /// Textual inversion; prompts call it NAME [default: the file's name]; may be repeated
     #[arg(long, value_name = "[NAME=]FILE", value_parser = parse_embedding)]
     pub embedding: Vec<EmbeddingArgument>,
+    /// Neither fetch nor run the checkpoint's safety checker, which makes images black that it
+    /// takes for unsafe
+    #[arg(long)]
+    pub no_safety_checker: bool,
     #[command(flatten)]
     pub single_file: SingleFile,
 }

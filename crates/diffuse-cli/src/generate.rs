@@ -73,7 +73,8 @@ impl<T: Task> Job for TaskJob<T> {
         let Self(task) = self;
         let args = task.common();
         let kind = PipelineKind::StableDiffusion;
-        let source = find_model(&args.model, kind, args.run.quiet)?;
+        let no_safety_checker = args.weights.no_safety_checker;
+        let source = find_model(&args.model, kind, no_safety_checker, args.run.quiet)?;
         let start = Instant::now();
         let load = load_options::<B>(&args.model, backend, &device)?;
         let mut prompts = args.prompts.clone();

@@ -147,9 +147,13 @@ pub fn write<B: Backend>(
         latents::write(path, &generated.latents)?;
     }
     let paths = image_paths(&run.output, generated.images.len());
+    let flags = generated.nsfw_content_detected.as_deref();
+    warn_of_flagged(flags.unwrap_or_default(), &paths);
     for (index, (image, path)) in generated.images.iter().zip(paths).enumerate() {
         let mut options = options.clone();
         options.insert("image".into(), index.into());
+        let flag = flags.map(|flags| flags[index]);
+        options.insert("nsfw_content_detected".into(), flag.into());
         write_png(&path, image, &Value::from(options))?;
         if !run.quiet {
             preview(image);
@@ -157,6 +161,23 @@ pub fn write<B: Backend>(
         }
     }
     Ok(())
+}
+
+/// Says which images the safety checker made black.
+fn warn_of_flagged(flags: &[bool], paths: &[PathBuf]) {
+    let flagged = flags.iter().zip(paths).filter(|(flag, _)| **flag);
+    let flagged: Vec<String> = flagged
+        .map(|(_, path)| format!("`{}`", path.display()))
+        .collect();
+    if !flagged.is_empty() {
+        complain(format_args!(
+            "warning: the safety checker takes {} of {} images for unsafe, and makes it black: {}; \
+             try another prompt or seed, or turn the checker off by `--no-safety-checker`",
+            flagged.len(),
+            flags.len(),
+            flagged.join(", ")
+        ));
+    }
 }
 
 /// `out.png`, or `out-0.png`, `out-1.png`, ... for several images.

@@ -48,7 +48,12 @@ pub fn load<B: Backend>(
                 path.display()
             );
         }
-        StableDiffusionPipeline::<B>::from_pretrained_with(path, load, device)?
+        match weights.no_safety_checker {
+            true => StableDiffusionPipeline::<B>::from_pretrained_without_safety_checker(
+                path, load, device,
+            )?,
+            false => StableDiffusionPipeline::<B>::from_pretrained_with(path, load, device)?,
+        }
     };
     if let Some(path) = &weights.vae {
         let config = pipeline.vae.config().clone();

@@ -2,6 +2,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod adapters;
+mod clip_image_processor;
 mod components;
 mod ddpm;
 mod error;
@@ -11,6 +12,7 @@ mod guidance;
 mod image_processor;
 mod mask;
 mod resize;
+mod safety_checker;
 mod single_file;
 mod stable_diffusion;
 
@@ -21,6 +23,7 @@ pub mod inspect;
 pub mod latents;
 
 pub use adapters::{AdaptedComponent, Adapter, AdapterError};
+pub use clip_image_processor::{CLIPImageProcessor, CropSize, ResizedSize};
 pub use components::component_folder;
 pub use ddpm::{DDIMOptions, DDIMPipeline, DDPMOptions, DDPMPipeline};
 pub use error::PipelineError;
@@ -28,6 +31,9 @@ pub use folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind};
 pub use generation::{Generated, StageTimes, StepEvent, generators, random_seed};
 pub use guidance::{guide, rescale_noise};
 pub use image_processor::{load_image, to_images, to_unit_range};
+pub use safety_checker::{
+    SafetyChecker, SafetyCheckerConfig, SafetyScores, StableDiffusionSafetyChecker,
+};
 pub use single_file::{FileKind, SingleFileOptions, StableDiffusionFile, load_vae};
 pub use stable_diffusion::{
     EncodedPrompt, PreparedPrompt, PromptSyntax, StableDiffusionImg2ImgOptions,

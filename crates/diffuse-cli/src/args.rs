@@ -14,6 +14,7 @@ use diffuse_pipelines::{
 use serde_json::Value;
 
 use crate::builtin::builtin;
+use crate::sweep::{Sweep, with_axes};
 
 /// Images from diffusion models.
 #[derive(Debug, Parser)]
@@ -46,7 +47,7 @@ impl Cli {
     /// `--version` is for `txt2img`.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut arguments: Vec<OsString> = arguments.into_iter().collect();
-        let command = Self::command();
+        let command = with_axes(Self::command());
         if let Some(first) = arguments.get(1) {
             let mut names: Vec<&str> = command.get_subcommands().map(|it| it.get_name()).collect();
             names.extend(["help", "-h", "--help", "-V", "--version"]);
@@ -73,6 +74,7 @@ impl Cli {
             Command::Txt2img(args) => args.common.take(matches)?,
             Command::Img2img(args) => args.common.take(matches)?,
             Command::Inpaint(args) => args.common.take(matches)?,
+            Command::Sweep(args) => args.take(matches)?,
             Command::Ddpm(args) => {
                 if let Some(text) = args.model.take_options(matches)?.first() {
                     return Err(no_option(text));
@@ -92,6 +94,13 @@ pub enum Command {
     Img2img(Box<Img2img>),
     /// Repaint a part of an image
     Inpaint(Box<Inpaint>),
+    /// Compare prompts, schedulers, steps, guidance and seeds on a contact sheet
+    ///
+    /// An option that is an axis takes several values, separated by commas; prompts are several
+    /// arguments. The sheet has an image of each combination, with the values as labels:
+    ///
+    /// diffuse sweep "a boat at sunset" --seed 0,1,2 --scheduler euler,unipc,ddim
+    Sweep(Box<Sweep>),
     /// Make images without a text
     Ddpm(Box<Ddpm>),
     /// Describe a checkpoint: components, parameters, types, what is not supported
@@ -490,6 +499,9 @@ pub struct Run {
     /// The image; with several, their names get `-0`, `-1`, ... before the extension
     #[arg(long, value_name = "FILE", default_value = "out.png")]
     pub output: PathBuf,
+    /// Write all images in one, too: a row for each prompt, or about as wide as high
+    #[arg(long, value_name = "FILE")]
+    pub grid: Option<PathBuf>,
     /// Write the final latents, too: safetensors with one tensor `latents`
     #[arg(long, value_name = "FILE")]
     pub output_latents: Option<PathBuf>,
@@ -503,7 +515,7 @@ pub struct Run {
 
 impl StableDiffusion {
     /// Reads the scheduler's options and the prompts behind options.
-    fn take(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+    pub fn take(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         let prompts = self.model.take_options(matches)?;
         self.take_prompts(matches, prompts);
         Ok(())

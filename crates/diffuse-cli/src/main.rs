@@ -12,6 +12,7 @@ mod failure;
 #[cfg(feature = "hub")]
 mod fetch;
 mod generate;
+mod grid;
 mod img2img;
 mod inpaint;
 mod inspect;
@@ -20,6 +21,7 @@ mod output;
 mod progress;
 mod schedulers;
 mod stable_diffusion;
+mod sweep;
 mod txt2img;
 
 use std::process::ExitCode;
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Txt2img(args) => txt2img::run(*args),
         Command::Img2img(args) => img2img::run(*args),
         Command::Inpaint(args) => inpaint::run(*args),
+        Command::Sweep(args) => sweep::run(args),
         Command::Ddpm(args) => ddpm::run(args),
         Command::Inspect(args) => inspect::run(&args),
         #[cfg(feature = "hub")]

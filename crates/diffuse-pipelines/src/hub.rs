@@ -239,7 +239,7 @@ mod tests {
 
     #[track_caller]
     fn check(kind: PipelineKind, variant: Option<&str>, files: &[&str], weights: &[&str]) {
-        let needed = needed(kind, variant, true, &listing(files)).unwrap();
+        let needed = needed(kind, variant, false, &listing(files)).unwrap();
         let is_weights = |file: &&String| file.ends_with(".safetensors") || file.ends_with(".bin");
         let found: Vec<&String> = needed.files.iter().filter(is_weights).collect();
         assert_eq!(found, weights);
@@ -343,6 +343,29 @@ mod tests {
         let needed = needed(StableDiffusion, None, true, &listing(&files)).unwrap();
         let index = "unet/diffusion_pytorch_model.safetensors.index.json".to_string();
         assert!(needed.files.contains(&index));
+    }
+
+    #[test]
+    fn a_safety_checker_that_is_not_wanted_or_missing() {
+        let files = |safety_checker, files: &[&str]| {
+            needed(StableDiffusion, None, safety_checker, &listing(files)).unwrap()
+        };
+        let is_its = |file: &&str| file.starts_with("safety_checker");
+        let has_it = |selection: &Selection| {
+            let mut files = selection.files.iter().map(String::as_str);
+            files.any(|file| is_its(&file))
+        };
+        assert!(has_it(&files(true, STABLE_DIFFUSION)));
+        assert!(!has_it(&files(false, STABLE_DIFFUSION)));
+        let others = STABLE_DIFFUSION.iter().copied();
+        let others: Vec<&str> = others.filter(|file| !is_its(file)).collect();
+        let without = files(true, &others);
+        assert!(!has_it(&without));
+        assert!(
+            without
+                .absent
+                .contains(&"safety_checker/config.json".into())
+        );
     }
 
     #[test]

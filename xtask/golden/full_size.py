@@ -4,7 +4,8 @@ import json
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
 import checkpoints
 
@@ -45,6 +46,30 @@ TEXT = checkpoints.text_encoder(
     num_hidden_layers=12,
     projection_dim=768,
 )
+SAFETY_CHECKER = {
+    "architectures": ["StableDiffusionSafetyChecker"],
+    "model_type": "clip",
+    "projection_dim": 768,
+    "vision_config": {
+        "hidden_act": "quick_gelu",
+        "hidden_size": 1024,
+        "image_size": 224,
+        "intermediate_size": 4096,
+        "layer_norm_eps": 1e-05,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": 16,
+        "num_channels": 3,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "projection_dim": 512,
+    },
+}
+
+
+def vision_model_names(tensors):
+    """The names that CLIP's vision model has in the published file."""
+    return {key.replace("vision_model.", "vision_model.vision_model.", 1): tensor for key, tensor in tensors.items()}
+
 
 # The name, the class, its configuration, the names of the published file, and the known number of parameters.
 MODELS = [
@@ -54,7 +79,10 @@ MODELS = [
     ("sd-v1-inpaint-unet", UNet2DConditionModel, UNET | {"in_channels": 9}, dict, 859_535_364),
     ("sd-v1-vae", AutoencoderKL, VAE, checkpoints.old_attention_names, 83_653_863),
     ("sd-v1-text-encoder", CLIPTextModel, TEXT, checkpoints.text_model_names, 123_060_480),
+    ("sd-v1-safety-checker", StableDiffusionSafetyChecker, SAFETY_CHECKER, vision_model_names, 303_981_588),
 ]
+
+TRANSFORMERS = {CLIPTextModel: CLIPTextConfig, StableDiffusionSafetyChecker: CLIPConfig}
 
 
 def make(folder):
@@ -62,7 +90,10 @@ def make(folder):
     for name, kind, config, published_names, known in MODELS:
         public = checkpoints.without_private(config)
         with torch.device("meta"):
-            model = kind(CLIPTextConfig(**public)) if kind is CLIPTextModel else kind.from_config(public)
+            if kind in TRANSFORMERS:
+                model = kind(TRANSFORMERS[kind](**public))
+            else:
+                model = kind.from_config(public)
         tensors = {key: list(tensor.shape) for key, tensor in model.named_parameters()}
         parameters = sum(tensor.numel() for tensor in model.parameters())
         if parameters != known:

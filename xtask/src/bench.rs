@@ -110,7 +110,7 @@ impl Bench {
         if self.is_ddpm {
             command.arg("ddpm");
         } else {
-            command.args(["txt2img", PROMPT]);
+            command.args(["txt2img", PROMPT, "--no-safety-checker"]);
             for (name, size) in ["--width", "--height"].iter().zip(self.size) {
                 if size > 0 {
                     command.args([name, &*size.to_string()]);

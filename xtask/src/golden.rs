@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::root;
 
 /// The scripts in their order, and their output folders, relative to the workspace.
-const SCRIPTS: [(&str, &str); 10] = [
+const SCRIPTS: [(&str, &str); 11] = [
     (
         "crates/diffuse-schedulers/tests/golden.py",
         "crates/diffuse-schedulers/tests/fixtures",
@@ -22,6 +22,10 @@ const SCRIPTS: [(&str, &str); 10] = [
     ),
     (
         "xtask/golden/denoising.py",
+        "crates/diffuse-pipelines/tests/reference",
+    ),
+    (
+        "xtask/golden/safety_checker.py",
         "crates/diffuse-pipelines/tests/reference",
     ),
     (

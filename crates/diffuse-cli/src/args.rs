@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use crate::builtin::builtin;
 use crate::control::Controls;
+use crate::sweep::{Sweep, with_axes};
 
 /// Images from diffusion models.
 #[derive(Debug, Parser)]
@@ -50,7 +51,7 @@ impl Cli {
     /// `--version` is for `txt2img`.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut arguments: Vec<OsString> = arguments.into_iter().collect();
-        let command = Self::command();
+        let command = with_axes(Self::command());
         if let Some(first) = arguments.get(1) {
             let mut names: Vec<&str> = command.get_subcommands().map(|it| it.get_name()).collect();
             names.extend(["help", "-h", "--help", "-V", "--version"]);
@@ -83,6 +84,7 @@ impl Cli {
                     return Err(no_option(text));
                 }
             }
+            Command::Sweep(args) => args.take(matches)?,
             Command::Ddpm(args) => {
                 if let Some(text) = args.model.take_options(matches)?.first() {
                     return Err(no_option(text));
@@ -102,6 +104,13 @@ pub enum Command {
     Img2img(Box<Img2img>),
     /// Repaint a part of an image
     Inpaint(Box<Inpaint>),
+    /// Compare prompts, schedulers, steps, guidance and seeds on a contact sheet
+    ///
+    /// An option that is an axis takes several values, separated by commas; prompts are several
+    /// arguments. The sheet has an image of each combination, with the values as labels:
+    ///
+    /// diffuse sweep "a boat at sunset" --seed 0,1,2 --scheduler euler,unipc,ddim
+    Sweep(Box<Sweep>),
     /// Make images without a text
     Ddpm(Box<Ddpm>),
     /// Describe a checkpoint: components, parameters, types, what is not supported
@@ -368,6 +377,9 @@ pub struct Fetch {
     /// Variant of the weights files: `fp16` takes `*.fp16.safetensors`
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
+    /// Leave out the safety checker (1.2 GB of Stable Diffusion v1)
+    #[arg(long)]
+    pub no_safety_checker: bool,
     /// Copy the files into this folder, which needs no cache
     #[arg(long, value_name = "FOLDER")]
     pub into: Option<PathBuf>,
@@ -489,6 +501,10 @@ pub struct StableDiffusionWeights {
     /// Textual inversion; prompts call it NAME [default: the file's name]; may be repeated
     #[arg(long, value_name = "[NAME=]FILE", value_parser = parse_embedding)]
     pub embedding: Vec<EmbeddingArgument>,
+    /// Neither fetch nor run the checkpoint's safety checker, which makes images black that it
+    /// takes for unsafe
+    #[arg(long)]
+    pub no_safety_checker: bool,
     #[command(flatten)]
     pub single_file: SingleFile,
 }
@@ -556,6 +572,9 @@ pub struct Run {
     /// The image; with several, their names get `-0`, `-1`, ... before the extension
     #[arg(long, value_name = "FILE", default_value = "out.png")]
     pub output: PathBuf,
+    /// Write all images in one, too: a row for each prompt, or about as wide as high
+    #[arg(long, value_name = "FILE")]
+    pub grid: Option<PathBuf>,
     /// Write the final latents, too: safetensors with one tensor `latents`
     #[arg(long, value_name = "FILE")]
     pub output_latents: Option<PathBuf>,
@@ -569,7 +588,7 @@ pub struct Run {
 
 impl StableDiffusion {
     /// Reads the scheduler's options and the prompts behind options.
-    fn take(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+    pub fn take(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         let prompts = self.model.take_options(matches)?;
         self.take_prompts(matches, prompts);
         self.control.take(matches)

@@ -33,7 +33,7 @@ impl Job for Unconditional {
     fn run<B: Backend>(self, backend: BackendName, device: B::Device) -> Result<()> {
         let args = *self.0;
         let kind = PipelineKind::Unconditional;
-        let source = find_model(&args.model, kind, args.run.quiet)?;
+        let source = find_model(&args.model, kind, true, args.run.quiet)?;
         let start = Instant::now();
         let load = load_options::<B>(&args.model, backend, &device)?;
         let mut pipeline = DDPMPipeline::<B>::from_pretrained_with(&source.folder, &load, &device)?;

@@ -33,6 +33,7 @@ pub fn run(args: &Fetch) -> Result<()> {
         revision: args.revision.as_deref(),
         variant: args.variant.as_deref(),
         pipeline: None,
+        no_safety_checker: args.no_safety_checker,
         quiet: args.quiet,
     };
     let snapshot = wanted.fetch(id, true)?;

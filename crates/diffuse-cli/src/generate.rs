@@ -4,12 +4,13 @@ use std::fs;
 use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::{Tensor, backend::Backend};
+use diffuse_pipelines::unet::ControlNetModel;
 use diffuse_pipelines::{
-    Generated, PipelineKind, StableDiffusionInputs, StableDiffusionOptions,
+    Generated, LoadOptions, PipelineKind, StableDiffusionInputs, StableDiffusionOptions,
     StableDiffusionPipeline, StepEvent, latents, load_image, random_seed,
 };
 use image::RgbImage;
@@ -18,6 +19,7 @@ use serde_json::{Map, Value, json};
 use crate::args::{BackendName, StableDiffusion, StableDiffusionWeights};
 use crate::backend::{self, Job, load_options, with_backend};
 use crate::builtin::builtin;
+use crate::control::Controls;
 use crate::model::find_model;
 use crate::output;
 use crate::progress::Progress;
@@ -73,51 +75,11 @@ impl<T: Task> Job for TaskJob<T> {
     fn run<B: Backend>(self, backend: BackendName, device: B::Device) -> Result<()> {
         let Self(task) = self;
         let args = task.common();
-        let kind = PipelineKind::StableDiffusion;
-        let control_images = args.control.read_images()?;
-        let source = find_model(&args.model, kind, args.run.quiet)?;
-        let start = Instant::now();
-        let load = load_options::<B>(&args.model, backend, &device)?;
-        let mut prompts = args.prompts.clone();
-        let weights = &args.weights;
-        let pipeline = stable_diffusion::load::<B>(
-            &source,
-            &args.model,
-            weights,
-            &mut prompts,
-            &load,
-            &device,
-        )?;
-        let controlnets = args.control.load(&load, args.run.quiet, &device)?;
-        let loading = start.elapsed();
-        // The folder of a model that the program carries is not needed any more.
-        drop(source.temporary);
-        let mut defaults = StableDiffusionOptions::default();
-        if args.model.model.is_none() {
-            let model = builtin(kind);
-            defaults.num_inference_steps = model.num_inference_steps;
-            defaults.guidance_scale = model.guidance_scale;
-        }
-        let options = StableDiffusionOptions {
-            prompt: prompts,
-            negative_prompt: args.negative_prompt.clone(),
-            prompt_syntax: args.prompt_syntax.into(),
-            num_inference_steps: args.steps.unwrap_or(defaults.num_inference_steps),
-            timesteps: args.timesteps.clone(),
-            sigmas: args.sigmas.clone(),
-            guidance_scale: args.guidance_scale.unwrap_or(defaults.guidance_scale),
-            guidance_rescale: args.guidance_rescale,
-            num_images_per_prompt: args.run.num_images,
-            eta: args.eta,
-            clip_skip: args.clip_skip,
-            guess_mode: args.control.guess_mode,
-            freeu: args.freeu,
-            cache_interval: args.deep_cache.map_or(1, |cache| cache.interval),
-            cache_branch_id: args.deep_cache.map_or(0, |cache| cache.branch),
-            seeds: args.run.seed.clone(),
-            ..defaults
-        };
-        let mut record = record::<T>(args, &options);
+        let mut loaded = load::<B>(args, backend, &device)?;
+        let (model, pipeline) = (&args.model, &mut loaded.pipeline);
+        let name = model.scheduler.as_deref();
+        pipeline.scheduler = stable_diffusion::scheduler(pipeline.scheduler.config(), name, model)?;
+        let mut record = record(T::COMMAND, args, &loaded.options);
         if let Value::Object(own) = task.record() {
             record.extend(own);
         }
@@ -125,21 +87,107 @@ impl<T: Task> Job for TaskJob<T> {
         output::announce(&args.run);
         let progress = Progress::new(args.run.quiet);
         let on_step = |event: StepEvent<'_, B>| progress.update(&event);
-        let inputs = StableDiffusionInputs {
-            control: args.control.of_run(&controlnets, control_images),
-            ..StableDiffusionInputs::default()
-        };
-        let generated = task.generate(&pipeline, options, inputs, &device, on_step);
+        let options = loaded.options.clone();
+        let inputs = loaded.inputs(&args.control);
+        let generated = task.generate(&loaded.pipeline, options, inputs, &device, on_step);
         progress.finish();
-        record.insert("backend".into(), backend.to_string().into());
-        record.insert("revision".into(), source.commit.into());
-        record.insert("dtype".into(), load.dtype.map(backend::name).into());
-        record.insert("weights".into(), load.weights.map(backend::name).into());
-        output::record_scheduler(&mut record, pipeline.scheduler.config());
+        loaded.describe(&mut record, backend);
+        output::record_scheduler(&mut record, loaded.pipeline.scheduler.config());
         let generated = generated?;
-        output::write_timings(&generated, loading, &args.run)?;
+        output::write_timings(&generated, loaded.time, &args.run)?;
         output::write(&generated, &args.run, record)
     }
+}
+
+/// A pipeline, and what it was loaded with.
+pub struct Loaded<B: Backend> {
+    /// With the checkpoint's scheduler.
+    pub pipeline: StableDiffusionPipeline<B>,
+    /// The options of a run.
+    pub options: StableDiffusionOptions,
+    controlnets: Vec<ControlNetModel<B>>,
+    control_images: Vec<RgbImage>,
+    load: LoadOptions,
+    /// The commit of a model from the hub.
+    commit: Option<String>,
+    /// How long it took.
+    time: Duration,
+}
+
+impl<B: Backend> Loaded<B> {
+    /// The inputs of a run.
+    pub fn inputs(&self, control: &Controls) -> StableDiffusionInputs<'_, B> {
+        StableDiffusionInputs {
+            control: control.of_run(&self.controlnets, self.control_images.clone()),
+            ..StableDiffusionInputs::default()
+        }
+    }
+
+    /// Adds the model to an image's record.
+    pub fn describe(&self, record: &mut Map<String, Value>, backend: BackendName) {
+        record.insert("backend".into(), backend.to_string().into());
+        record.insert("revision".into(), self.commit.clone().into());
+        record.insert("dtype".into(), self.load.dtype.map(backend::name).into());
+        record.insert(
+            "weights".into(),
+            self.load.weights.map(backend::name).into(),
+        );
+    }
+}
+
+/// Loads the pipeline of a command.
+pub fn load<B: Backend>(
+    args: &StableDiffusion,
+    backend: BackendName,
+    device: &B::Device,
+) -> Result<Loaded<B>> {
+    let kind = PipelineKind::StableDiffusion;
+    let control_images = args.control.read_images()?;
+    let no_safety_checker = args.weights.no_safety_checker;
+    let source = find_model(&args.model, kind, no_safety_checker, args.run.quiet)?;
+    let start = Instant::now();
+    let load = load_options::<B>(&args.model, backend, device)?;
+    let mut prompts = args.prompts.clone();
+    let pipeline =
+        stable_diffusion::load::<B>(&source, &args.weights, &mut prompts, &load, device)?;
+    let controlnets = args.control.load(&load, args.run.quiet, device)?;
+    let time = start.elapsed();
+    // The folder of a model that the program carries is not needed any more.
+    drop(source.temporary);
+    let mut defaults = StableDiffusionOptions::default();
+    if args.model.model.is_none() {
+        let model = builtin(kind);
+        defaults.num_inference_steps = model.num_inference_steps;
+        defaults.guidance_scale = model.guidance_scale;
+    }
+    let options = StableDiffusionOptions {
+        prompt: prompts,
+        negative_prompt: args.negative_prompt.clone(),
+        prompt_syntax: args.prompt_syntax.into(),
+        num_inference_steps: args.steps.unwrap_or(defaults.num_inference_steps),
+        timesteps: args.timesteps.clone(),
+        sigmas: args.sigmas.clone(),
+        guidance_scale: args.guidance_scale.unwrap_or(defaults.guidance_scale),
+        guidance_rescale: args.guidance_rescale,
+        num_images_per_prompt: args.run.num_images,
+        eta: args.eta,
+        clip_skip: args.clip_skip,
+        guess_mode: args.control.guess_mode,
+        freeu: args.freeu,
+        cache_interval: args.deep_cache.map_or(1, |cache| cache.interval),
+        cache_branch_id: args.deep_cache.map_or(0, |cache| cache.branch),
+        seeds: args.run.seed.clone(),
+        ..defaults
+    };
+    Ok(Loaded {
+        pipeline,
+        options,
+        controlnets,
+        control_images,
+        load,
+        commit: source.commit,
+        time,
+    })
 }
 
 /// The latents of a file that a run may start from.
@@ -166,9 +214,13 @@ pub fn read_image(path: &Path) -> Result<RgbImage> {
 }
 
 /// Everything that made the images, for their text chunk.
-fn record<T: Task>(args: &StableDiffusion, options: &StableDiffusionOptions) -> Map<String, Value> {
+pub fn record(
+    command: &str,
+    args: &StableDiffusion,
+    options: &StableDiffusionOptions,
+) -> Map<String, Value> {
     let record = json!({
-        "command": T::COMMAND,
+        "command": command,
         "version": env!("CARGO_PKG_VERSION"),
         "model": args.model.name(PipelineKind::StableDiffusion),
         "variant": args.model.variant,

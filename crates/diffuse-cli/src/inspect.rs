@@ -33,7 +33,7 @@ pub fn run(args: &Inspect) -> Result<()> {
 fn print_component(component: &Component) {
     let mut line = format!("  {:<17} ", component.name);
     if let Some(class) = &component.class {
-        line.push_str(&format!("{class:<24}"));
+        line.push_str(&format!("{class:<29}"));
     }
     if let Some(parameters) = component.parameters {
         line.push_str(&format!("{:>13} parameters  ", with_commas(parameters)));

@@ -13,6 +13,7 @@ mod failure;
 #[cfg(feature = "hub")]
 mod fetch;
 mod generate;
+mod grid;
 mod img2img;
 mod inpaint;
 mod inspect;
@@ -23,6 +24,7 @@ mod schedulers;
 #[cfg(feature = "serve")]
 mod serve;
 mod stable_diffusion;
+mod sweep;
 mod txt2img;
 
 use std::process::ExitCode;
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Txt2img(args) => txt2img::run(*args),
         Command::Img2img(args) => img2img::run(*args),
         Command::Inpaint(args) => inpaint::run(*args),
+        Command::Sweep(args) => sweep::run(args),
         Command::Ddpm(args) => ddpm::run(args),
         Command::Inspect(args) => inspect::run(&args),
         #[cfg(feature = "hub")]

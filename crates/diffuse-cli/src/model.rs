@@ -27,7 +27,12 @@ pub struct Source {
 
 /// Finds the model for a pipeline: the one that was named, or else the small one that the program
 /// carries.
-pub fn find_model(model: &Model, pipeline: PipelineKind, quiet: bool) -> Result<Source> {
+pub fn find_model(
+    model: &Model,
+    pipeline: PipelineKind,
+    no_safety_checker: bool,
+    quiet: bool,
+) -> Result<Source> {
     let Some(named) = &model.model else {
         for (option, given) in [
             ("--revision", model.revision.is_some()),
@@ -49,6 +54,7 @@ pub fn find_model(model: &Model, pipeline: PipelineKind, quiet: bool) -> Result<
         revision: model.revision.as_deref(),
         variant: model.variant.as_deref(),
         pipeline: Some(pipeline),
+        no_safety_checker,
         quiet,
     };
     let source = wanted.find()?;
@@ -81,6 +87,7 @@ pub fn find_controlnet(model: &Path, quiet: bool) -> Result<PathBuf> {
         revision: None,
         variant: None,
         pipeline: None,
+        no_safety_checker: true,
         quiet,
     };
     let Some(id) = wanted.hub_id() else {
@@ -110,6 +117,8 @@ pub struct Wanted<'a> {
     pub variant: Option<&'a str>,
     /// The pipeline that it has to be of; any by default.
     pub pipeline: Option<PipelineKind>,
+    /// Whether the safety checker is left out.
+    pub no_safety_checker: bool,
     pub quiet: bool,
 }
 
@@ -120,6 +129,7 @@ impl<'a> Wanted<'a> {
             revision: args.revision.as_deref(),
             variant: args.variant.as_deref(),
             pipeline: None,
+            no_safety_checker: false,
             quiet: false,
         }
     }
@@ -166,6 +176,7 @@ impl<'a> Wanted<'a> {
         let files = PipelineFiles {
             pipeline: self.pipeline,
             variant: self.variant.map(String::from),
+            no_safety_checker: self.no_safety_checker,
         };
         self.fetch_files(id, &files, update)
     }

@@ -14,6 +14,7 @@ use image::{DynamicImage, RgbImage};
 use serde_json::{Map, Value, json};
 
 use crate::args::Run;
+use crate::grid;
 
 /// Keyword of the PNG's text chunk.
 const KEYWORD: &str = "diffuse";
@@ -51,12 +52,10 @@ pub fn show_warnings() {
 
 /// Checks, before anything is computed, that `images` outputs can be written.
 pub fn check(run: &Run, images: usize) -> Result<()> {
-    let extension = run.output.extension();
-    if !extension.is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
-        bail!("`{}`: images are written as .png", run.output.display());
-    }
     // A larger number is refused before anything is computed.
     let mut paths = image_paths(&run.output, images.min(1024));
+    paths.extend(run.grid.clone());
+    check_images(&paths)?;
     if let Some(latents) = &run.output_latents {
         if paths.contains(latents) {
             bail!(
@@ -64,23 +63,38 @@ pub fn check(run: &Run, images: usize) -> Result<()> {
                 latents.display()
             );
         }
-        paths.push(latents.clone());
-    }
-    for path in paths {
-        check_path(&path).with_context(|| format!("cannot write `{}`", path.display()))?;
+        check_path(latents)?;
     }
     Ok(())
 }
 
-fn check_path(path: &Path) -> io::Result<()> {
-    if path.exists() {
-        check_regular(path)?;
+/// Checks that these images can be written.
+pub fn check_images(paths: &[PathBuf]) -> Result<()> {
+    for (index, path) in paths.iter().enumerate() {
+        let extension = path.extension();
+        if !extension.is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
+            bail!("`{}`: images are written as .png", path.display());
+        }
+        if paths[..index].contains(path) {
+            bail!("`{}` is given for two images", path.display());
+        }
+        check_path(path)?;
     }
-    // A temporary file as the real one will have.
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.part", std::process::id()));
-    let probe = path.with_file_name(name);
-    fs::write(&probe, []).and_then(|()| fs::remove_file(&probe))
+    Ok(())
+}
+
+fn check_path(path: &Path) -> Result<()> {
+    let check = || {
+        if path.exists() {
+            check_regular(path)?;
+        }
+        // A temporary file as the real one will have.
+        let mut name = path.file_name().unwrap_or_default().to_os_string();
+        name.push(format!(".{}.part", std::process::id()));
+        let probe = path.with_file_name(name);
+        fs::write(&probe, []).and_then(|()| fs::remove_file(&probe))
+    };
+    check().with_context(|| format!("cannot write `{}`", path.display()))
 }
 
 /// Prints the seeds that a run is about to use.
@@ -94,13 +108,27 @@ pub fn announce(run: &Run) {
 /// Adds the scheduler with all its options to an image's record, and warns of keys that have no
 /// effect.
 pub fn record_scheduler(record: &mut Map<String, Value>, config: &SchedulerConfig) {
+    warn_of_ignored(config);
+    record.insert("scheduler".into(), config.class_name().into());
+    record.insert("scheduler_config".into(), config.values().clone().into());
+}
+
+/// Warns of keys of a scheduler's configuration that have no effect.
+pub fn warn_of_ignored(config: &SchedulerConfig) {
     for key in config.ignored() {
         complain(format_args!(
             "warning: `{key}` in the scheduler's configuration is not an option of any scheduler"
         ));
     }
-    record.insert("scheduler".into(), config.class_name().into());
-    record.insert("scheduler_config".into(), config.values().clone().into());
+}
+
+/// Warns of texts that are too long, by the parts that were cut.
+pub fn warn_of_truncated<'a>(texts: impl IntoIterator<Item = &'a String>) {
+    for text in texts {
+        complain(format_args!(
+            "warning: a prompt is too long for the text encoder, this part was cut: {text}"
+        ));
+    }
 }
 
 /// Writes how long the stages took and the most memory that was in use, if that was asked for.
@@ -138,29 +166,56 @@ pub fn write<B: Backend>(
     run: &Run,
     options: Map<String, Value>,
 ) -> Result<()> {
-    for text in &generated.truncated {
-        complain(format_args!(
-            "warning: a prompt is too long for the text encoder, this part was cut: {text}"
-        ));
-    }
+    warn_of_truncated(&generated.truncated);
     if let Some(path) = &run.output_latents {
         latents::write(path, &generated.latents)?;
     }
     let paths = image_paths(&run.output, generated.images.len());
-    for (index, (image, path)) in generated.images.iter().zip(paths).enumerate() {
+    let flags = generated.nsfw_content_detected.as_deref();
+    let names = paths.iter().map(|path| format!("`{}`", path.display()));
+    warn_of_flagged(flags.unwrap_or_default(), names);
+    for (index, (image, path)) in generated.images.iter().zip(&paths).enumerate() {
         let mut options = options.clone();
         options.insert("image".into(), index.into());
-        write_png(&path, image, &Value::from(options))?;
+        let flag = flags.map(|flags| flags[index]);
+        options.insert("nsfw_content_detected".into(), flag.into());
+        write_png(path, image, &options.into())?;
         if !run.quiet {
             preview(image);
+            say(path.display());
+        }
+    }
+    if let Some(path) = run.grid.as_ref().filter(|_| !generated.images.is_empty()) {
+        let images = &generated.images;
+        let columns = match run.num_images {
+            several if several > 1 && several < images.len() => several,
+            _ => grid::columns(images.len()),
+        };
+        write_png(path, &grid::grid(images, columns), &options.into())?;
+        if !run.quiet {
             say(path.display());
         }
     }
     Ok(())
 }
 
+/// Says which images the safety checker made black.
+pub fn warn_of_flagged(flags: &[bool], names: impl Iterator<Item = String>) {
+    let flagged = flags.iter().zip(names).filter(|(flag, _)| **flag);
+    let flagged: Vec<String> = flagged.map(|(_, name)| name).collect();
+    if !flagged.is_empty() {
+        complain(format_args!(
+            "warning: the safety checker takes {} of {} images for unsafe, and makes it black: {}; \
+             try another prompt or seed, or turn the checker off by `--no-safety-checker`",
+            flagged.len(),
+            flags.len(),
+            flagged.join(", ")
+        ));
+    }
+}
+
 /// `out.png`, or `out-0.png`, `out-1.png`, ... for several images.
-fn image_paths(path: &Path, images: usize) -> Vec<PathBuf> {
+pub fn image_paths(path: &Path, images: usize) -> Vec<PathBuf> {
     if images <= 1 {
         return vec![path.to_path_buf()];
     }
@@ -173,7 +228,7 @@ fn image_paths(path: &Path, images: usize) -> Vec<PathBuf> {
     (0..images).map(numbered).collect()
 }
 
-fn write_png(path: &Path, image: &RgbImage, options: &Value) -> Result<()> {
+pub fn write_png(path: &Path, image: &RgbImage, options: &Value) -> Result<()> {
     let write = |temporary: &Path| -> io::Result<()> {
         let file = BufWriter::new(fs::File::create(temporary)?);
         let mut encoder = png::Encoder::new(file, image.width(), image.height());
@@ -189,7 +244,7 @@ fn write_png(path: &Path, image: &RgbImage, options: &Value) -> Result<()> {
 }
 
 /// Shows an image in a terminal that can show one; failing to is not worth a word.
-fn preview(image: &RgbImage) {
+pub fn preview(image: &RgbImage) {
     if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
         return;
     }

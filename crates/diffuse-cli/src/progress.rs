@@ -17,7 +17,7 @@ impl Progress {
     pub fn new(quiet: bool) -> Self {
         let bar = ProgressBar::no_length().with_style(
             ProgressStyle::with_template(
-                "{bar:40.cyan} {pos}/{len} steps, {per_sec:>}, {eta} left",
+                "{prefix}{bar:40.cyan} {pos}/{len} steps, {per_sec:>}, {eta} left",
             )
             .expect("the template is valid"),
         );
@@ -25,6 +25,12 @@ impl Progress {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }
         Self { bar }
+    }
+
+    /// Says which of several images this is.
+    pub fn image(self, image: usize, images: usize) -> Self {
+        self.bar.set_prefix(format!("image {image} of {images} "));
+        self
     }
 
     /// Takes note of a step.

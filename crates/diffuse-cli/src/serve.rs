@@ -28,11 +28,12 @@ impl Job for ServeJob {
     fn run<B: Backend>(self, backend: BackendName, device: B::Device) -> Result<()> {
         let Self(args) = self;
         let kind = PipelineKind::StableDiffusion;
-        let source = find_model(&args.model, kind, args.quiet)?;
-        let load = load_options::<B>(&args.model, backend, &device)?;
         let (model, weights) = (&args.model, &args.weights);
-        let pipeline =
-            stable_diffusion::load::<B>(&source, model, weights, &mut [], &load, &device)?;
+        let source = find_model(&args.model, kind, weights.no_safety_checker, args.quiet)?;
+        let load = load_options::<B>(&args.model, backend, &device)?;
+        let mut pipeline = stable_diffusion::load::<B>(&source, weights, &mut [], &load, &device)?;
+        let name = model.scheduler.as_deref();
+        pipeline.scheduler = stable_diffusion::scheduler(pipeline.scheduler.config(), name, model)?;
         drop(source.temporary);
         let mut defaults = StableDiffusionOptions::default();
         if model.model.is_none() {

@@ -7,7 +7,7 @@ use burn::tensor::backend::Backend;
 use diffuse_builtin::ADAPTERS;
 use diffuse_pipelines::clip::TextualInversion;
 use diffuse_pipelines::clip::prompt_syntax::{LoraTag, take_lora_tags};
-use diffuse_pipelines::schedulers::scheduler_from_config;
+use diffuse_pipelines::schedulers::{Scheduler, SchedulerConfig, scheduler_from_config};
 use diffuse_pipelines::vae::AutoencoderKL;
 use diffuse_pipelines::{
     Adapter, FileKind, LoadOptions, Pretrained, SingleFileOptions, StableDiffusionPipeline,
@@ -17,10 +17,9 @@ use diffuse_pipelines::{
 use crate::args::{Model, StableDiffusionWeights};
 use crate::model::Source;
 
-/// Loads a pipeline. Names of LoRAs are taken out of the prompts, if there is a folder for them.
+/// Loads a pipeline with the checkpoint's scheduler. Names of LoRAs are taken out of the prompts, if there is a folder for them.
 pub fn load<B: Backend>(
     source: &Source,
-    model: &Model,
     weights: &StableDiffusionWeights,
     prompts: &mut [String],
     load: &LoadOptions,
@@ -48,7 +47,12 @@ pub fn load<B: Backend>(
                 path.display()
             );
         }
-        StableDiffusionPipeline::<B>::from_pretrained_with(path, load, device)?
+        match weights.no_safety_checker {
+            true => StableDiffusionPipeline::<B>::from_pretrained_without_safety_checker(
+                path, load, device,
+            )?,
+            false => StableDiffusionPipeline::<B>::from_pretrained_with(path, load, device)?,
+        }
     };
     if let Some(path) = &weights.vae {
         let config = pipeline.vae.config().clone();
@@ -64,12 +68,17 @@ pub fn load<B: Backend>(
     if !adapters.is_empty() {
         pipeline.set_adapters(&adapters)?;
     }
-    pipeline.scheduler = scheduler_from_config(
-        pipeline.scheduler.config(),
-        model.scheduler.as_deref(),
-        &model.scheduler_options(),
-    )?;
     Ok(pipeline)
+}
+
+/// The scheduler of this name, by default the checkpoint's, with the options that are given.
+pub fn scheduler<B: Backend>(
+    checkpoint: &SchedulerConfig,
+    name: Option<&str>,
+    model: &Model,
+) -> Result<Box<dyn Scheduler<B>>> {
+    let options = model.scheduler_options();
+    Ok(scheduler_from_config(checkpoint, name, &options)?)
 }
 
 /// A VAE in place of another must have latents of the same kind.

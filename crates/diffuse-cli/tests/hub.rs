@@ -9,7 +9,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use diffuse_testing::hub::{Behaviour, HubServer};
-use diffuse_testing::reference;
+use diffuse_testing::{read_json, reference};
+use serde_json::{Value, json};
 
 const CAT: &str = "someone/ddpm-cat";
 
@@ -88,6 +89,14 @@ fn pixels(path: &Path) -> image::RgbImage {
     image::open(path).unwrap().to_rgb8()
 }
 
+/// The JSON in a PNG's text chunk.
+fn record(path: &Path) -> Value {
+    let file = std::io::BufReader::new(fs::File::open(path).unwrap());
+    let reader = png::Decoder::new(file).read_info().unwrap();
+    let record = reader.info().utf8_text[0].get_text().unwrap();
+    serde_json::from_str(&record).unwrap()
+}
+
 #[test]
 fn model_by_its_name() {
     let world = World::new();
@@ -100,12 +109,7 @@ fn model_by_its_name() {
     let folder = reference().join("ddpm/cat").display().to_string();
     assert_eq!(run(CAT, "hub.png"), run(&folder, "folder.png"));
 
-    let decoder = png::Decoder::new(std::io::BufReader::new(
-        fs::File::open(world.path("hub.png")).unwrap(),
-    ));
-    let reader = decoder.read_info().unwrap();
-    let record = reader.info().utf8_text[0].get_text().unwrap();
-    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    let record = record(&world.path("hub.png"));
     assert_eq!(record["model"], CAT);
     assert_eq!(record["revision"], world.hub.commit(CAT));
 
@@ -127,6 +131,78 @@ fn inspect_by_name() {
     let told = world.check(&["inspect", CAT]);
     assert!(told.starts_with("DDPMPipeline\n"), "{told}");
     assert!(told.contains("everything is supported"), "{told}");
+}
+
+/// Changes the index of `sd/base` to one with a safety checker.
+fn with_safety_checker() -> String {
+    let mut index = read_json(reference().join("sd/base/model_index.json"));
+    index["safety_checker"] = json!(["stable_diffusion", "StableDiffusionSafetyChecker"]);
+    index["feature_extractor"] = json!(["transformers", "CLIPImageProcessor"]);
+    index.to_string()
+}
+
+#[test]
+fn the_safety_checker_makes_flagged_images_black() {
+    let world = World::new();
+    let sd = "someone/stable-diffusion";
+    world.hub.publish(sd, reference().join("sd/base"));
+    world
+        .hub
+        .publish_file(sd, "model_index.json", with_safety_checker());
+    for file in [
+        "feature_extractor/preprocessor_config.json",
+        "safety_checker/config.json",
+        "safety_checker/model.safetensors",
+    ] {
+        let contents = fs::read(reference().join("safety_checker").join(file)).unwrap();
+        world.hub.publish_file(sd, file, contents);
+    }
+    let [owl, lighthouse] = [
+        "an owl reading a newspaper, etching",
+        "a lighthouse on a cliff in the rain",
+    ];
+    let run = |model: &str, prompts: &[&str], options: &[&str]| {
+        let arguments = ["txt2img", "--steps", "4", "--seed", "301,302", "--quiet"];
+        let arguments = [&arguments[..], &["--model", model], prompts, options].concat();
+        let output = world.diffuse(&arguments);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let both = [lighthouse, owl];
+    assert_eq!(
+        run(sd, &both, &[]),
+        "warning: the safety checker takes 1 of 2 images for unsafe, and makes it black: \
+         `out-0.png`; try another prompt or seed, or turn the checker off by \
+         `--no-safety-checker`\n"
+    );
+    let is_black = |name: &str| pixels(&world.path(name)).iter().all(|level| *level == 0);
+    assert!(is_black("out-0.png") && !is_black("out-1.png"));
+    assert_eq!(
+        record(&world.path("out-0.png"))["nsfw_content_detected"],
+        true
+    );
+    assert_eq!(
+        record(&world.path("out-1.png"))["nsfw_content_detected"],
+        false
+    );
+    assert_eq!(run(sd, &both, &["--no-safety-checker"]), "");
+    assert!(!is_black("out-0.png"));
+    let record = record(&world.path("out-0.png"));
+    assert!(record["nsfw_content_detected"].is_null());
+
+    // A folder without it says so, unless it is not wanted.
+    world.check(&["fetch", sd, "--no-safety-checker", "--into", "sd"]);
+    assert!(!world.path("sd/safety_checker").exists());
+    assert_eq!(
+        run("sd", &both, &[]),
+        "warning: the model's `safety_checker` is missing: images are not checked\n"
+    );
+    assert_eq!(run("sd", &both, &["--no-safety-checker"]), "");
+    world.check(&["fetch", sd, "--into", "whole"]);
+    let told = world.check(&["inspect", "whole"]);
+    assert!(told.contains("StableDiffusionSafetyChecker"), "{told}");
+    assert!(told.contains("9,756 parameters"), "{told}");
+    assert!(told.contains("32 x 32 pixels"), "{told}");
 }
 
 #[test]

@@ -4,11 +4,13 @@
 use burn::module::{Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig};
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
-use diffuse_nn::config::{ConfigError, MAX_CHANNELS, MAX_LAYERS, ModelConfig, check_size};
+use diffuse_nn::config::{ConfigError, MAX_CHANNELS, ModelConfig, check_size};
 use diffuse_nn::pretrained::Pretrained;
-use diffuse_nn::{Activation, LayerNorm, LayerNormConfig, Linear, LinearConfig, ops};
+use diffuse_nn::{Activation, LayerNorm, LayerNormConfig, ops};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+use crate::encoder::{CLIPEncoder, CLIPEncoderConfig};
 
 /// What a [`CLIPTextModel`]'s `config.json` holds; defaults are the reference's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,35 +70,10 @@ impl ModelConfig for CLIPTextConfig {
 
     fn validate(&self) -> Result<(), ConfigError> {
         let class = Self::CLASS;
-        for (key, value, max) in [
-            ("vocab_size", self.vocab_size, 1 << 24),
-            ("hidden_size", self.hidden_size, MAX_CHANNELS),
-            ("intermediate_size", self.intermediate_size, MAX_CHANNELS),
-            ("num_hidden_layers", self.num_hidden_layers, MAX_LAYERS),
-            (
-                "num_attention_heads",
-                self.num_attention_heads,
-                self.hidden_size,
-            ),
-            (
-                "max_position_embeddings",
-                self.max_position_embeddings,
-                MAX_CHANNELS,
-            ),
-        ] {
-            check_size(class, key, value, max)?;
-        }
-        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            let supported = format!("divisors of `hidden_size` ({})", self.hidden_size);
-            let heads = self.num_attention_heads;
-            return Err(ConfigError::unsupported(
-                class,
-                "num_attention_heads",
-                heads,
-                supported,
-            ));
-        }
-        Ok(())
+        check_size(class, "vocab_size", self.vocab_size, 1 << 24)?;
+        let positions = self.max_position_embeddings;
+        check_size(class, "max_position_embeddings", positions, MAX_CHANNELS)?;
+        self.encoder().validate(class)
     }
 
     /// transformers goes by `model_type` where diffusers goes by `_class_name`.
@@ -113,34 +90,25 @@ impl ModelConfig for CLIPTextConfig {
 }
 
 impl CLIPTextConfig {
+    fn encoder(&self) -> CLIPEncoderConfig {
+        CLIPEncoderConfig {
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_hidden_layers: self.num_hidden_layers,
+            num_attention_heads: self.num_attention_heads,
+            hidden_act: self.hidden_act,
+            layer_norm_eps: self.layer_norm_eps,
+            causal: true,
+        }
+    }
+
     /// A model with fresh weights, which are drawn when they are first used.
     ///
     /// # Panics
     /// If the number of heads does not divide the hidden size.
     pub fn init<B: Backend>(&self, device: &B::Device) -> CLIPTextModel<B> {
         let size = self.hidden_size;
-        let norm = || {
-            LayerNormConfig::new(size)
-                .with_eps(self.layer_norm_eps)
-                .init(device)
-        };
-        let linear = |from, to| LinearConfig::new(from, to).init(device);
-        let layer = |_| CLIPEncoderLayer {
-            self_attn: CLIPAttention {
-                q_proj: linear(size, size),
-                k_proj: linear(size, size),
-                v_proj: linear(size, size),
-                out_proj: linear(size, size),
-                heads: self.num_attention_heads,
-            },
-            layer_norm1: norm(),
-            mlp: CLIPMlp {
-                fc1: linear(size, self.intermediate_size),
-                fc2: linear(self.intermediate_size, size),
-                activation: self.hidden_act,
-            },
-            layer_norm2: norm(),
-        };
+        let norm = LayerNormConfig::new(size).with_eps(self.layer_norm_eps);
         let embedding = |count| EmbeddingConfig::new(count, size).init(device);
         CLIPTextModel {
             text_model: CLIPTextTransformer {
@@ -148,10 +116,8 @@ impl CLIPTextConfig {
                     token_embedding: embedding(self.vocab_size),
                     position_embedding: embedding(self.max_position_embeddings),
                 },
-                encoder: CLIPEncoder {
-                    layers: (0..self.num_hidden_layers).map(layer).collect(),
-                },
-                final_layer_norm: norm(),
+                encoder: self.encoder().init(device),
+                final_layer_norm: norm.init(device),
             },
             config: self.clone(),
         }
@@ -176,68 +142,6 @@ impl<B: Backend> CLIPTextEmbeddings<B> {
         let embeddings = self.token_embedding.forward(input_ids);
         embeddings.cast(dtype) + positions.cast(dtype).unsqueeze()
     }
-}
-
-/// Causal self-attention.
-#[derive(Module, Debug)]
-pub struct CLIPAttention<B: Backend> {
-    q_proj: Linear<B>,
-    k_proj: Linear<B>,
-    v_proj: Linear<B>,
-    out_proj: Linear<B>,
-    heads: usize,
-}
-
-impl<B: Backend> CLIPAttention<B> {
-    /// `[batch, tokens, hidden_size]` to the same shape.
-    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let query = self.q_proj.forward(x.clone());
-        let key = self.k_proj.forward(x.clone());
-        let value = self.v_proj.forward(x);
-        self.out_proj
-            .forward(ops::causal_attention(query, key, value, self.heads))
-    }
-}
-
-/// Two linear layers with an activation between them.
-#[derive(Module, Debug)]
-pub struct CLIPMlp<B: Backend> {
-    fc1: Linear<B>,
-    fc2: Linear<B>,
-    #[module(skip)]
-    activation: Activation,
-}
-
-impl<B: Backend> CLIPMlp<B> {
-    /// `[batch, tokens, hidden_size]` to the same shape.
-    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.fc2
-            .forward(self.activation.forward(self.fc1.forward(x)))
-    }
-}
-
-/// Attention and feed-forward, each behind a norm and with a residual.
-#[derive(Module, Debug)]
-pub struct CLIPEncoderLayer<B: Backend> {
-    self_attn: CLIPAttention<B>,
-    layer_norm1: LayerNorm<B>,
-    mlp: CLIPMlp<B>,
-    layer_norm2: LayerNorm<B>,
-}
-
-impl<B: Backend> CLIPEncoderLayer<B> {
-    /// `[batch, tokens, hidden_size]` to the same shape.
-    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let x = self.self_attn.forward(self.layer_norm1.forward(x.clone())) + x;
-        self.mlp.forward(self.layer_norm2.forward(x.clone())) + x
-    }
-}
-
-/// The layers in order.
-#[derive(Module, Debug)]
-pub struct CLIPEncoder<B: Backend> {
-    /// First to last.
-    pub layers: Vec<CLIPEncoderLayer<B>>,
 }
 
 /// The encoder under the name that published files have it under.

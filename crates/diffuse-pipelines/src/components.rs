@@ -14,6 +14,7 @@ use diffuse_unet::{
 use diffuse_vae::{AutoencoderKL, AutoencoderKLConfig};
 
 use crate::PipelineKind;
+use crate::safety_checker::{SafetyCheckerConfig, StableDiffusionSafetyChecker};
 
 /// What a component is, by its class in Diffusers or transformers.
 pub(crate) enum ComponentClass {
@@ -23,8 +24,8 @@ pub(crate) enum ComponentClass {
     Tokenizer,
     /// A scheduler, perhaps one that is not supported.
     Scheduler,
-    /// Part of the safety checker, which is not run.
-    SafetyChecker,
+    /// The image processor of the safety checker.
+    FeatureExtractor,
 }
 
 impl ComponentClass {
@@ -37,9 +38,10 @@ impl ComponentClass {
             "AutoencoderKL" => Self::Model(ModelClass::new::<B, AutoencoderKL<B>>()),
             "CLIPTextModel" => Self::Model(ModelClass::new::<B, CLIPTextModel<B>>()),
             "CLIPTokenizer" | "CLIPTokenizerFast" => Self::Tokenizer,
-            "StableDiffusionSafetyChecker" | "CLIPImageProcessor" | "CLIPFeatureExtractor" => {
-                Self::SafetyChecker
+            SafetyCheckerConfig::CLASS => {
+                Self::Model(ModelClass::new::<B, StableDiffusionSafetyChecker<B>>())
             }
+            _ if FEATURE_EXTRACTORS.contains(&name) => Self::FeatureExtractor,
             _ if name.ends_with("Scheduler") => Self::Scheduler,
             _ => return None,
         })
@@ -76,6 +78,14 @@ impl ModelClass {
     }
 }
 
+/// Classes of the safety checker's image processor.
+pub(crate) const FEATURE_EXTRACTORS: [&str; 4] = [
+    "CLIPImageProcessor",
+    "CLIPImageProcessorFast",
+    "CLIPImageProcessorPil",
+    "CLIPFeatureExtractor",
+];
+
 /// Stems of the weights file of a class of models.
 pub(crate) fn weights_stems(class: &str) -> Option<[&'static str; 2]> {
     let stems = [
@@ -84,6 +94,7 @@ pub(crate) fn weights_stems(class: &str) -> Option<[&'static str; 2]> {
         (ControlNetConfig::CLASS, ControlNetConfig::WEIGHTS),
         (AutoencoderKLConfig::CLASS, AutoencoderKLConfig::WEIGHTS),
         (CLIPTextConfig::CLASS, CLIPTextConfig::WEIGHTS),
+        (SafetyCheckerConfig::CLASS, SafetyCheckerConfig::WEIGHTS),
     ];
     stems
         .into_iter()
@@ -127,7 +138,8 @@ pub(crate) fn component_options(
     options: &LoadOptions,
 ) -> LoadOptions {
     let variant = options.variant.as_deref();
-    let mut with_variant = kind.components().iter().filter(|(component, classes)| {
+    let components = kind.components().iter().chain(kind.optional_components());
+    let mut with_variant = components.filter(|(component, classes)| {
         let folder = component_folder(folder, component);
         let stems = weights_stems(classes[0]);
         stems.is_some_and(|stems| find_weights(&folder, stems, variant).is_ok())

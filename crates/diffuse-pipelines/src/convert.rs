@@ -16,6 +16,7 @@ use diffuse_vae::AutoencoderKLConfig;
 use serde_json::{Value, json};
 
 use crate::PipelineError;
+use crate::clip_image_processor::{CLIPImageProcessor, PREPROCESSOR_CONFIG_NAME};
 use crate::components::{ComponentClass, ModelClass, check_class_labels, component_folder};
 use crate::folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind};
 use crate::single_file::{ComponentFiles, SingleFile, SingleFileOptions, write_single_file};
@@ -43,8 +44,9 @@ pub struct ConvertOptions {
 ///
 /// Configurations and the tokenizer are copied; weights are checked against their configuration and
 /// rewritten, tensor by tensor, so that memory is bounded by the largest tensor; components that
-/// are not used here (safety checker, feature extractor) are switched off in the index. `progress`
-/// is called with each file's name before it is written.
+/// are not used here (`image_encoder`) are switched off in the index, and a safety checker that is
+/// missing. A single file has none. `progress` is called with each file's name before it is
+/// written.
 ///
 /// The result appears at `destination` once it is complete. `B` computes nothing, except to tell
 /// which of the Stable Diffusion 2 models a single file is.
@@ -179,11 +181,15 @@ impl Conversion<'_> {
                     message: format!("`{component}` is not a name of a component"),
                 });
             }
+            let optional = PipelineKind::StableDiffusion.optional_components();
+            let is_optional = optional.iter().any(|(name, _)| *name == component);
+            let class = class.filter(|_| !is_optional || self.source.join(component).is_dir());
             let used = match class.and_then(ComponentClass::of::<B>) {
                 Some(ComponentClass::Model(class)) => self.model(component, &class)?,
                 Some(ComponentClass::Tokenizer) => self.tokenizer(component)?,
                 Some(ComponentClass::Scheduler) => self.scheduler(component)?,
-                Some(ComponentClass::SafetyChecker) | None => false,
+                Some(ComponentClass::FeatureExtractor) => self.feature_extractor(component)?,
+                None => false,
             };
             if !used {
                 switched_off.push(component);
@@ -343,6 +349,17 @@ impl Conversion<'_> {
         self.copy(
             &folder.join(SCHEDULER_CONFIG_NAME),
             &target.join(SCHEDULER_CONFIG_NAME),
+        )?;
+        Ok(true)
+    }
+
+    fn feature_extractor(&mut self, component: &str) -> Result<bool, PipelineError> {
+        let folder = component_folder(self.source, component);
+        CLIPImageProcessor::from_pretrained(&folder).map_err(PretrainedError::from)?;
+        let target = self.target(component)?;
+        self.copy(
+            &folder.join(PREPROCESSOR_CONFIG_NAME),
+            &target.join(PREPROCESSOR_CONFIG_NAME),
         )?;
         Ok(true)
     }

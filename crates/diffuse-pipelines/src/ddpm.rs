@@ -76,7 +76,7 @@ impl<B: Backend> DDPMPipeline<B> {
         device: &B::Device,
     ) -> Result<Self, PipelineError> {
         let kind = PipelineKind::Unconditional;
-        let folder = pipeline_folder(folder.as_ref(), kind, options.variant.as_deref())?;
+        let folder = pipeline_folder(folder.as_ref(), kind, options.variant.as_deref(), true)?;
         let index = ModelIndex::read(&folder)?;
         kind.check(&index)?;
         let scheduler = load_scheduler(&folder, &index)?;
@@ -162,6 +162,7 @@ impl<B: Backend> DDPMPipeline<B> {
             latents: sample,
             timesteps,
             truncated: Vec::new(),
+            nsfw_content_detected: None,
             interrupted,
             times: StageTimes {
                 denoise: denoised - start,

@@ -11,19 +11,14 @@ use diffuse_schedulers::{
 };
 use serde_json::{Map, Value};
 
+use crate::components::FEATURE_EXTRACTORS;
 use crate::{PipelineError, component_folder};
 
 /// The file that says which components a pipeline has.
 pub const MODEL_INDEX_NAME: &str = "model_index.json";
 
-/// Components that a pipeline needs for no image, and the scheduler, which is chosen
-/// apart.
-const IGNORED: [&str; 4] = [
-    "scheduler",
-    "safety_checker",
-    "feature_extractor",
-    "image_encoder",
-];
+/// A component that a pipeline needs for no image, and the scheduler, which is chosen apart.
+const IGNORED: [&str; 2] = ["scheduler", "image_encoder"];
 
 /// What `model_index.json` says.
 #[derive(Debug, Clone)]
@@ -79,6 +74,26 @@ impl ModelIndex {
     pub fn class_of(&self, component: &str) -> Option<&str> {
         let mut components = self.components();
         components.find_map(|(name, class)| class.filter(|_| name == component))
+    }
+
+    /// Whether it has a safety checker.
+    ///
+    /// # Errors
+    /// If that is of another class, or has no feature extractor, without which it cannot be run.
+    pub(crate) fn has_safety_checker(&self) -> Result<bool, PipelineError> {
+        for (component, classes) in PipelineKind::StableDiffusion.optional_components() {
+            match self.class_of(component) {
+                None if *component == "safety_checker" => return Ok(false),
+                None => {
+                    let message = format!("it has a `safety_checker`, but no `{component}`");
+                    return Err(self.error(message));
+                }
+                Some(class) => {
+                    check_class(component, class, classes).map_err(|message| self.error(message))?
+                }
+            }
+        }
+        Ok(true)
     }
 
     fn error(&self, message: String) -> PipelineError {
@@ -160,6 +175,17 @@ impl PipelineKind {
         }
     }
 
+    /// Components that a folder need not have, with the classes they may have.
+    pub(crate) fn optional_components(self) -> &'static [(&'static str, &'static [&'static str])] {
+        match self {
+            Self::StableDiffusion => &[
+                ("safety_checker", &["StableDiffusionSafetyChecker"]),
+                ("feature_extractor", &FEATURE_EXTRACTORS),
+            ],
+            Self::Unconditional => &[],
+        }
+    }
+
     /// The pipeline's class in the reference.
     fn class(self) -> &'static str {
         match self {
@@ -201,18 +227,13 @@ impl PipelineKind {
     fn check_components(self, index: &ModelIndex) -> Result<(), String> {
         for (component, classes) in self.components() {
             match index.class_of(component) {
-                Some(class) if classes.contains(&class) => {}
-                Some(class) => {
-                    return Err(format!(
-                        "`{component}` is a {class}, but this pipeline needs a {}",
-                        classes.join(" or ")
-                    ));
-                }
+                Some(class) => check_class(component, class, classes)?,
                 None => return Err(format!("it has no `{component}`")),
             }
         }
         let is_known = |name: &str| {
-            IGNORED.contains(&name) || self.components().iter().any(|(known, _)| *known == name)
+            let mut known = self.components().iter().chain(self.optional_components());
+            IGNORED.contains(&name) || known.any(|(known, _)| *known == name)
         };
         let mut present = index.components().filter(|(_, class)| class.is_some());
         match present.find(|(name, _)| !is_known(name)) {
@@ -220,6 +241,16 @@ impl PipelineKind {
             None => Ok(()),
         }
     }
+}
+
+fn check_class(component: &str, class: &str, classes: &[&str]) -> Result<(), String> {
+    if classes.contains(&class) {
+        return Ok(());
+    }
+    Err(format!(
+        "`{component}` is a {class}, but this pipeline needs a {}",
+        classes.join(" or ")
+    ))
 }
 
 /// A pipeline's scheduler: of the class that the index names, which need not be the one that its
@@ -252,12 +283,14 @@ pub(crate) fn pipeline_folder(
     folder: &Path,
     _kind: PipelineKind,
     _variant: Option<&str>,
+    _no_safety_checker: bool,
 ) -> Result<PathBuf, PipelineError> {
     #[cfg(feature = "hub")]
     if let Some(id) = crate::hub::as_hub_id(folder) {
         let wanted = crate::hub::PipelineFiles {
             pipeline: Some(_kind),
             variant: _variant.map(String::from),
+            no_safety_checker: _no_safety_checker,
         };
         let options = crate::hub::FetchOptions::from_env();
         return crate::hub::resolve(id, &wanted, &options).map_err(|source| PipelineError::Hub {

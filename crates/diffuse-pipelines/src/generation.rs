@@ -50,6 +50,9 @@ pub struct Generated<B: Backend> {
     pub timesteps: Vec<f64>,
     /// For each text that was too long, the part that was cut.
     pub truncated: Vec<String>,
+    /// Which images the safety checker flagged and made black; none if the pipeline has no safety
+    /// checker.
+    pub nsfw_content_detected: Option<Vec<bool>>,
     /// Whether the callback stopped the run early.
     pub interrupted: bool,
     /// How long each stage took.

@@ -23,7 +23,9 @@ use std::path::Path;
 use diffuse_nn::config::ModelConfig;
 use diffuse_unet::ControlNetConfig;
 
+use crate::clip_image_processor::PREPROCESSOR_CONFIG_NAME;
 use crate::components::weights_stems;
+use crate::safety_checker::SafetyCheckerConfig;
 use crate::{MODEL_INDEX_NAME, ModelIndex, PipelineError, PipelineKind};
 
 /// The files that a pipeline needs: `model_index.json`, which names the components; of each
@@ -34,6 +36,8 @@ pub struct PipelineFiles {
     pub pipeline: Option<PipelineKind>,
     /// Variant of the weights: `fp16` is `*.fp16.safetensors`.
     pub variant: Option<String>,
+    /// Leaves out the safety checker of a Stable Diffusion: 1.2 GB of version 1.
+    pub no_safety_checker: bool,
 }
 
 impl Wanted for PipelineFiles {
@@ -49,7 +53,10 @@ impl Wanted for PipelineFiles {
             None => PipelineKind::require_of(&index).map_err(unfit)?,
         };
         kind.check(&index).map_err(unfit)?;
-        needed(kind, self.variant.as_deref(), listing)
+        let safety_checker = kind == PipelineKind::StableDiffusion
+            && !self.no_safety_checker
+            && index.has_safety_checker().map_err(unfit)?;
+        needed(kind, self.variant.as_deref(), safety_checker, listing)
     }
 }
 
@@ -84,6 +91,7 @@ impl Wanted for ModelFiles {
 fn needed(
     kind: PipelineKind,
     variant: Option<&str>,
+    safety_checker: bool,
     listing: &Listing,
 ) -> Result<Selection, Refusal> {
     let mut files = vec![MODEL_INDEX_NAME.to_string()];
@@ -117,6 +125,17 @@ fn needed(
             files.push(format!("{prefix}config.json"));
             let stems = weights_stems(classes[0]).expect("a class of models");
             weights.push((prefix, stems));
+        }
+    }
+    if safety_checker {
+        // A repository may lack what its index names: then images are not checked.
+        let config = "safety_checker/config.json".to_string();
+        if listing.has(&config) {
+            let preprocessor = format!("feature_extractor/{PREPROCESSOR_CONFIG_NAME}");
+            files.extend([config, preprocessor]);
+            weights.push(("safety_checker/".to_string(), SafetyCheckerConfig::WEIGHTS));
+        } else {
+            absent.push(config);
         }
     }
     // As Diffusers does: plain weights of a component without the variant, if another has it.
@@ -247,7 +266,7 @@ mod tests {
 
     #[track_caller]
     fn check(kind: PipelineKind, variant: Option<&str>, files: &[&str], weights: &[&str]) {
-        let needed = needed(kind, variant, &listing(files)).unwrap();
+        let needed = needed(kind, variant, false, &listing(files)).unwrap();
         let is_weights = |file: &&String| file.ends_with(".safetensors") || file.ends_with(".bin");
         let found: Vec<&String> = needed.files.iter().filter(is_weights).collect();
         assert_eq!(found, weights);
@@ -255,7 +274,7 @@ mod tests {
 
     #[test]
     fn nothing_but_what_is_needed() {
-        let needed = needed(StableDiffusion, None, &listing(STABLE_DIFFUSION)).unwrap();
+        let needed = needed(StableDiffusion, None, true, &listing(STABLE_DIFFUSION)).unwrap();
         let expected = [
             "model_index.json",
             "scheduler/scheduler_config.json",
@@ -266,9 +285,12 @@ mod tests {
             "text_encoder/config.json",
             "unet/config.json",
             "vae/config.json",
+            "safety_checker/config.json",
+            "feature_extractor/preprocessor_config.json",
             "text_encoder/model.safetensors",
             "unet/diffusion_pytorch_model.safetensors",
             "vae/diffusion_pytorch_model.safetensors",
+            "safety_checker/model.safetensors",
         ];
         assert_eq!(needed.files, expected);
         let absent = ["tokenizer/tokenizer.json", "tokenizer/added_tokens.json"];
@@ -345,9 +367,32 @@ mod tests {
                 "vae/diffusion_pytorch_model.bin",
             ],
         );
-        let needed = needed(StableDiffusion, None, &listing(&files)).unwrap();
+        let needed = needed(StableDiffusion, None, true, &listing(&files)).unwrap();
         let index = "unet/diffusion_pytorch_model.safetensors.index.json".to_string();
         assert!(needed.files.contains(&index));
+    }
+
+    #[test]
+    fn a_safety_checker_that_is_not_wanted_or_missing() {
+        let files = |safety_checker, files: &[&str]| {
+            needed(StableDiffusion, None, safety_checker, &listing(files)).unwrap()
+        };
+        let is_its = |file: &&str| file.starts_with("safety_checker");
+        let has_it = |selection: &Selection| {
+            let mut files = selection.files.iter().map(String::as_str);
+            files.any(|file| is_its(&file))
+        };
+        assert!(has_it(&files(true, STABLE_DIFFUSION)));
+        assert!(!has_it(&files(false, STABLE_DIFFUSION)));
+        let others = STABLE_DIFFUSION.iter().copied();
+        let others: Vec<&str> = others.filter(|file| !is_its(file)).collect();
+        let without = files(true, &others);
+        assert!(!has_it(&without));
+        assert!(
+            without
+                .absent
+                .contains(&"safety_checker/config.json".into())
+        );
     }
 
     #[test]
@@ -385,7 +430,7 @@ mod tests {
         expected: &str,
         expected_hint: &str,
     ) {
-        match needed(kind, variant, &listing(files)) {
+        match needed(kind, variant, true, &listing(files)) {
             Err(Refusal::Missing { file, hint }) => {
                 assert_eq!((file.as_str(), hint.as_str()), (expected, expected_hint));
             }
@@ -422,7 +467,7 @@ mod tests {
             .copied()
             .chain(["tokenizer/tokenizer.json"])
             .collect();
-        let needed = needed(StableDiffusion, None, &listing(&files)).unwrap();
+        let needed = needed(StableDiffusion, None, true, &listing(&files)).unwrap();
         assert!(
             needed
                 .files

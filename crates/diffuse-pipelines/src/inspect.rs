@@ -14,10 +14,9 @@ use diffuse_schedulers::{
 };
 use serde_json::Value;
 
-use crate::FileKind;
-use crate::PipelineError;
 use crate::components::{ComponentClass, ModelClass, component_folder};
 use crate::folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind};
+use crate::{CLIPImageProcessor, FileKind, PipelineError};
 
 /// Pipelines that can be run here.
 const PIPELINES: [&str; 6] = [
@@ -187,6 +186,13 @@ fn inspect_component<B: Backend>(name: &str, class: Option<&str>, folder: &Path)
         component.facts.push("switched off".into());
         return component;
     };
+    let optional = PipelineKind::StableDiffusion.optional_components();
+    if optional.iter().any(|(optional, _)| *optional == name) && !folder.ends_with(name) {
+        component
+            .facts
+            .push("missing: images are not checked".into());
+        return component;
+    }
     match ComponentClass::of::<B>(class) {
         Some(ComponentClass::Model(class)) => inspect_model(&mut component, &class, folder),
         Some(ComponentClass::Tokenizer) => match CLIPTokenizer::from_pretrained(folder) {
@@ -207,11 +213,14 @@ fn inspect_component<B: Backend>(name: &str, class: Option<&str>, folder: &Path)
             Err(error) => component.problems.push(error_chain(&error)),
         },
         Some(ComponentClass::Scheduler) => inspect_scheduler::<B>(&mut component, class, folder),
-        Some(ComponentClass::SafetyChecker) => {
-            component
-                .facts
-                .push("not used: images are not checked".into());
-        }
+        Some(ComponentClass::FeatureExtractor) => match CLIPImageProcessor::from_pretrained(folder)
+        {
+            Ok(processor) => {
+                let [height, width] = processor.crop_size.dims();
+                component.facts.push(format!("{width} x {height} pixels"));
+            }
+            Err(error) => component.problems.push(error_chain(&error)),
+        },
         None => component.problems.push(format!("{class} is not supported")),
     }
     component

@@ -3,6 +3,7 @@
 
 mod adapters;
 mod canny;
+mod clip_image_processor;
 mod components;
 mod ddpm;
 mod error;
@@ -12,6 +13,7 @@ mod guidance;
 mod image_processor;
 mod mask;
 mod resize;
+mod safety_checker;
 mod single_file;
 mod stable_diffusion;
 
@@ -23,6 +25,7 @@ pub mod latents;
 
 pub use adapters::{AdaptedComponent, Adapter, AdapterError, adapter_names, find_adapter};
 pub use canny::canny;
+pub use clip_image_processor::{CLIPImageProcessor, CropSize, ResizedSize};
 pub use components::component_folder;
 pub use ddpm::{DDIMOptions, DDIMPipeline, DDPMOptions, DDPMPipeline};
 pub use error::PipelineError;
@@ -30,6 +33,9 @@ pub use folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind};
 pub use generation::{Generated, StageTimes, StepEvent, generators, random_seed};
 pub use guidance::{guide, rescale_noise};
 pub use image_processor::{load_image, to_images, to_unit_range};
+pub use safety_checker::{
+    SafetyChecker, SafetyCheckerConfig, SafetyScores, StableDiffusionSafetyChecker,
+};
 pub use single_file::{
     FileKind, SingleFileOptions, StableDiffusionFile, load_controlnet, load_vae,
 };

@@ -303,6 +303,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             )?,
             unet,
             scheduler: scheduler_from_config(&scheduler, None, &Overrides::new())?,
+            safety_checker: None,
         };
         Self::from_loaded(parts, file.text_encoder.weights, file.unet.weights)
     }

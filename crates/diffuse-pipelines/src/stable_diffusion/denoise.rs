@@ -146,16 +146,21 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         }
         check_finite("latents", &latents)?;
         let denoised = Instant::now();
-        let images = if interrupted {
+        let mut images = if interrupted {
             Vec::new()
         } else {
             self.decode(latents.clone())?
+        };
+        let nsfw_content_detected = match &self.safety_checker {
+            Some(checker) => Some(checker.apply(&mut images)?),
+            None => None,
         };
         Ok(Generated {
             images,
             latents,
             timesteps,
             truncated: prompt.truncated,
+            nsfw_content_detected,
             interrupted,
             times: StageTimes {
                 encode: encoded - begin,

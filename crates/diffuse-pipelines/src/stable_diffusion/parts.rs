@@ -14,9 +14,9 @@ use diffuse_unet::{
 };
 use diffuse_vae::{AutoencoderKL, AutoencoderKLConfig};
 
-use crate::PipelineError;
 use crate::components::{check_class_labels, component_folder, component_options};
 use crate::folder::{ModelIndex, PipelineKind, load_scheduler, pipeline_folder};
+use crate::{PipelineError, SafetyChecker};
 
 /// The parts of a [`StableDiffusionPipeline`].
 pub struct StableDiffusionParts<B: Backend> {
@@ -30,6 +30,8 @@ pub struct StableDiffusionParts<B: Backend> {
     pub vae: AutoencoderKL<B>,
     /// Takes the noise out, step by step.
     pub scheduler: Box<dyn Scheduler<B>>,
+    /// Makes images black that it takes for unsafe; none does not check them.
+    pub safety_checker: Option<SafetyChecker<B>>,
 }
 
 /// Text to image with Stable Diffusion v1. Its parts may be replaced at any time.
@@ -44,6 +46,8 @@ pub struct StableDiffusionPipeline<B: Backend> {
     pub vae: AutoencoderKL<B>,
     /// Takes the noise out, step by step.
     pub scheduler: Box<dyn Scheduler<B>>,
+    /// Makes images black that it takes for unsafe; none does not check them.
+    pub safety_checker: Option<SafetyChecker<B>>,
     /// Height and width of the latents by default.
     pub(super) sample_size: Option<SampleSize>,
     /// Where text encoder and UNet were loaded from.
@@ -81,6 +85,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             unet,
             vae,
             scheduler,
+            safety_checker,
         } = parts;
         check_parts(&tokenizer, &text_encoder, &unet, &vae)?;
         let scheduler = correct_scheduler(scheduler)?;
@@ -91,6 +96,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             unet,
             vae,
             scheduler,
+            safety_checker,
             sample_size,
             weights: None,
         })
@@ -135,8 +141,31 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         options: &LoadOptions,
         device: &B::Device,
     ) -> Result<Self, PipelineError> {
+        Self::load(folder.as_ref(), options, false, device)
+    }
+
+    /// [`from_pretrained_with`](Self::from_pretrained_with) without the safety checker, which is
+    /// neither fetched nor loaded.
+    ///
+    /// # Errors
+    /// As [`from_pretrained`](Self::from_pretrained).
+    pub fn from_pretrained_without_safety_checker(
+        folder: impl AsRef<Path>,
+        options: &LoadOptions,
+        device: &B::Device,
+    ) -> Result<Self, PipelineError> {
+        Self::load(folder.as_ref(), options, true, device)
+    }
+
+    fn load(
+        folder: &Path,
+        options: &LoadOptions,
+        no_safety_checker: bool,
+        device: &B::Device,
+    ) -> Result<Self, PipelineError> {
         let kind = PipelineKind::StableDiffusion;
-        let folder = pipeline_folder(folder.as_ref(), kind, options.variant.as_deref())?;
+        let variant = options.variant.as_deref();
+        let folder = pipeline_folder(folder, kind, variant, no_safety_checker)?;
         let index = ModelIndex::read(&folder)?;
         kind.check(&index)?;
         let component = |name| component_folder(&folder, name);
@@ -152,6 +181,15 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         let (unet_config, unet_weights) =
             UNet2DConditionModel::<B>::open(component("unet"), &unet_options)?;
         check_unet(&unet_config)?;
+        let safety_checker = if no_safety_checker || !index.has_safety_checker()? {
+            None
+        } else if folder.join("safety_checker").is_dir() {
+            let options = load("safety_checker");
+            Some(SafetyChecker::from_pretrained(&folder, &options, device)?)
+        } else {
+            log::warn!("the model's `safety_checker` is missing: images are not checked");
+            None
+        };
         let parts = StableDiffusionParts {
             tokenizer,
             text_encoder: CLIPTextModel::from_checkpoint(
@@ -168,6 +206,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
                 device,
             )?,
             scheduler,
+            safety_checker,
         };
         Self::from_loaded(parts, text_weights, unet_weights)
     }

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use burn::tensor::backend::Backend;
 use burn_flex::Flex;
 use diffuse_nn::checkpoint::parameters;
-use diffuse_pipelines::Pretrained;
 use diffuse_pipelines::clip::CLIPTextModel;
 use diffuse_pipelines::unet::{ModelConfig, UNet2DConditionModel, UNet2DModel};
 use diffuse_pipelines::vae::AutoencoderKL;
+use diffuse_pipelines::{Pretrained, StableDiffusionSafetyChecker};
 use diffuse_testing::{is_another_set, read_json, reference};
 use serde_json::Value;
 
@@ -49,6 +49,10 @@ fn check(model: &str, num_parameters: usize) {
         Some("CLIPTextModel") => (
             shapes::<Flex, CLIPTextModel<Flex>>(config),
             CLIPTextModel::<Flex>::current_key,
+        ),
+        Some("StableDiffusionSafetyChecker") => (
+            shapes::<Flex, StableDiffusionSafetyChecker<Flex>>(config),
+            StableDiffusionSafetyChecker::<Flex>::current_key,
         ),
         other => panic!("{model} is a {other:?}"),
     };
@@ -98,4 +102,9 @@ fn stable_diffusion_v1_autoencoder() {
 #[test]
 fn stable_diffusion_v1_text_encoder() {
     check("sd-v1-text-encoder", 123_060_480);
+}
+
+#[test]
+fn stable_diffusion_v1_safety_checker() {
+    check("sd-v1-safety-checker", 303_981_588);
 }

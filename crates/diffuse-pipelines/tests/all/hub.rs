@@ -13,7 +13,8 @@ use diffuse_pipelines::{
     StableDiffusionPipeline,
 };
 use diffuse_testing::hub::HubServer;
-use diffuse_testing::reference;
+use diffuse_testing::{read_json, reference};
+use serde_json::json;
 
 const SD: &str = "someone/stable-diffusion";
 const BIN: &str = "someone/stable-diffusion-bin";
@@ -38,10 +39,6 @@ impl World {
                 "README.md",
                 "v1-5-pruned.ckpt",
                 "v1-5-pruned.safetensors",
-                "feature_extractor/preprocessor_config.json",
-                "safety_checker/config.json",
-                "safety_checker/model.safetensors",
-                "safety_checker/pytorch_model.bin",
                 "unet/diffusion_flax_model.msgpack",
                 "unet/model.onnx",
                 "text_encoder/flax_model.msgpack",
@@ -86,6 +83,65 @@ impl World {
         files.dedup();
         files
     }
+}
+
+#[test]
+fn the_safety_checker_is_fetched_unless_it_is_not_wanted() {
+    let world = World::new();
+    let mut index = read_json(reference().join("sd/base/model_index.json"));
+    index["safety_checker"] = json!(["stable_diffusion", "StableDiffusionSafetyChecker"]);
+    index["feature_extractor"] = json!(["transformers", "CLIPImageProcessor"]);
+    let publish = || {
+        let files = reference().join("safety_checker");
+        for file in [
+            "feature_extractor/preprocessor_config.json",
+            "safety_checker/config.json",
+            "safety_checker/model.safetensors",
+        ] {
+            let contents = fs::read(files.join(file)).unwrap();
+            world.hub.publish_file(SD, file, contents);
+        }
+        world
+            .hub
+            .publish_file(SD, "safety_checker/pytorch_model.bin", "a pickle");
+    };
+    world
+        .hub
+        .publish_file(SD, "model_index.json", index.to_string());
+    // A repository may lack what its index names.
+    world.fetch(SD).unwrap();
+    publish();
+    world.fetched();
+    world.fetch(SD).unwrap();
+    assert_eq!(world.fetched(), [""; 0]);
+
+    let world = World {
+        cache: tempfile::tempdir().unwrap(),
+        ..world
+    };
+    let without = PipelineFiles {
+        no_safety_checker: true,
+        ..PipelineFiles::default()
+    };
+    let folder = resolve(SD, &without, &world.options()).unwrap();
+    let fetched = world.fetched();
+    assert_eq!(fetched.len(), 12, "{fetched:?}");
+    assert!(!folder.join("safety_checker").exists());
+    // Now it is wanted.
+    let offline = FetchOptions {
+        offline: true,
+        ..world.options()
+    };
+    resolve(SD, &PipelineFiles::default(), &offline).unwrap();
+    let folder = resolve(SD, &PipelineFiles::default(), &world.options()).unwrap();
+    let expected = [
+        "feature_extractor/preprocessor_config.json",
+        "safety_checker/config.json",
+        "safety_checker/model.safetensors",
+    ];
+    assert_eq!(world.fetched(), expected);
+    let pipeline = StableDiffusionPipeline::<Flex>::from_pretrained(folder, &Default::default());
+    assert!(pipeline.unwrap().safety_checker.is_some());
 }
 
 /// What a person reads.
@@ -217,7 +273,7 @@ fn nothing_but_the_index_is_fetched_for_another_pipeline() {
     let check = |id: &str, pipeline: Option<PipelineKind>, expected: &str| {
         let wanted = PipelineFiles {
             pipeline,
-            variant: None,
+            ..PipelineFiles::default()
         };
         let error = resolve(id, &wanted, &world.options()).unwrap_err();
         let commit = world.hub.commit(id);

@@ -12,4 +12,5 @@ mod half;
 mod hub;
 mod image_to_image;
 mod refused;
+mod safety_checker;
 mod saving;

@@ -88,6 +88,7 @@ impl<B: AutodiffBackend> Task<B> for StyleTask<B> {
             unet: lora.merge(self.unet.valid()),
             vae: self.vae.clone(),
             scheduler: Box::new(PNDMScheduler::from_config(&self.scheduler)?),
+            safety_checker: None,
         })?)
     }
 }

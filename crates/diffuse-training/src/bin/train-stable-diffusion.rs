@@ -98,6 +98,7 @@ impl<I: Backend> TextToImageTask<I> {
             unet: model.unet,
             vae: self.vae.clone(),
             scheduler: Box::new(PNDMScheduler::from_config(&self.scheduler)?),
+            safety_checker: None,
         })?)
     }
 }

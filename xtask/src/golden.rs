@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::root;
 
 /// The scripts in their order, and their output folders, relative to the workspace.
-const SCRIPTS: [(&str, &str); 9] = [
+const SCRIPTS: [(&str, &str); 10] = [
     (
         "crates/diffuse-schedulers/tests/golden.py",
         "crates/diffuse-schedulers/tests/fixtures",
@@ -18,6 +18,10 @@ const SCRIPTS: [(&str, &str); 9] = [
     ),
     (
         "xtask/golden/image_to_image.py",
+        "crates/diffuse-pipelines/tests/reference",
+    ),
+    (
+        "xtask/golden/autoencoders.py",
         "crates/diffuse-pipelines/tests/reference",
     ),
     (

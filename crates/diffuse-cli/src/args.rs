@@ -168,8 +168,20 @@ pub struct StableDiffusion {
     /// How much noise each step adds, 0 to 1, for schedulers that take it
     #[arg(long, value_name = "E", default_value_t = 0.0, value_parser = parse_number)]
     pub eta: f64,
+    /// Encode and decode images that are larger than those the VAE was trained on in overlapping
+    /// tiles of that size, with less memory; colors and contrast change a little. Images of a batch
+    /// are always encoded and decoded one after the other
+    #[arg(long, value_enum, default_value_t = Switch::Off)]
+    pub vae_tiling: Switch,
     #[command(flatten)]
     pub run: Run,
+}
+
+/// Whether something is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Debug, Args)]

@@ -15,7 +15,7 @@ use diffuse_pipelines::{
 use image::RgbImage;
 use serde_json::{Map, Value, json};
 
-use crate::args::{BackendName, StableDiffusion, StableDiffusionWeights};
+use crate::args::{BackendName, StableDiffusion, StableDiffusionWeights, Switch};
 use crate::backend::{self, Job, load_options, with_backend};
 use crate::builtin::builtin;
 use crate::model::find_model;
@@ -78,7 +78,7 @@ impl<T: Task> Job for TaskJob<T> {
         let load = load_options::<B>(&args.model, backend, &device)?;
         let mut prompts = args.prompts.clone();
         let weights = &args.weights;
-        let pipeline = stable_diffusion::load::<B>(
+        let mut pipeline = stable_diffusion::load::<B>(
             &source,
             &args.model,
             weights,
@@ -86,6 +86,9 @@ impl<T: Task> Job for TaskJob<T> {
             &load,
             &device,
         )?;
+        if args.vae_tiling == Switch::On {
+            pipeline.vae.enable_tiling();
+        }
         let loading = start.elapsed();
         // The folder of a model that the program carries is not needed any more.
         drop(source.temporary);
@@ -169,6 +172,7 @@ fn record<T: Task>(args: &StableDiffusion, options: &StableDiffusionOptions) -> 
         "negative_prompt": args.negative_prompt,
         "prompt_syntax": format!("{:?}", options.prompt_syntax).to_lowercase(),
         "vae": args.weights.vae.as_ref().map(|path| path.display().to_string()),
+        "vae_tiling": args.vae_tiling == Switch::On,
         "lora": loras(&args.weights),
         "embedding": embeddings(&args.weights),
         "steps": (args.timesteps.is_none() && args.sigmas.is_none())

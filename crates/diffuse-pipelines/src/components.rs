@@ -6,12 +6,14 @@ use burn::tensor::backend::Backend;
 use diffuse_clip::{CLIPTextConfig, CLIPTextModel};
 use diffuse_nn::checkpoint::{Parameter, parameters};
 use diffuse_nn::config::{ConfigError, ModelConfig};
-use diffuse_nn::pretrained::{LoadOptions, find_weights};
+use diffuse_nn::pretrained::{LoadOptions, PretrainedError, find_weights};
 use diffuse_unet::{
     ClassEmbedType, Pretrained, UNet2DConditionConfig, UNet2DConditionModel, UNet2DConfig,
     UNet2DModel,
 };
-use diffuse_vae::{AutoencoderKL, AutoencoderKLConfig};
+use diffuse_vae::{
+    Autoencoder, AutoencoderKL, AutoencoderKLConfig, AutoencoderTiny, AutoencoderTinyConfig,
+};
 
 use crate::PipelineKind;
 
@@ -34,6 +36,7 @@ impl ComponentClass {
             "UNet2DModel" => Self::Model(ModelClass::new::<B, UNet2DModel<B>>()),
             "UNet2DConditionModel" => Self::Model(ModelClass::new::<B, UNet2DConditionModel<B>>()),
             "AutoencoderKL" => Self::Model(ModelClass::new::<B, AutoencoderKL<B>>()),
+            "AutoencoderTiny" => Self::Model(ModelClass::new::<B, AutoencoderTiny<B>>()),
             "CLIPTextModel" => Self::Model(ModelClass::new::<B, CLIPTextModel<B>>()),
             "CLIPTokenizer" | "CLIPTokenizerFast" => Self::Tokenizer,
             "StableDiffusionSafetyChecker" | "CLIPImageProcessor" | "CLIPFeatureExtractor" => {
@@ -81,6 +84,7 @@ pub(crate) fn weights_stems(class: &str) -> Option<[&'static str; 2]> {
         (UNet2DConfig::CLASS, UNet2DConfig::WEIGHTS),
         (UNet2DConditionConfig::CLASS, UNet2DConditionConfig::WEIGHTS),
         (AutoencoderKLConfig::CLASS, AutoencoderKLConfig::WEIGHTS),
+        (AutoencoderTinyConfig::CLASS, AutoencoderTinyConfig::WEIGHTS),
         (CLIPTextConfig::CLASS, CLIPTextConfig::WEIGHTS),
     ];
     stems
@@ -103,6 +107,21 @@ pub(crate) fn check_class_labels<C: ModelConfig>(
     } else {
         Ok(())
     }
+}
+
+/// Loads an autoencoder of a class, by default an [`AutoencoderKL`].
+pub(crate) fn load_autoencoder<B: Backend>(
+    class: Option<&str>,
+    folder: &Path,
+    options: &LoadOptions,
+    device: &B::Device,
+) -> Result<Autoencoder<B>, PretrainedError> {
+    Ok(match class {
+        Some(AutoencoderTinyConfig::CLASS) => {
+            AutoencoderTiny::from_pretrained_with(folder, options, device)?.into()
+        }
+        _ => AutoencoderKL::from_pretrained_with(folder, options, device)?.into(),
+    })
 }
 
 /// Where a component's files are: in its own folder or, as in the DDPM repositories, in the

@@ -173,6 +173,13 @@ pub struct StableDiffusion {
     /// are always encoded and decoded one after the other
     #[arg(long, value_enum, default_value_t = Switch::Off)]
     pub vae_tiling: Switch,
+    /// Write the image as it is so far, replaced after each step (.png): the scheduler's prediction
+    /// of the result or, with schedulers that have none, the noisy image
+    #[arg(long, value_name = "FILE")]
+    pub preview: Option<PathBuf>,
+    /// VAE for previews, such as TAESD [default: a linear map to colors]
+    #[arg(long, value_name = "FOLDER|FILE", requires = "preview")]
+    pub preview_vae: Option<PathBuf>,
     #[command(flatten)]
     pub run: Run,
 }

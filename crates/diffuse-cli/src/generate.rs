@@ -20,6 +20,7 @@ use crate::backend::{self, Job, load_options, with_backend};
 use crate::builtin::builtin;
 use crate::model::find_model;
 use crate::output;
+use crate::preview::{self, Preview};
 use crate::progress::Progress;
 use crate::stable_diffusion;
 
@@ -58,6 +59,7 @@ pub fn run<T: Task>(mut task: T) -> Result<()> {
     }
     let images = common.prompts.len().saturating_mul(common.run.num_images);
     output::check(&common.run, images)?;
+    preview::check(common, images)?;
     if common.run.seed.is_empty() {
         common.run.seed.push(random_seed());
     }
@@ -89,6 +91,7 @@ impl<T: Task> Job for TaskJob<T> {
         if args.vae_tiling == Switch::On {
             pipeline.vae.enable_tiling();
         }
+        let preview = Preview::new(args, &pipeline.vae, &load, &device)?;
         let loading = start.elapsed();
         // The folder of a model that the program carries is not needed any more.
         drop(source.temporary);
@@ -120,7 +123,12 @@ impl<T: Task> Job for TaskJob<T> {
 
         output::announce(&args.run);
         let progress = Progress::new(args.run.quiet);
-        let on_step = |event: StepEvent<'_, B>| progress.update(&event);
+        let on_step = |event: StepEvent<'_, B>| {
+            if let Some(preview) = &preview {
+                preview.update(&event);
+            }
+            progress.update(&event)
+        };
         let generated = task.generate(&pipeline, options, &device, on_step);
         progress.finish();
         record.insert("backend".into(), backend.to_string().into());

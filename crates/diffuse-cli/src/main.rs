@@ -17,6 +17,7 @@ mod inpaint;
 mod inspect;
 mod model;
 mod output;
+mod preview;
 mod progress;
 mod schedulers;
 mod stable_diffusion;

@@ -51,10 +51,7 @@ pub fn show_warnings() {
 
 /// Checks, before anything is computed, that `images` outputs can be written.
 pub fn check(run: &Run, images: usize) -> Result<()> {
-    let extension = run.output.extension();
-    if !extension.is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
-        bail!("`{}`: images are written as .png", run.output.display());
-    }
+    check_extension(&run.output)?;
     // A larger number is refused before anything is computed.
     let mut paths = image_paths(&run.output, images.min(1024));
     if let Some(latents) = &run.output_latents {
@@ -72,7 +69,17 @@ pub fn check(run: &Run, images: usize) -> Result<()> {
     Ok(())
 }
 
-fn check_path(path: &Path) -> io::Result<()> {
+/// Checks that an image's file is called as PNG files are.
+pub fn check_extension(path: &Path) -> Result<()> {
+    let extension = path.extension();
+    if !extension.is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
+        bail!("`{}`: images are written as .png", path.display());
+    }
+    Ok(())
+}
+
+/// Checks that a file can be written.
+pub fn check_path(path: &Path) -> io::Result<()> {
     if path.exists() {
         check_regular(path)?;
     }
@@ -160,7 +167,7 @@ pub fn write<B: Backend>(
 }
 
 /// `out.png`, or `out-0.png`, `out-1.png`, ... for several images.
-fn image_paths(path: &Path, images: usize) -> Vec<PathBuf> {
+pub fn image_paths(path: &Path, images: usize) -> Vec<PathBuf> {
     if images <= 1 {
         return vec![path.to_path_buf()];
     }

@@ -74,7 +74,11 @@ pub fn load<B: Backend>(
 }
 
 /// A VAE in place of another must have latents of the same kind.
-fn check_vae<B: Backend>(own: &Autoencoder<B>, other: &Autoencoder<B>, path: &Path) -> Result<()> {
+pub fn check_vae<B: Backend>(
+    own: &Autoencoder<B>,
+    other: &Autoencoder<B>,
+    path: &Path,
+) -> Result<()> {
     let (expected, found) = (own.latent_channels(), other.latent_channels());
     if found != expected {
         bail!(

@@ -10,6 +10,7 @@ mod generation;
 mod guidance;
 mod image_processor;
 mod mask;
+mod preview;
 mod resize;
 mod single_file;
 mod stable_diffusion;
@@ -28,6 +29,7 @@ pub use folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind};
 pub use generation::{Generated, StageTimes, StepEvent, generators, random_seed};
 pub use guidance::{guide, rescale_noise};
 pub use image_processor::{load_image, to_images, to_unit_range};
+pub use preview::{LatentPreview, LatentRgb};
 pub use single_file::{FileKind, SingleFileOptions, StableDiffusionFile, load_vae};
 pub use stable_diffusion::{
     EncodedPrompt, PreparedPrompt, PromptSyntax, StableDiffusionImg2ImgOptions,

@@ -1,17 +1,19 @@
 //! `AutoencoderTiny` in folders and files, and as the autoencoder of a pipeline.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use burn_flex::Flex;
 use diffuse_nn::checkpoint::Checkpoint;
 use diffuse_pipelines::convert::{ConvertOptions, convert};
 use diffuse_pipelines::inspect::Inspection;
+use diffuse_pipelines::schedulers::{Overrides, scheduler_from_config};
 use diffuse_pipelines::unet::ModelConfig;
 use diffuse_pipelines::vae::{Autoencoder, AutoencoderTiny, AutoencoderTinyConfig};
 use diffuse_pipelines::{
-    FileKind, LoadOptions, PipelineError, Pretrained, StableDiffusionOptions,
-    StableDiffusionPipeline, load_vae,
+    FileKind, LatentPreview, LatentRgb, LoadOptions, PipelineError, Pretrained,
+    StableDiffusionInputs, StableDiffusionOptions, StableDiffusionPipeline, load_vae,
 };
 use diffuse_testing::reference;
 use serde_json::{Value, json};
@@ -216,4 +218,50 @@ fn configurations_that_are_not_computed_are_refused() {
     assert_eq!(config.downscale(), 8);
     let model = AutoencoderTiny::<B>::from_config(&config, &Default::default());
     assert_eq!(model.config(), &config);
+}
+
+#[test]
+fn previews_are_of_the_predicted_result_where_there_is_one() {
+    let device = Default::default();
+    let mut pipeline =
+        StableDiffusionPipeline::<B>::from_pretrained(reference().join("sd/base"), &device)
+            .unwrap();
+    let options = StableDiffusionOptions {
+        num_inference_steps: 3,
+        num_images_per_prompt: 2,
+        seeds: vec![1],
+        ..StableDiffusionOptions::from("a lighthouse")
+    };
+    for (scheduler, predicts) in [("PNDMScheduler", false), ("DDIMScheduler", true)] {
+        let config = pipeline.scheduler.config();
+        pipeline.scheduler =
+            scheduler_from_config(config, Some(scheduler), &Overrides::new()).unwrap();
+        let without = pipeline.generate(&options).unwrap();
+        let previews = [
+            LatentPreview::from(LatentRgb::STABLE_DIFFUSION),
+            LatentPreview::Decoder(pipeline.vae.clone()),
+        ];
+        let mut last = Vec::new();
+        let inputs = StableDiffusionInputs::default();
+        let generated = pipeline.generate_with(&options, inputs, |event| {
+            assert_eq!(event.pred_original_sample.is_some(), predicts);
+            let expected = event.pred_original_sample.unwrap_or(event.latents);
+            let latents = event.preview_latents();
+            latents.to_data().assert_eq(&expected.to_data(), true);
+            last = previews
+                .iter()
+                .map(|preview| preview.images(latents).unwrap())
+                .collect();
+            ControlFlow::Continue(())
+        });
+        let generated = generated.unwrap();
+        // No bit of the result changes.
+        let latents = generated.latents.to_data();
+        latents.assert_eq(&without.latents.to_data(), true);
+        assert!(generated.images == without.images);
+        assert_eq!(last[0].len(), 2);
+        assert_eq!(last[0][0].dimensions(), (8, 8));
+        // The last latents are the result; the last prediction of DDIM is not.
+        assert_eq!(last[1] == generated.images, !predicts);
+    }
 }

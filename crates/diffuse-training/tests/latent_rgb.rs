@@ -26,7 +26,9 @@ fn samples() -> Vec<([f64; COEFFICIENTS], [f64; 3])> {
     for _ in 0..SCENE_COUNT {
         let scene = Scene::for_training(&mut rng);
         let image = render(&scene, SIZE, &mut rng);
-        let latents = vae.encode(to_tensor(&[image.clone()], &device)).mode();
+        let latents = vae
+            .encode(to_tensor(std::slice::from_ref(&image), &device))
+            .mode();
         let latents = latents * vae.config().scaling_factor;
         let latents: Vec<f64> = latents.into_data().iter().collect();
         let side = SIZE / 8;

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::root;
 
 /// The scripts in their order, and their output folders, relative to the workspace.
-const SCRIPTS: [(&str, &str); 11] = [
+const SCRIPTS: [(&str, &str); 12] = [
     (
         "crates/diffuse-schedulers/tests/golden.py",
         "crates/diffuse-schedulers/tests/fixtures",
@@ -26,6 +26,10 @@ const SCRIPTS: [(&str, &str); 11] = [
     ),
     (
         "xtask/golden/safety_checker.py",
+        "crates/diffuse-pipelines/tests/reference",
+    ),
+    (
+        "xtask/golden/autoencoders.py",
         "crates/diffuse-pipelines/tests/reference",
     ),
     (

@@ -14,6 +14,9 @@ pub struct BuiltinModel {
     pub num_inference_steps: usize,
     /// Recommended scale of classifier-free guidance; 1, which is none, for an unconditional model.
     pub guidance_scale: f64,
+    /// A linear map from the latents to red, green and blue in `[-1, 1]`, for previews: a row for
+    /// each latent channel, then the colors of latents that are 0. None for a model of pixels.
+    pub latent_rgb: Option<[[f32; 3]; 5]>,
     /// Paths from the model's folder, with `/`, and what is in the files.
     pub files: &'static [(&'static str, &'static [u8])],
 }
@@ -33,6 +36,7 @@ pub static SCENES: BuiltinModel = BuiltinModel {
     name: "scenes",
     num_inference_steps: 25,
     guidance_scale: 2.0,
+    latent_rgb: Some(LATENT_RGB),
     files: files!("scenes":
         "model_index.json",
         "scheduler/scheduler_config.json",
@@ -49,11 +53,21 @@ pub static SCENES: BuiltinModel = BuiltinModel {
     ),
 };
 
+/// Least squares over rendered scenes, by `crates/diffuse-training/tests/latent_rgb.rs`.
+const LATENT_RGB: [[f32; 3]; 5] = [
+    [0.4296, 0.2374, 0.0694],
+    [-2.0415, -1.1547, -0.1544],
+    [0.7459, 0.3227, -0.1344],
+    [0.7036, 0.5960, 0.4147],
+    [0.2627, 0.1934, 0.1174],
+];
+
 /// Unconditional images: a DDPM for 64 x 64 pixels.
 pub static SCENES_DDPM: BuiltinModel = BuiltinModel {
     name: "scenes-ddpm",
     num_inference_steps: 100,
     guidance_scale: 1.0,
+    latent_rgb: None,
     files: files!("scenes-ddpm":
         "model_index.json",
         "scheduler/scheduler_config.json",

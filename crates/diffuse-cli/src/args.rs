@@ -199,6 +199,18 @@ pub struct StableDiffusion {
     /// exact [default: 0]
     #[arg(long, value_name = "N[:BRANCH]", value_parser = parse_deep_cache)]
     pub deep_cache: Option<DeepCacheArgument>,
+    /// Encode and decode images that are larger than those the VAE was trained on in overlapping
+    /// tiles of that size, with less memory; colors and contrast change a little. Images of a batch
+    /// are always encoded and decoded one after the other
+    #[arg(long, value_enum, default_value_t = Switch::Off)]
+    pub vae_tiling: Switch,
+    /// Write the image as it is so far, replaced after each step (.png): the scheduler's prediction
+    /// of the result or, with schedulers that have none, the noisy image
+    #[arg(long, value_name = "FILE")]
+    pub preview: Option<PathBuf>,
+    /// VAE for previews, such as TAESD [default: a linear map to colors]
+    #[arg(long, value_name = "FOLDER|FILE", requires = "preview")]
+    pub preview_vae: Option<PathBuf>,
     #[command(flatten)]
     pub run: Run,
     #[command(flatten)]
@@ -210,6 +222,13 @@ pub struct StableDiffusion {
 pub struct DeepCacheArgument {
     pub interval: usize,
     pub branch: usize,
+}
+
+/// Whether something is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Debug, Args)]

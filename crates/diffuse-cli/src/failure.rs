@@ -12,8 +12,8 @@ use std::time::Duration;
 use crate::output::complain;
 
 /// What to do about too little memory.
-const LESS_MEMORY: &str =
-    "a smaller image, fewer images at once, `--weights f16` or `--dtype f16` need less";
+const LESS_MEMORY: &str = "a smaller image, fewer images at once, `--vae-tiling on`, `--weights \
+                           f16` or `--dtype f16` need less";
 
 /// Ends the program with one message and exit code 1 at the first panic of any thread.
 ///

@@ -16,12 +16,13 @@ use diffuse_pipelines::{
 use image::RgbImage;
 use serde_json::{Map, Value, json};
 
-use crate::args::{BackendName, StableDiffusion, StableDiffusionWeights};
+use crate::args::{BackendName, StableDiffusion, StableDiffusionWeights, Switch};
 use crate::backend::{self, Job, load_options, with_backend};
 use crate::builtin::builtin;
 use crate::control::Controls;
 use crate::model::find_model;
 use crate::output;
+use crate::preview::{self, Preview};
 use crate::progress::Progress;
 use crate::stable_diffusion;
 
@@ -61,6 +62,7 @@ pub fn run<T: Task>(mut task: T) -> Result<()> {
     }
     let images = common.prompts.len().saturating_mul(common.run.num_images);
     output::check(&common.run, images)?;
+    preview::check(common, images)?;
     if common.run.seed.is_empty() {
         common.run.seed.push(random_seed());
     }
@@ -86,7 +88,13 @@ impl<T: Task> Job for TaskJob<T> {
 
         output::announce(&args.run);
         let progress = Progress::new(args.run.quiet);
-        let on_step = |event: StepEvent<'_, B>| progress.update(&event);
+        let preview = &loaded.preview;
+        let on_step = |event: StepEvent<'_, B>| {
+            if let Some(preview) = preview {
+                preview.update(&event);
+            }
+            progress.update(&event)
+        };
         let options = loaded.options.clone();
         let inputs = loaded.inputs(&args.control);
         let generated = task.generate(&loaded.pipeline, options, inputs, &device, on_step);
@@ -107,6 +115,8 @@ pub struct Loaded<B: Backend> {
     pub options: StableDiffusionOptions,
     controlnets: Vec<ControlNetModel<B>>,
     control_images: Vec<RgbImage>,
+    /// What the options ask for.
+    pub preview: Option<Preview<B>>,
     load: LoadOptions,
     /// The commit of a model from the hub.
     commit: Option<String>,
@@ -148,8 +158,12 @@ pub fn load<B: Backend>(
     let start = Instant::now();
     let load = load_options::<B>(&args.model, backend, device)?;
     let mut prompts = args.prompts.clone();
-    let pipeline =
+    let mut pipeline =
         stable_diffusion::load::<B>(&source, &args.weights, &mut prompts, &load, device)?;
+    if args.vae_tiling == Switch::On {
+        pipeline.vae.enable_tiling();
+    }
+    let preview = Preview::new(args, &pipeline.vae, &load, device)?;
     let controlnets = args.control.load(&load, args.run.quiet, device)?;
     let time = start.elapsed();
     // The folder of a model that the program carries is not needed any more.
@@ -184,6 +198,7 @@ pub fn load<B: Backend>(
         options,
         controlnets,
         control_images,
+        preview,
         load,
         commit: source.commit,
         time,
@@ -228,6 +243,7 @@ pub fn record(
         "negative_prompt": args.negative_prompt,
         "prompt_syntax": format!("{:?}", options.prompt_syntax).to_lowercase(),
         "vae": args.weights.vae.as_ref().map(|path| path.display().to_string()),
+        "vae_tiling": args.vae_tiling == Switch::On,
         "lora": loras(&args.weights),
         "embedding": embeddings(&args.weights),
         "steps": (args.timesteps.is_none() && args.sigmas.is_none())

@@ -19,6 +19,7 @@ mod inpaint;
 mod inspect;
 mod model;
 mod output;
+mod preview;
 mod progress;
 mod schedulers;
 #[cfg(feature = "serve")]

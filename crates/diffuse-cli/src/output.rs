@@ -71,10 +71,7 @@ pub fn check(run: &Run, images: usize) -> Result<()> {
 /// Checks that these images can be written.
 pub fn check_images(paths: &[PathBuf]) -> Result<()> {
     for (index, path) in paths.iter().enumerate() {
-        let extension = path.extension();
-        if !extension.is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
-            bail!("`{}`: images are written as .png", path.display());
-        }
+        check_extension(path)?;
         if paths[..index].contains(path) {
             bail!("`{}` is given for two images", path.display());
         }
@@ -83,7 +80,17 @@ pub fn check_images(paths: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-fn check_path(path: &Path) -> Result<()> {
+/// Checks that an image's file is called as PNG files are.
+pub fn check_extension(path: &Path) -> Result<()> {
+    let extension = path.extension();
+    if !extension.is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
+        bail!("`{}`: images are written as .png", path.display());
+    }
+    Ok(())
+}
+
+/// Checks that a file can be written.
+pub fn check_path(path: &Path) -> Result<()> {
     let check = || {
         if path.exists() {
             check_regular(path)?;

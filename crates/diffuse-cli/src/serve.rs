@@ -2,8 +2,8 @@
 
 use anyhow::{Result, bail};
 use burn::tensor::backend::Backend;
-use diffuse_pipelines::{PipelineKind, StableDiffusionOptions};
-use diffuse_serve::{Limits, ServeOptions, serve};
+use diffuse_pipelines::{LatentPreview, PipelineKind, StableDiffusionOptions};
+use diffuse_serve::{Limits, Preview, ServeOptions, serve};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{BackendName, Serve};
@@ -11,6 +11,7 @@ use crate::backend::{self, Job, load_options, with_backend};
 use crate::builtin::builtin;
 use crate::model::find_model;
 use crate::output;
+use crate::preview;
 use crate::stable_diffusion;
 
 /// Where the key may be instead of among the arguments, which other users of the machine can read.
@@ -69,7 +70,12 @@ impl Job for ServeJob {
         }
         let quiet = args.quiet;
         let stop = CancellationToken::new();
-        serve(pipeline, None, options, &stop, |address| {
+        let map = LatentPreview::<B>::from(preview::linear(model));
+        let preview: Preview<B> = Box::new(move |latents| {
+            let images = map.images(latents).ok()?;
+            images.into_iter().next()
+        });
+        serve(pipeline, Some(preview), options, &stop, |address| {
             if !quiet {
                 output::say(format_args!("http://{address}"));
             }

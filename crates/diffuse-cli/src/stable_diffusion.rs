@@ -8,7 +8,7 @@ use diffuse_builtin::ADAPTERS;
 use diffuse_pipelines::clip::TextualInversion;
 use diffuse_pipelines::clip::prompt_syntax::{LoraTag, take_lora_tags};
 use diffuse_pipelines::schedulers::{Scheduler, SchedulerConfig, scheduler_from_config};
-use diffuse_pipelines::vae::AutoencoderKL;
+use diffuse_pipelines::vae::Autoencoder;
 use diffuse_pipelines::{
     Adapter, FileKind, LoadOptions, Pretrained, SingleFileOptions, StableDiffusionPipeline,
     find_adapter, load_vae,
@@ -55,12 +55,13 @@ pub fn load<B: Backend>(
         }
     };
     if let Some(path) = &weights.vae {
-        let config = pipeline.vae.config().clone();
-        pipeline.vae = check_vae(
-            &pipeline.vae,
-            load_vae(path, Some(&config), load, device)?,
-            path,
-        )?;
+        let config = match &pipeline.vae {
+            Autoencoder::KL(vae) => Some(vae.config().clone()),
+            _ => None,
+        };
+        let vae = load_vae(path, config.as_ref(), load, device)?;
+        check_vae(&pipeline.vae, &vae, path)?;
+        pipeline.vae = vae;
     }
     for embedding in &embeddings {
         pipeline.load_textual_inversion(embedding)?;
@@ -82,21 +83,19 @@ pub fn scheduler<B: Backend>(
 }
 
 /// A VAE in place of another must have latents of the same kind.
-fn check_vae<B: Backend>(
-    own: &AutoencoderKL<B>,
-    other: AutoencoderKL<B>,
+pub fn check_vae<B: Backend>(
+    own: &Autoencoder<B>,
+    other: &Autoencoder<B>,
     path: &Path,
-) -> Result<AutoencoderKL<B>> {
-    let (expected, found) = (own.config(), other.config());
-    if found.latent_channels != expected.latent_channels {
+) -> Result<()> {
+    let (expected, found) = (own.latent_channels(), other.latent_channels());
+    if found != expected {
         bail!(
-            "the latents of `{}` have {} channels, the model's have {}",
-            path.display(),
-            found.latent_channels,
-            expected.latent_channels
+            "the latents of `{}` have {found} channels, the model's have {expected}",
+            path.display()
         );
     }
-    Ok(other)
+    Ok(())
 }
 
 /// The LoRAs of the options, then those that prompts name.

@@ -20,6 +20,7 @@ use crate::backend::{self, Job, with_backend};
 use crate::generate;
 use crate::grid::Sheet;
 use crate::output;
+use crate::preview;
 use crate::progress::Progress;
 use crate::stable_diffusion::scheduler;
 
@@ -171,6 +172,7 @@ pub fn run(mut args: Box<Sweep>) -> Result<()> {
         paths.extend(output::image_paths(&args.common.run.output, count));
     }
     output::check_images(&paths)?;
+    preview::check(&args.common, 1)?;
     let model = &args.common.model;
     let backend = backend::choose(model.backend, args.common.run.quiet);
     with_backend(backend, model.device, SweepJob(args))
@@ -280,7 +282,12 @@ impl Job for SweepJob {
         for (index, cell) in cells.iter().enumerate() {
             loaded.pipeline.scheduler = schedulers[cell[1]].fresh()?;
             let progress = Progress::new(run.quiet).image(index + 1, cells.len());
-            let on_step = |event: StepEvent<'_, B>| progress.update(&event);
+            let on_step = |event: StepEvent<'_, B>| {
+                if let Some(preview) = &loaded.preview {
+                    preview.update(&event);
+                }
+                progress.update(&event)
+            };
             let (pipeline, inputs) = (&loaded.pipeline, loaded.inputs(&args.common.control));
             let generated = pipeline.generate_with(&values.options(cell), inputs, on_step);
             progress.finish();

@@ -342,6 +342,9 @@ fn too_little_memory_is_an_error_and_not_an_abort() {
         message.starts_with("error: there is not enough memory"),
         "{message}"
     );
+    let advice = "; a smaller image, fewer images at once, `--vae-tiling on`, `--weights f16` or \
+                  `--dtype f16` need less\n";
+    assert!(message.ends_with(advice), "{message}");
     assert_eq!(message.lines().count(), 1, "{message}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }

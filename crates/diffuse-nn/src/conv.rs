@@ -21,9 +21,12 @@ pub struct Conv2dConfig {
     /// Zeros added below and to the right, at least as many.
     #[config(default = 0)]
     pub padding_end: usize,
+    /// Whether a bias is added.
+    #[config(default = true)]
+    pub bias: bool,
 }
 
-/// A 2-D convolution with bias.
+/// A 2-D convolution.
 #[derive(Module, Debug)]
 pub struct Conv2d<B: Backend> {
     /// `[out, in, kernel, kernel]`
@@ -54,7 +57,9 @@ impl Conv2dConfig {
                 fan_out,
                 device,
             ),
-            bias: Some(initializer.init_with([channels_out], fan_in, fan_out, device)),
+            bias: self
+                .bias
+                .then(|| initializer.init_with([channels_out], fan_in, fan_out, device)),
             geometry: ConvGeometry {
                 stride: self.stride,
                 padding_start: self.padding_start,

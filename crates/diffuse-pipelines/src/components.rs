@@ -6,12 +6,14 @@ use burn::tensor::backend::Backend;
 use diffuse_clip::{CLIPTextConfig, CLIPTextModel};
 use diffuse_nn::checkpoint::{Parameter, parameters};
 use diffuse_nn::config::{ConfigError, ModelConfig};
-use diffuse_nn::pretrained::{LoadOptions, find_weights};
+use diffuse_nn::pretrained::{LoadOptions, PretrainedError, find_weights};
 use diffuse_unet::{
     ClassEmbedType, ControlNetConfig, ControlNetModel, Pretrained, UNet2DConditionConfig,
     UNet2DConditionModel, UNet2DConfig, UNet2DModel,
 };
-use diffuse_vae::{AutoencoderKL, AutoencoderKLConfig};
+use diffuse_vae::{
+    Autoencoder, AutoencoderKL, AutoencoderKLConfig, AutoencoderTiny, AutoencoderTinyConfig,
+};
 
 use crate::PipelineKind;
 use crate::safety_checker::{SafetyCheckerConfig, StableDiffusionSafetyChecker};
@@ -36,6 +38,7 @@ impl ComponentClass {
             "UNet2DConditionModel" => Self::Model(ModelClass::new::<B, UNet2DConditionModel<B>>()),
             "ControlNetModel" => Self::Model(ModelClass::new::<B, ControlNetModel<B>>()),
             "AutoencoderKL" => Self::Model(ModelClass::new::<B, AutoencoderKL<B>>()),
+            "AutoencoderTiny" => Self::Model(ModelClass::new::<B, AutoencoderTiny<B>>()),
             "CLIPTextModel" => Self::Model(ModelClass::new::<B, CLIPTextModel<B>>()),
             "CLIPTokenizer" | "CLIPTokenizerFast" => Self::Tokenizer,
             SafetyCheckerConfig::CLASS => {
@@ -93,6 +96,7 @@ pub(crate) fn weights_stems(class: &str) -> Option<[&'static str; 2]> {
         (UNet2DConditionConfig::CLASS, UNet2DConditionConfig::WEIGHTS),
         (ControlNetConfig::CLASS, ControlNetConfig::WEIGHTS),
         (AutoencoderKLConfig::CLASS, AutoencoderKLConfig::WEIGHTS),
+        (AutoencoderTinyConfig::CLASS, AutoencoderTinyConfig::WEIGHTS),
         (CLIPTextConfig::CLASS, CLIPTextConfig::WEIGHTS),
         (SafetyCheckerConfig::CLASS, SafetyCheckerConfig::WEIGHTS),
     ];
@@ -116,6 +120,21 @@ pub(crate) fn check_class_labels<C: ModelConfig>(
     } else {
         Ok(())
     }
+}
+
+/// Loads an autoencoder of a class, by default an [`AutoencoderKL`].
+pub(crate) fn load_autoencoder<B: Backend>(
+    class: Option<&str>,
+    folder: &Path,
+    options: &LoadOptions,
+    device: &B::Device,
+) -> Result<Autoencoder<B>, PretrainedError> {
+    Ok(match class {
+        Some(AutoencoderTinyConfig::CLASS) => {
+            AutoencoderTiny::from_pretrained_with(folder, options, device)?.into()
+        }
+        _ => AutoencoderKL::from_pretrained_with(folder, options, device)?.into(),
+    })
 }
 
 /// Where a component's files are: in its own folder or, as in the DDPM repositories, in the

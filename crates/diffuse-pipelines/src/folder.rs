@@ -169,7 +169,7 @@ impl PipelineKind {
                 ("tokenizer", &["CLIPTokenizer", "CLIPTokenizerFast"]),
                 ("text_encoder", &["CLIPTextModel"]),
                 ("unet", &["UNet2DConditionModel"]),
-                ("vae", &["AutoencoderKL"]),
+                ("vae", &["AutoencoderKL", "AutoencoderTiny"]),
             ],
             Self::Unconditional => &[("unet", &["UNet2DModel"])],
         }

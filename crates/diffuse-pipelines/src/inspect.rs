@@ -167,7 +167,7 @@ fn file_name(path: &Path) -> String {
 }
 
 /// The class that a configuration file names, in diffusers' way or in transformers'.
-fn class_of(config: &Path) -> Option<String> {
+pub(crate) fn class_of(config: &Path) -> Option<String> {
     let text = read_text(config).ok()?;
     let value: Value = serde_json::from_str(&text).ok()?;
     let class = value

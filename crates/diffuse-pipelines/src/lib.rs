@@ -12,6 +12,7 @@ mod generation;
 mod guidance;
 mod image_processor;
 mod mask;
+mod preview;
 mod resize;
 mod safety_checker;
 mod single_file;
@@ -33,6 +34,7 @@ pub use folder::{MODEL_INDEX_NAME, ModelIndex, PipelineKind};
 pub use generation::{Generated, StageTimes, StepEvent, generators, random_seed};
 pub use guidance::{guide, rescale_noise};
 pub use image_processor::{load_image, to_images, to_unit_range};
+pub use preview::{LatentPreview, LatentRgb};
 pub use safety_checker::{
     SafetyChecker, SafetyCheckerConfig, SafetyScores, StableDiffusionSafetyChecker,
 };

@@ -326,7 +326,7 @@ impl<B: Backend> Engine<B> {
         let on_step = |event: StepEvent<'_, B>| {
             metrics.steps.inc();
             let (step, steps) = (event.step + 1, event.steps);
-            let latents = event.pred_original_sample.unwrap_or(&*event.latents);
+            let latents = event.preview_latents();
             let wanted = preview.as_ref().filter(|_| request.previews);
             let preview = wanted.and_then(|preview| preview(latents));
             {

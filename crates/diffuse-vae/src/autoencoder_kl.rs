@@ -17,6 +17,7 @@ use diffuse_nn::{
 use serde::{Deserialize, Serialize};
 
 use crate::DiagonalGaussian;
+use crate::tiling::Tiles;
 
 /// The type of an encoder block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,7 +57,7 @@ pub struct AutoencoderKLConfig {
     pub latent_channels: usize,
     /// Groups of all norms.
     pub norm_num_groups: usize,
-    /// Height and width of the training images.
+    /// Height and width of the training images, which are those of a tile.
     pub sample_size: SampleSize,
     /// Factor that gives the latents about unit variance, for the UNet.
     pub scaling_factor: f64,
@@ -162,6 +163,14 @@ impl AutoencoderKLConfig {
         1 << (self.block_out_channels.len() - 1)
     }
 
+    /// Height and width of a tile of latents: those of the training images, rounded down to a
+    /// multiple of 4, so that tiles overlap by whole positions.
+    fn latent_tile(&self) -> usize {
+        let [side, _] = self.sample_size.dims();
+        let side = side / self.downscale();
+        (side - side % OVERLAP).max(OVERLAP)
+    }
+
     fn resnet(&self, in_channels: usize, out_channels: usize) -> ResnetBlock2DConfig {
         let groups = self.norm_num_groups;
         ResnetBlock2DConfig::new(in_channels, out_channels, groups, Self::NORM_EPS)
@@ -252,9 +261,13 @@ impl AutoencoderKLConfig {
                 .use_post_quant_conv
                 .then(|| conv1x1(self.latent_channels)),
             config: self.clone(),
+            use_tiling: false,
         }
     }
 }
+
+/// A quarter of a tile overlaps the next.
+const OVERLAP: usize = 4;
 
 fn conv3x3<B: Backend>(channels: [usize; 2], device: &B::Device) -> Conv2d<B> {
     Conv2dConfig::new(channels, 3).with_padding(1).init(device)
@@ -330,6 +343,8 @@ pub struct AutoencoderKL<B: Backend> {
     pub post_quant_conv: Option<Conv2d<B>>,
     #[module(skip)]
     config: AutoencoderKLConfig,
+    #[module(skip)]
+    use_tiling: bool,
 }
 
 impl<B: Backend> Pretrained<B> for AutoencoderKL<B> {
@@ -349,17 +364,40 @@ impl<B: Backend> Pretrained<B> for AutoencoderKL<B> {
 }
 
 impl<B: Backend> AutoencoderKL<B> {
+    /// Encodes and decodes images that are larger than
+    /// [`sample_size`](AutoencoderKLConfig::sample_size) in overlapping tiles of that size, as
+    /// Diffusers does. Memory then depends on the size of a tile, not of the image. Norms and
+    /// attention are computed for each tile alone, so colors and contrast change a little.
+    pub fn enable_tiling(&mut self) {
+        self.use_tiling = true;
+    }
+
+    /// Encodes and decodes whole images, which is the default.
+    pub fn disable_tiling(&mut self) {
+        self.use_tiling = false;
+    }
+
     /// The distribution of an image's latents, not multiplied by `scaling_factor`.
     ///
     /// # Shapes
     /// - `image`: `[batch, in_channels, height, width]` in `[-1, 1]`, sides multiples of 8
     /// - mean and variance: `[batch, latent_channels, height / 8, width / 8]`
     pub fn encode(&self, image: Tensor<B, 4>) -> DiagonalGaussian<B> {
+        let side = self.config.latent_tile();
+        let tiles = Tiles::new(side * self.config.downscale(), side, OVERLAP);
+        DiagonalGaussian::from_moments(if self.use_tiling && tiles.divide(&image) {
+            tiles.run_blended(image, |image| self.moments(image))
+        } else {
+            self.moments(image)
+        })
+    }
+
+    fn moments(&self, image: Tensor<B, 4>) -> Tensor<B, 4> {
         let moments = self.encoder.forward(image);
-        DiagonalGaussian::from_moments(match &self.quant_conv {
+        match &self.quant_conv {
             Some(conv) => conv.forward(moments),
             None => moments,
-        })
+        }
     }
 
     /// The image of latents, which have been divided by `scaling_factor`.
@@ -368,6 +406,16 @@ impl<B: Backend> AutoencoderKL<B> {
     /// - `latents`: `[batch, latent_channels, height, width]`
     /// - output: `[batch, out_channels, 8 · height, 8 · width]`, about in `[-1, 1]`
     pub fn decode(&self, latents: Tensor<B, 4>) -> Tensor<B, 4> {
+        let side = self.config.latent_tile();
+        let tiles = Tiles::new(side, side * self.config.downscale(), OVERLAP);
+        if self.use_tiling && tiles.divide(&latents) {
+            tiles.run_blended(latents, |latents| self.image(latents))
+        } else {
+            self.image(latents)
+        }
+    }
+
+    fn image(&self, latents: Tensor<B, 4>) -> Tensor<B, 4> {
         self.decoder.forward(match &self.post_quant_conv {
             Some(conv) => conv.forward(latents),
             None => latents,

@@ -187,11 +187,8 @@ impl FileKind {
     /// Whether such a file can be used, by itself or with a checkpoint.
     pub fn is_supported(self) -> bool {
         match self {
-            Self::StableDiffusion(_)
-            | Self::Vae
-            | Self::ControlNet
-            | Self::Adapter
-            | Self::TextualInversion => true,
+            Self::StableDiffusion(_) | Self::Vae | Self::TinyVae | Self::ControlNet => true,
+            Self::Adapter | Self::TextualInversion => true,
             // Components, which a folder with their configurations makes usable.
             Self::UNet | Self::TextEncoder | Self::Unknown => true,
             Self::StableDiffusionXl
@@ -201,7 +198,6 @@ impl FileKind {
             | Self::Upscaler
             | Self::InstructPix2Pix
             | Self::Depth
-            | Self::TinyVae
             | Self::Hypernetwork
             | Self::MotionModule
             | Self::IpAdapter
@@ -215,7 +211,8 @@ impl FileKind {
         let tensors = checkpoint.tensors();
         let starts = |prefix: &str| tensors.keys().any(|key| key.starts_with(prefix));
         let contains = |part: &str| tensors.keys().any(|key| key.contains(part));
-        // Hypernetworks are layers by the width of what they change.
+        // Hypernetworks are layers by the width of what they change; each half of a TAESD in the
+        // original layout is a list of layers.
         let is_number = |key: &String| {
             key.split('.')
                 .next()
@@ -230,7 +227,9 @@ impl FileKind {
                 Self::Vae,
             ),
             (
-                starts("decoder.layers.") || starts("encoder.layers."),
+                starts("decoder.layers.")
+                    || starts("encoder.layers.")
+                    || contains(".conv.4.weight") && tensors.keys().all(is_number),
                 Self::TinyVae,
             ),
             (starts("down_blocks.") || starts("up_blocks."), Self::UNet),

@@ -4,6 +4,7 @@
 mod configs;
 mod keys;
 mod kind;
+mod tiny_vae;
 mod write;
 
 use std::collections::BTreeSet;
@@ -18,9 +19,10 @@ use diffuse_schedulers::{Overrides, SchedulerConfig, scheduler_from_config};
 use diffuse_unet::{
     ControlNetConfig, ControlNetModel, UNet2DConditionConfig, UNet2DConditionModel,
 };
-use diffuse_vae::{AutoencoderKL, AutoencoderKLConfig};
+use diffuse_vae::{Autoencoder, AutoencoderKL, AutoencoderKLConfig, AutoencoderTiny};
 
-use crate::components::{component_folder, component_options};
+use crate::components::{component_folder, component_options, load_autoencoder};
+use crate::inspect::class_of;
 use crate::stable_diffusion::{StableDiffusionParts, StableDiffusionPipeline, vae_options};
 use crate::{PipelineError, PipelineKind};
 use keys::Stored;
@@ -300,7 +302,8 @@ impl<B: Backend> StableDiffusionPipeline<B> {
                 &file.vae.weights,
                 &vae_options::<B>(load),
                 device,
-            )?,
+            )?
+            .into(),
             unet,
             scheduler: scheduler_from_config(&scheduler, None, &Overrides::new())?,
             safety_checker: None,
@@ -309,8 +312,10 @@ impl<B: Backend> StableDiffusionPipeline<B> {
     }
 }
 
-/// Loads an autoencoder: a folder in Diffusers' layout, or a file in either layout, whose
-/// configuration is Stable Diffusion's unless `config` is another.
+/// Loads an autoencoder: a folder in Diffusers' layout, or a file in either layout. The
+/// configuration of an [`AutoencoderKL`] in a file is Stable Diffusion's unless `config` is
+/// another; that of an [`AutoencoderTiny`] is told by its tensors. An `AutoencoderTiny` in the
+/// original layout is two files, `taesd_encoder` and `taesd_decoder`, of which one is named.
 ///
 /// # Errors
 /// If it is damaged, something else, or lacks tensors.
@@ -319,15 +324,19 @@ pub fn load_vae<B: Backend>(
     config: Option<&AutoencoderKLConfig>,
     options: &LoadOptions,
     device: &B::Device,
-) -> Result<AutoencoderKL<B>, PipelineError> {
+) -> Result<Autoencoder<B>, PipelineError> {
     let path = path.as_ref();
     let options = vae_options::<B>(options);
     if !path.is_file() {
         let kind = PipelineKind::StableDiffusion;
         let options = component_options(path, kind, "vae", &options);
         let folder = component_folder(path, "vae");
-        return Ok(AutoencoderKL::from_pretrained_with(
-            folder, &options, device,
+        let class = class_of(&folder.join("config.json"));
+        return Ok(load_autoencoder(
+            class.as_deref(),
+            &folder,
+            &options,
+            device,
         )?);
     }
     let checkpoint = Checkpoint::open(path)?;
@@ -339,17 +348,19 @@ pub fn load_vae<B: Backend>(
         FileKind::Vae | FileKind::StableDiffusion(_) => {
             vae_view::<B>(&checkpoint, &config, &mut BTreeSet::new())?
         }
+        FileKind::TinyVae => {
+            let checkpoint = tiny_vae::with_both_halves(path, checkpoint)?;
+            let config = tiny_vae::config(&checkpoint);
+            config.validate().map_err(PretrainedError::from)?;
+            let vae = AutoencoderTiny::from_checkpoint(&config, &checkpoint, &options, device)?;
+            return Ok(vae.into());
+        }
         kind => {
             let path = path.to_path_buf();
             return Err(PipelineError::WrongFile { path, kind });
         }
     };
-    Ok(AutoencoderKL::from_checkpoint(
-        &config,
-        &checkpoint,
-        &options,
-        device,
-    )?)
+    Ok(AutoencoderKL::from_checkpoint(&config, &checkpoint, &options, device)?.into())
 }
 
 /// Loads a ControlNet: a folder in Diffusers' layout, or a file in either layout, whose

@@ -95,17 +95,18 @@ impl<B: Backend> StableDiffusionPipeline<B> {
                 )));
             }
             let config = control.model.config();
-            let (unet, vae) = (self.unet.config(), self.vae.config());
+            let (unet, vae) = (self.unet.config(), &self.vae);
             let text = self.text_encoder.config().hidden_size;
             let message = if config.cross_attention_dim != text {
                 format!(
                     "the text encoder gives embeddings of {text}, {name} takes {}",
                     config.cross_attention_dim
                 )
-            } else if config.in_channels != vae.latent_channels {
+            } else if config.in_channels != vae.latent_channels() {
                 format!(
                     "the autoencoder's latents have {} channels, {name} takes {}",
-                    vae.latent_channels, config.in_channels
+                    vae.latent_channels(),
+                    config.in_channels
                 )
             } else if config.downscale() != vae.downscale() {
                 format!(
@@ -135,7 +136,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         options: &StableDiffusionOptions,
         [batch, _, height, width]: [usize; 4],
     ) -> Controls<'a, B> {
-        let downscale = self.vae.config().downscale();
+        let downscale = self.vae.downscale();
         let size = [width, height].map(|side| (side * downscale) as u32);
         let device = self.unet.conv_in.weight.device();
         let embed = |control: StableDiffusionControl<'a, B>| {

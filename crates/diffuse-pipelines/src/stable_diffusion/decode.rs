@@ -2,7 +2,6 @@
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 use diffuse_nn::checkpoint::{cast, float_dtype};
-use diffuse_unet::Pretrained;
 use image::RgbImage;
 
 use super::StableDiffusionPipeline;
@@ -18,7 +17,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
     /// # Errors
     /// If the result is not finite.
     pub fn decode(&self, latents: Tensor<B, 4>) -> Result<Vec<RgbImage>, PipelineError> {
-        let latents = latents.cast(DType::F32) / self.vae.config().scaling_factor;
+        let latents = latents.cast(DType::F32) / self.vae.scaling_factor();
         let dtype = float_dtype(&self.vae);
         let mut exact = None;
         let mut images = Vec::new();

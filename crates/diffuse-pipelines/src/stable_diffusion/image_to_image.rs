@@ -7,8 +7,7 @@ use std::ops::ControlFlow;
 
 use burn::tensor::backend::Backend;
 use diffuse_schedulers::{NoiseSource, Scheduler};
-use diffuse_unet::Pretrained;
-use diffuse_vae::DiagonalGaussian;
+use diffuse_vae::{DiagonalGaussian, EncoderOutput};
 use image::RgbImage;
 
 use super::denoise::Start;
@@ -78,7 +77,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             return Err(PipelineError::Options("`image` is empty".into()));
         };
         let size = [first.width(), first.height()];
-        let downscale = self.vae.config().downscale();
+        let downscale = self.vae.downscale();
         let [width, height] = round_down(size, downscale);
         if width == 0 || height == 0 {
             return Err(PipelineError::Options(format!(
@@ -96,15 +95,18 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         let start =
             |scheduler: &dyn Scheduler<B>, timestep: f64, _: &_, noise: &mut dyn NoiseSource| {
                 let device = self.unet.conv_in.weight.device();
-                let mut posterior = self.encode_images(from_images(&images, &device))?;
+                let mut output = self.encode_images(from_images(&images, &device))?;
                 // Each generator draws the latents of its own copy.
-                if noise.generators().is_some() {
-                    posterior = DiagonalGaussian {
-                        mean: tile(posterior.mean, batch),
-                        logvar: tile(posterior.logvar, batch),
+                if let EncoderOutput::LatentDist(posterior) = &mut output
+                    && noise.generators().is_some()
+                {
+                    *posterior = DiagonalGaussian {
+                        mean: tile(posterior.mean.clone(), batch),
+                        logvar: tile(posterior.logvar.clone(), batch),
                     };
                 }
-                let latents = tile(self.draw_latents(&posterior, noise)?, batch);
+                let latents = self.draw_latents(output, |shape| self.draw(shape, noise))?;
+                let latents = tile(latents, batch);
                 let noise = self.draw(latents.dims(), noise)?;
                 Ok(Start {
                     latents: scheduler.add_noise(latents, noise, &[timestep])?,

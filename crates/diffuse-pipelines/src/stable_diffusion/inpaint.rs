@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use diffuse_schedulers::{NoiseSource, Scheduler};
-use diffuse_unet::Pretrained;
+use diffuse_vae::Autoencoder;
 use image::RgbImage;
 
 use super::denoise::Start;
@@ -130,7 +130,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         let batch = shape[0];
         check_count("image", options.image.len(), batch)?;
         check_count("mask_image", options.mask_image.len(), batch)?;
-        let prepared = Prepared::new(options, shape, self.vae.config().downscale())?;
+        let prepared = Prepared::new(options, shape, self.vae.downscale())?;
 
         let start = |scheduler: &dyn Scheduler<B>,
                      timestep: f64,
@@ -161,9 +161,11 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             let inpainting = match image {
                 Some(image) if blends => {
                     // Diffusers encodes the masked image and leaves it unused.
-                    let [rows, _, _, _] = masked.dims();
-                    let [_, channels, height, width] = shape;
-                    self.draw_first([rows, channels, height, width], source)?;
+                    if matches!(self.vae, Autoencoder::KL(_)) {
+                        let [rows, _, _, _] = masked.dims();
+                        let [_, channels, height, width] = shape;
+                        self.draw_first([rows, channels, height, width], source)?;
+                    }
                     Inpainting::Blend { mask, image, noise }
                 }
                 _ => {
@@ -187,9 +189,8 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         images: Tensor<B, 4>,
         source: &mut dyn NoiseSource,
     ) -> Result<Tensor<B, 4>, PipelineError> {
-        let posterior = self.encode_images(images)?;
-        let epsilon = self.draw_first(posterior.mean.dims(), source)?;
-        Ok(posterior.sample(epsilon) * self.vae.config().scaling_factor)
+        let output = self.encode_images(images)?;
+        self.draw_latents(output, |shape| self.draw_first(shape, source))
     }
 
     /// Noise for images; of several generators the first ones draw it.

@@ -44,7 +44,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             None => options.prompt.len(),
         };
         let batch = texts.saturating_mul(options.num_images_per_prompt);
-        let downscale = self.vae.config().downscale();
+        let downscale = self.vae.downscale();
         let default = match (&inputs.latents, self.sample_size) {
             (Some(latents), _) => {
                 let [_, _, height, width] = latents.dims();
@@ -84,7 +84,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
                 least * downscale
             )));
         }
-        let channels = self.vae.config().latent_channels;
+        let channels = self.vae.latent_channels();
         Ok([batch, channels, height / downscale, width / downscale])
     }
 

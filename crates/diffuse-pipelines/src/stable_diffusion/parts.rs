@@ -12,9 +12,11 @@ use diffuse_unet::{
     LoadOptions, Pretrained, PretrainedError, SampleSize, UNet2DConditionConfig,
     UNet2DConditionModel,
 };
-use diffuse_vae::{AutoencoderKL, AutoencoderKLConfig};
+use diffuse_vae::Autoencoder;
 
-use crate::components::{check_class_labels, component_folder, component_options};
+use crate::components::{
+    check_class_labels, component_folder, component_options, load_autoencoder,
+};
 use crate::folder::{ModelIndex, PipelineKind, load_scheduler, pipeline_folder};
 use crate::{PipelineError, SafetyChecker};
 
@@ -27,7 +29,7 @@ pub struct StableDiffusionParts<B: Backend> {
     /// Predicts the noise in latents.
     pub unet: UNet2DConditionModel<B>,
     /// Latents to images.
-    pub vae: AutoencoderKL<B>,
+    pub vae: Autoencoder<B>,
     /// Takes the noise out, step by step.
     pub scheduler: Box<dyn Scheduler<B>>,
     /// Makes images black that it takes for unsafe; none does not check them.
@@ -43,7 +45,7 @@ pub struct StableDiffusionPipeline<B: Backend> {
     /// Predicts the noise in latents.
     pub unet: UNet2DConditionModel<B>,
     /// Latents to images.
-    pub vae: AutoencoderKL<B>,
+    pub vae: Autoencoder<B>,
     /// Takes the noise out, step by step.
     pub scheduler: Box<dyn Scheduler<B>>,
     /// Makes images black that it takes for unsafe; none does not check them.
@@ -198,7 +200,12 @@ impl<B: Backend> StableDiffusionPipeline<B> {
                 &text_options,
                 device,
             )?,
-            vae: AutoencoderKL::from_pretrained_with(component("vae"), &vae_options, device)?,
+            vae: load_autoencoder(
+                index.class_of("vae"),
+                &component("vae"),
+                &vae_options,
+                device,
+            )?,
             unet: UNet2DConditionModel::from_checkpoint(
                 &unet_config,
                 &unet_weights,
@@ -216,7 +223,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
     /// Whether the UNet was made for inpainting: it takes the mask and the latents of the masked
     /// image beside the latents.
     pub fn is_for_inpainting(&self) -> bool {
-        inpaints(self.unet.config(), self.vae.config())
+        inpaints(self.unet.config(), &self.vae)
     }
 
     /// Checks that the UNet takes latents alone.
@@ -252,9 +259,9 @@ fn check_parts<B: Backend>(
     tokenizer: &CLIPTokenizer,
     text_encoder: &CLIPTextModel<B>,
     unet: &UNet2DConditionModel<B>,
-    vae: &AutoencoderKL<B>,
+    vae: &Autoencoder<B>,
 ) -> Result<(), PipelineError> {
-    let (text, unet, vae) = (text_encoder.config(), unet.config(), vae.config());
+    let (text, unet) = (text_encoder.config(), unet.config());
     check_unet(unet)?;
     let cross = unet
         .cross_attention_dim
@@ -277,17 +284,19 @@ fn check_parts<B: Backend>(
             "the text encoder gives embeddings of {}, the UNet takes {cross}",
             text.hidden_size
         )
-    } else if !(unet.in_channels == vae.latent_channels || inpaints(unet, vae))
-        || unet.out_channels != vae.latent_channels
+    } else if !(unet.in_channels == vae.latent_channels() || inpaints(unet, vae))
+        || unet.out_channels != vae.latent_channels()
     {
         format!(
             "the autoencoder's latents have {} channels, the UNet takes {} and gives {}",
-            vae.latent_channels, unet.in_channels, unet.out_channels
+            vae.latent_channels(),
+            unet.in_channels,
+            unet.out_channels
         )
-    } else if vae.out_channels != 3 && vae.out_channels != 1 {
+    } else if vae.out_channels() != 3 && vae.out_channels() != 1 {
         format!(
             "an image has 3 channels or 1, but the autoencoder's `out_channels` is {}",
-            vae.out_channels
+            vae.out_channels()
         )
     } else {
         return Ok(());
@@ -296,8 +305,8 @@ fn check_parts<B: Backend>(
 }
 
 /// Whether a UNet takes the mask and the latents of the masked image beside the latents.
-fn inpaints(unet: &UNet2DConditionConfig, vae: &AutoencoderKLConfig) -> bool {
-    unet.in_channels == 2 * vae.latent_channels + 1
+fn inpaints<B: Backend>(unet: &UNet2DConditionConfig, vae: &Autoencoder<B>) -> bool {
+    unet.in_channels == 2 * vae.latent_channels() + 1
 }
 
 /// The reference's corrections of early checkpoints' schedulers.

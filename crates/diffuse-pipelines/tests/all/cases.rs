@@ -13,7 +13,7 @@ use diffuse_pipelines::unet::{ControlNetModel, UNet2DConditionModel};
 use diffuse_pipelines::{
     DDIMPipeline, DDPMOptions, DDPMPipeline, Generated, LoadOptions, Pretrained,
     StableDiffusionControl, StableDiffusionImg2ImgOptions, StableDiffusionInpaintOptions,
-    StableDiffusionInputs, StableDiffusionPipeline, StepEvent, latents, load_image,
+    StableDiffusionInputs, StableDiffusionPipeline, StepEvent, latents, load_image, load_vae,
 };
 use diffuse_testing::{Values, assert_close, is_another_set, read_json, reference};
 use image::RgbImage;
@@ -155,6 +155,20 @@ fn inpainting_runs_give_the_references_images() {
 }
 
 #[test]
+fn runs_with_other_autoencoders_and_tiling_give_the_references_images() {
+    let folder = reference().join("autoencoders");
+    let found = [
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+    ]
+    .map(|pipeline| check_cases(&folder, pipeline).0);
+    if !is_another_set() {
+        assert_eq!(found, [2, 3, 3]);
+    }
+}
+
+#[test]
 fn runs_with_controlnets_freeu_and_deep_cache_give_the_references_images() {
     let folder = reference().join("denoising");
     let found = [
@@ -217,6 +231,12 @@ fn load_pipeline(case: &Case<'_>) -> StableDiffusionPipeline<B> {
         StableDiffusionPipeline::<B>::from_pretrained_with(model, &load, &device).unwrap();
     if let Some(unet) = path(case, "unet") {
         pipeline.unet = UNet2DConditionModel::from_pretrained(unet, &device).unwrap();
+    }
+    if let Some(vae) = path(case, "vae") {
+        pipeline.vae = load_vae(vae, None, &load, &device).unwrap();
+    }
+    if case.get("vae_tiling", Value::as_bool) == Some(true) {
+        pipeline.vae.enable_tiling();
     }
     if let Some(scheduler) = case.values["scheduler"].as_str() {
         let config = pipeline.scheduler.config();

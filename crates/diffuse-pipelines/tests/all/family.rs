@@ -48,7 +48,8 @@ fn checkpoint(case: &Case<'_>) -> TempDir {
     together
 }
 
-fn lay_over(from: &Path, to: &Path) {
+/// Copies a folder over another.
+pub fn lay_over(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();

@@ -1,6 +1,7 @@
 //! The tests of pipelines, as one program: what burn instantiates is compiled once.
 
 mod adapters;
+mod autoencoders;
 mod cases;
 mod common;
 mod controlnet;

@@ -8,7 +8,7 @@ use diffuse_nn::checkpoint::{Checkpoint, float_dtype};
 use diffuse_nn::config::ModelConfig;
 use diffuse_pipelines::clip::CLIPTextModel;
 use diffuse_pipelines::unet::{UNet2DConditionModel, UNet2DModel};
-use diffuse_pipelines::vae::AutoencoderKL;
+use diffuse_pipelines::vae::{AutoencoderKL, AutoencoderTiny};
 use diffuse_pipelines::{LoadOptions, Pretrained};
 use diffuse_testing::{read_json, reference};
 
@@ -54,6 +54,7 @@ fn saved_models_are_the_same() {
     check::<UNet2DModel<Flex>>("ddpm/cat", "UNet2DModel");
     check::<UNet2DConditionModel<Flex>>("sd/base/unet", "UNet2DConditionModel");
     check::<AutoencoderKL<Flex>>("sd/base/vae", "AutoencoderKL");
+    check::<AutoencoderTiny<Flex>>("autoencoders/tiny", "AutoencoderTiny");
     check::<CLIPTextModel<Flex>>("sd/base/text_encoder", "CLIPTextModel");
 }
 

@@ -86,7 +86,7 @@ impl<B: AutodiffBackend> Task<B> for StyleTask<B> {
             tokenizer: self.tokenizer.clone(),
             text_encoder: self.text_encoder.clone(),
             unet: lora.merge(self.unet.valid()),
-            vae: self.vae.clone(),
+            vae: self.vae.clone().into(),
             scheduler: Box::new(PNDMScheduler::from_config(&self.scheduler)?),
             safety_checker: None,
         })?)

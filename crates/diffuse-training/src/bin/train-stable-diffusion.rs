@@ -96,7 +96,7 @@ impl<I: Backend> TextToImageTask<I> {
             tokenizer: self.tokenizer.clone(),
             text_encoder: model.text_encoder,
             unet: model.unet,
-            vae: self.vae.clone(),
+            vae: self.vae.clone().into(),
             scheduler: Box::new(PNDMScheduler::from_config(&self.scheduler)?),
             safety_checker: None,
         })?)

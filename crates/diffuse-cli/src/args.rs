@@ -16,6 +16,7 @@ use diffuse_pipelines::{
 };
 use serde_json::Value;
 
+use crate::batch::{Batch, with_file};
 use crate::builtin::builtin;
 use crate::control::Controls;
 use crate::sweep::{Sweep, with_axes};
@@ -51,7 +52,7 @@ impl Cli {
     /// `--version` is for `txt2img`.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut arguments: Vec<OsString> = arguments.into_iter().collect();
-        let command = with_axes(Self::command());
+        let command = with_file(with_axes(Self::command()));
         if let Some(first) = arguments.get(1) {
             let mut names: Vec<&str> = command.get_subcommands().map(|it| it.get_name()).collect();
             names.extend(["help", "-h", "--help", "-V", "--version"]);
@@ -85,6 +86,7 @@ impl Cli {
                 }
             }
             Command::Sweep(args) => args.take(matches)?,
+            Command::Batch(args) => args.common.take(matches)?,
             Command::Ddpm(args) => {
                 if let Some(text) = args.model.take_options(matches)?.first() {
                     return Err(no_option(text));
@@ -111,6 +113,8 @@ pub enum Command {
     ///
     /// diffuse sweep "a boat at sunset" --seed 0,1,2 --scheduler euler,unipc,ddim
     Sweep(Box<Sweep>),
+    /// Make an image of each prompt of a file, and go on where a run has ended
+    Batch(Box<Batch>),
     /// Make images without a text
     Ddpm(Box<Ddpm>),
     /// Describe a checkpoint: components, parameters, types, what is not supported
@@ -204,8 +208,8 @@ pub struct StableDiffusion {
     /// are always encoded and decoded one after the other
     #[arg(long, value_enum, default_value_t = Switch::Off)]
     pub vae_tiling: Switch,
-    /// Write the image as it is so far, replaced after each step (.png): the scheduler's prediction
-    /// of the result or, with schedulers that have none, the noisy image
+    /// Write what the result will look like, as is predicted after each step (.png); each replaces
+    /// the last
     #[arg(long, value_name = "FILE")]
     pub preview: Option<PathBuf>,
     /// VAE for previews, such as TAESD [default: a linear map to colors]

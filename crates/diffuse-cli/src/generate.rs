@@ -190,6 +190,7 @@ pub fn load<B: Backend>(
         freeu: args.freeu,
         cache_interval: args.deep_cache.map_or(1, |cache| cache.interval),
         cache_branch_id: args.deep_cache.map_or(0, |cache| cache.branch),
+        predict_original: args.preview.is_some(),
         seeds: args.run.seed.clone(),
         ..defaults
     };

@@ -4,6 +4,7 @@
 
 mod args;
 mod backend;
+mod batch;
 mod builtin;
 mod control;
 mod convert;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         Command::Img2img(args) => img2img::run(*args),
         Command::Inpaint(args) => inpaint::run(*args),
         Command::Sweep(args) => sweep::run(args),
+        Command::Batch(args) => batch::run(args),
         Command::Ddpm(args) => ddpm::run(args),
         Command::Inspect(args) => inspect::run(&args),
         #[cfg(feature = "hub")]

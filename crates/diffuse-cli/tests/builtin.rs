@@ -136,3 +136,146 @@ fn the_built_in_model_needs_no_file_and_leaves_none() {
     );
     assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);
 }
+
+/// What a batch of `prompts.jsonl` or another file says at its end.
+fn batch(folder: &Path, file: &str) -> String {
+    let arguments = ["batch", file, "--out", "images", "--steps", "1"];
+    let output = diffuse(folder, &arguments);
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().last().unwrap().to_string()
+}
+
+#[test]
+fn a_batch_goes_on_where_it_was_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let prompts: Vec<String> = (0..40)
+        .map(|i| format!("a house number {i}, \"red\""))
+        .collect();
+    fs::write(folder.join("prompts.txt"), prompts.join("\n\n")).unwrap();
+    let images = || {
+        let entries = fs::read_dir(folder.join("images")).into_iter().flatten();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".png")).count()
+    };
+    let arguments = [
+        "batch",
+        "prompts.txt",
+        "--out",
+        "images",
+        "--steps",
+        "1",
+        "--quiet",
+    ];
+    let mut child = common::diffuse(&arguments)
+        .current_dir(folder)
+        .spawn()
+        .unwrap();
+    while images() < 2 {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let before = images();
+    assert!(before < 40);
+
+    let said = batch(folder, "prompts.txt");
+    let numbers: Vec<usize> = said
+        .split(' ')
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    let [made, kept, failed] = numbers[..] else {
+        panic!("{said}");
+    };
+    // The image whose row was not written any more is made again.
+    assert!(
+        kept == before || kept + 1 == before,
+        "{said}, {before} before"
+    );
+    assert_eq!((made + kept, failed, images()), (40, 0, 40));
+    assert_eq!(
+        batch(folder, "prompts.txt"),
+        "0 made, 40 there already, 0 failed"
+    );
+    let table = fs::read_to_string(folder.join("images/results.csv")).unwrap();
+    assert_eq!(table.lines().count(), 41);
+
+    // An image is the one of a single run.
+    let single = [
+        "a house number 3, \"red\"",
+        "--steps",
+        "1",
+        "--seed",
+        "3",
+        "--quiet",
+    ];
+    diffuse(folder, &single);
+    assert!(open(folder.join("out.png")) == open(folder.join("images/00003.png")));
+
+    // A row that was cut off, and an image that was deleted.
+    fs::write(folder.join("images/results.csv"), &table[..table.len() - 9]).unwrap();
+    let first = table.lines().nth(1).unwrap().split(',').nth(1).unwrap();
+    fs::remove_file(folder.join("images").join(first)).unwrap();
+    assert_eq!(
+        batch(folder, "prompts.txt"),
+        "2 made, 38 there already, 0 failed"
+    );
+    assert_eq!(images(), 40);
+}
+
+#[test]
+fn a_batch_of_json_lines_has_options_a_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let lines = [
+        r#"{"prompt": "a boat", "id": "boat", "seed": 7, "steps": 2, "scheduler": "euler"}"#,
+        r#"{"prompt": "a tree", "width": 33}"#,
+        r#"{"prompt": "a house", "width": 64, "height": 72, "negative_prompt": "blue"}"#,
+    ];
+    fs::write(folder.join("lines.jsonl"), lines.join("\n")).unwrap();
+    let output = common::diffuse(&["batch", "lines.jsonl", "--out", "images", "--quiet"])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        "warning: 00001: `height` and `width` have to be divisible by 8 and not zero, but `width` \
+         is 33\nerror: 1 of 3 prompts failed: `images/results.csv` says why\n"
+    );
+    let image = open(folder.join("images/00002.png"));
+    assert_eq!(image.dimensions(), (64, 72));
+    let euler = [
+        "a boat",
+        "--steps",
+        "2",
+        "--scheduler",
+        "euler",
+        "--seed",
+        "7",
+        "--quiet",
+    ];
+    diffuse(folder, &euler);
+    assert!(open(folder.join("out.png")) == open(folder.join("images/boat.png")));
+
+    let refused = |line: &str| {
+        fs::write(folder.join("wrong.jsonl"), line).unwrap();
+        let output = common::diffuse(&["batch", "wrong.jsonl", "--out", "images"])
+            .current_dir(folder)
+            .output()
+            .unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert_eq!(
+        refused(r#"{"prompt": "a", "id": "../a"}"#),
+        "error: line 1 of `wrong.jsonl`: the id `../a` is not the name of a file\n"
+    );
+    assert_eq!(
+        refused(r#"{"seed": 1}"#),
+        "error: line 1 of `wrong.jsonl` has no `prompt`\n"
+    );
+    assert!(refused(r#"{"prompt": "a", "stpes": 1}"#).starts_with(
+        "error: line 1 of `wrong.jsonl`: unknown field `stpes`, expected one of `id`, `prompt`,"
+    ));
+}

@@ -46,6 +46,7 @@ impl LatentRgb {
 /// let pipeline = StableDiffusionPipeline::<Flex>::from_pretrained(folder, &Default::default())?;
 /// let options = StableDiffusionOptions {
 ///     num_inference_steps: 3,
+///     predict_original: true,
 ///     ..StableDiffusionOptions::from("a red fox")
 /// };
 /// let preview = LatentPreview::from(LatentRgb::STABLE_DIFFUSION);
@@ -129,7 +130,8 @@ fn linear<B: Backend>(map: &LatentRgb, latents: Tensor<B, 4>) -> Tensor<B, 4> {
 }
 
 impl<B: Backend> StepEvent<'_, B> {
-    /// The latents to show of a step: the predicted result, if the scheduler computes it, else the
+    /// The latents to show of a step: the predicted result, if the scheduler computes it or
+    /// [`predict_original`](crate::StableDiffusionOptions::predict_original) is set, else the
     /// latents after the step, in which noise hides the image until late in the run.
     pub fn preview_latents(&self) -> &Tensor<B, 4> {
         self.pred_original_sample.unwrap_or(self.latents)

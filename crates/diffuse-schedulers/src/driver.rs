@@ -12,6 +12,7 @@ use burn::prelude::*;
 use crate::config::{Options, Overrides, Resolved};
 use crate::schedule::{Place, Schedule};
 use crate::step::alpha_sigma::{self, AlphaSigma};
+use crate::step::prediction::{Prediction, PredictionType};
 use crate::step::process::Process;
 use crate::step::tensor::{cast, widen};
 use crate::{
@@ -208,6 +209,36 @@ impl<B: Backend, S: Sampler> Driver<B, S> {
             .collect()
     }
 
+    /// The image that a model output predicts; nothing for samplers without `α` and `σ`, and where
+    /// the sample is noise alone.
+    fn original(
+        &self,
+        output: Tensor<B, 4>,
+        timestep: f64,
+        index: usize,
+        sample: Tensor<B, 4>,
+    ) -> Option<Tensor<B, 4>> {
+        let process = self.resolved.options.process();
+        let at = match process {
+            Process::Own => return None,
+            Process::Timesteps => *self
+                .noise_schedule
+                .alpha_sigmas(&[timestep])
+                .ok()?
+                .first()?,
+            _ => process.alpha_sigma(*self.schedule.sigmas.get(index)?),
+        };
+        let kind = self.resolved.config.get("prediction_type").cloned();
+        let kind = kind.map_or(Ok(PredictionType::Epsilon), serde_json::from_value);
+        let kind = kind.ok()?;
+        let prediction = Prediction {
+            kind,
+            output,
+            sample,
+        };
+        (at.alpha > 0.0).then(|| prediction.original(at))
+    }
+
     fn unsupported(&self, operation: &'static str) -> SchedulerError {
         SchedulerError::Unsupported {
             class: S::CLASS,
@@ -294,8 +325,14 @@ impl<B: Backend, S: Sampler> Scheduler<B> for Driver<B, S> {
             schedule: &self.schedule,
             noise_schedule: &self.noise_schedule,
         };
+        let wanted = step.options.predict_original;
+        let prediction = wanted.then(|| (step.model_output.clone(), step.sample.clone()));
+        let timestep = step.timestep;
         let options = &self.resolved.options;
-        let output = options.step(step, place, &mut self.history)?;
+        let mut output = options.step(step, place, &mut self.history)?;
+        if let (Some((model_output, sample)), None) = (prediction, &output.pred_original_sample) {
+            output.pred_original_sample = self.original(model_output, timestep, index, sample);
+        }
         self.step_index = Some(index + 1);
         Ok(output)
     }

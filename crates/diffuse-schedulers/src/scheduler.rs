@@ -86,6 +86,9 @@ pub struct StepOptions {
     pub s_noise: f64,
     /// LMS: the number of derivatives that are combined, at least 1.
     pub order: usize,
+    /// Whether [`pred_original_sample`](StepOutput::pred_original_sample) is computed for samplers
+    /// that do without it, too; for previews.
+    pub predict_original: bool,
 }
 
 impl Default for StepOptions {
@@ -98,6 +101,7 @@ impl Default for StepOptions {
             s_tmax: f64::INFINITY,
             s_noise: 1.0,
             order: 4,
+            predict_original: false,
         }
     }
 }
@@ -129,7 +133,8 @@ impl StepOptions {
 pub struct StepOutput<B: Backend> {
     /// The sample at the next timestep, `[batch, channels, height, width]`.
     pub prev_sample: Tensor<B, 4>,
-    /// The predicted image, if the sampler computes it: `[batch, channels, height, width]`, in
+    /// The predicted image, if the sampler computes it or
+    /// [`predict_original`](StepOptions::predict_original) asks for it: `[batch, channels, height, width]`, in
     /// `[-1, 1]` for models of pixels.
     pub pred_original_sample: Option<Tensor<B, 4>>,
 }

@@ -2,11 +2,13 @@
 
 mod common;
 
+use burn::tensor::Tensor;
 use burn_flex::Flex;
 use common::{another_set, check_close, numbers, object, read, rows};
 use diffuse_schedulers::{
-    BetaOptions, ClipOptions, DDIMConfig, DDIMScheduler, Overrides, Scheduler, SchedulerConfig,
-    SchedulerError, scheduler_catalog, scheduler_from_config, scheduler_names,
+    BetaOptions, ClipOptions, DDIMConfig, DDIMScheduler, Generator, Overrides, Scheduler,
+    SchedulerConfig, SchedulerError, StepOptions, TimestepRequest, scheduler_catalog,
+    scheduler_from_config, scheduler_names,
 };
 use serde_json::{Map, Value, json};
 
@@ -348,4 +350,51 @@ fn popular_names() {
             assert_eq!(made.config().class_name(), Some(info.class), "{name}");
         }
     }
+}
+
+/// With noise that is predicted exactly, the predicted image is the one that it was added to.
+#[test]
+fn every_sampler_predicts_the_image_if_asked() {
+    let text = r#"{"_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+        "beta_schedule": "scaled_linear", "clip_sample": false, "steps_offset": 1,
+        "skip_prk_steps": true}"#;
+    let config = SchedulerConfig::from_json_str(text).unwrap();
+    let device = Default::default();
+    let image = Tensor::<Flex, 4>::from_data([[[[0.5, -1.25], [2.0, 0.125]]]], &device);
+    let noise = Tensor::<Flex, 4>::from_data([[[[-0.7, 0.3], [1.1, -1.9]]]], &device);
+    let mut predicted = 0;
+    for name in [
+        "pndm", "dpm++-2m", "dpm++-2s", "deis", "unipc", "sa", "ddim", "euler",
+    ] {
+        for asked in [false, true] {
+            let mut scheduler = load(&config, name, &Overrides::new());
+            scheduler
+                .set_timesteps(&TimestepRequest::Steps(10))
+                .unwrap();
+            let timestep = scheduler.timesteps()[0];
+            let sample = scheduler
+                .add_noise(image.clone(), noise.clone(), &[timestep])
+                .unwrap();
+            let options = StepOptions {
+                predict_original: asked,
+                ..StepOptions::default()
+            };
+            let mut source = Generator::new(0);
+            let output = scheduler
+                .step(noise.clone(), timestep, sample, &options, &mut source)
+                .unwrap();
+            let own = matches!(name, "ddim" | "euler");
+            assert_eq!(
+                output.pred_original_sample.is_some(),
+                own || asked,
+                "{name}"
+            );
+            if let Some(original) = output.pred_original_sample {
+                let error = (original - image.clone()).abs().max().into_scalar();
+                assert!(error < 1e-4, "{name}: {error}");
+                predicted += 1;
+            }
+        }
+    }
+    assert_eq!(predicted, 10);
 }

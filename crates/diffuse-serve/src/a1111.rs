@@ -252,12 +252,7 @@ async fn respond(
 fn request(fields: &Fields, mut task: Task, app: &App) -> Result<Request, Response> {
     let scheduler = fields.scheduler()?;
     let mut loras = Vec::new();
-    let options = match &mut task {
-        Task::TextToImage(options) => options,
-        Task::ImageToImage(task) => &mut task.options,
-        Task::Inpaint(task) => &mut task.options,
-    };
-    for prompt in &mut options.prompt {
+    for prompt in &mut task.options_mut().prompt {
         loras = app
             .take_loras(prompt)
             .map_err(|message| invalid("prompt", &message))?;

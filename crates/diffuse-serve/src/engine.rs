@@ -50,6 +50,15 @@ impl Task {
         }
     }
 
+    /// [`options`](Self::options), to change.
+    pub fn options_mut(&mut self) -> &mut StableDiffusionOptions {
+        match self {
+            Self::TextToImage(options) => options,
+            Self::ImageToImage(task) => &mut task.options,
+            Self::Inpaint(task) => &mut task.options,
+        }
+    }
+
     /// Number of images.
     pub fn images(&self) -> usize {
         self.options().prompt.len() * self.options().num_images_per_prompt
@@ -346,8 +355,10 @@ impl<B: Backend> Engine<B> {
             ControlFlow::Continue(())
         };
         let pipeline = &self.pipeline;
+        let mut task = request.task.clone();
+        task.options_mut().predict_original = request.previews;
         let inputs = StableDiffusionInputs::default();
-        let generated: Generated<B> = match &request.task {
+        let generated: Generated<B> = match &task {
             Task::TextToImage(options) => pipeline.generate_with(options, inputs, on_step),
             Task::ImageToImage(options) => pipeline.image_to_image_with(options, inputs, on_step),
             Task::Inpaint(options) => pipeline.inpaint_with(options, inputs, on_step),

@@ -187,12 +187,7 @@ impl Fields {
 
     fn request(&self, mut task: Task, app: &App, answer: &Answer) -> Result<Request, FieldError> {
         let mut loras = Vec::new();
-        let options = match &mut task {
-            Task::TextToImage(options) => options,
-            Task::ImageToImage(task) => &mut task.options,
-            Task::Inpaint(task) => &mut task.options,
-        };
-        for prompt in &mut options.prompt {
+        for prompt in &mut task.options_mut().prompt {
             loras = app
                 .take_loras(prompt)
                 .map_err(|message| ("prompt", message))?;

@@ -105,6 +105,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
 
         let step_options = StepOptions {
             eta: scheduler.capabilities().eta.then_some(options.eta),
+            predict_original: options.predict_original,
             ..StepOptions::default()
         };
         let mut interrupted = false;

@@ -54,6 +54,9 @@ pub struct StableDiffusionOptions {
     /// DeepCache: the skip connection that is the last to be computed in each step
     /// ([`DeepCache::new`](diffuse_unet::DeepCache::new)).
     pub cache_branch_id: usize,
+    /// Whether [`StepEvent::pred_original_sample`](crate::StepEvent::pred_original_sample) is
+    /// computed with schedulers that do without it, too; for previews.
+    pub predict_original: bool,
     /// None: one at random. One: a generator for the whole batch. As many as images: a generator
     /// each.
     pub seeds: Vec<u64>,
@@ -79,6 +82,7 @@ impl Default for StableDiffusionOptions {
             freeu: None,
             cache_interval: 1,
             cache_branch_id: 0,
+            predict_original: false,
             seeds: Vec::new(),
         }
     }

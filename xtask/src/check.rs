@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::{cargo, features, no_arguments, output};
 
 /// What each library crate must not depend on, by any path. `docs/architecture.md` says why.
-const FORBIDDEN: [(&str, &[&str]); 10] = [
+const FORBIDDEN: [(&str, &[&str]); 11] = [
     ("diffuse-builtin-unet", &["burn", "diffuse-builtin"]),
     ("diffuse-builtin", &["burn", "diffuse-pipelines"]),
     (
@@ -111,6 +111,18 @@ const FORBIDDEN: [(&str, &[&str]); 10] = [
             "burn-wgpu",
             "burn-cuda",
             // Only with the feature `hub`, which is off by default.
+            "diffuse-hub",
+        ],
+    ),
+    (
+        "diffuse-serve",
+        &[
+            "clap",
+            "anyhow",
+            "burn-flex",
+            "burn-wgpu",
+            "burn-cuda",
+            "diffuse-builtin",
             "diffuse-hub",
         ],
     ),

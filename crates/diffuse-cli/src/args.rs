@@ -80,11 +80,9 @@ impl Cli {
             Command::Img2img(args) => args.common.take(matches)?,
             Command::Inpaint(args) => args.common.take(matches)?,
             #[cfg(feature = "serve")]
-            Command::Serve(args) => {
-                if let Some(text) = args.model.take_options(matches)?.first() {
-                    return Err(no_option(text));
-                }
-            }
+            Command::Serve(args) => args.served.take(matches)?,
+            #[cfg(feature = "fleet")]
+            Command::Worker(args) => args.served.take(matches)?,
             Command::Sweep(args) => args.take(matches)?,
             Command::Batch(args) => args.common.take(matches)?,
             Command::Ddpm(args) => {
@@ -127,6 +125,9 @@ pub enum Command {
     /// Answer requests over HTTP: OpenAI's images API, AUTOMATIC1111's, and a page
     #[cfg(feature = "serve")]
     Serve(Box<Serve>),
+    /// Answer the requests of a queue, which `diffuse serve --queue` fills
+    #[cfg(feature = "fleet")]
+    Worker(Box<Worker>),
     /// List the devices that this build can use
     Devices,
     /// List the schedulers and every name they go by
@@ -341,26 +342,17 @@ pub struct Ddpm {
     pub run: Run,
 }
 
+/// A model that is served.
 #[cfg(feature = "serve")]
 #[derive(Debug, Args)]
-pub struct Serve {
+pub struct Served {
     #[command(flatten)]
     pub model: Model,
     #[command(flatten)]
     pub weights: StableDiffusionWeights,
-    /// Address to listen on; port 0 is any free one
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7860")]
-    pub listen: SocketAddr,
-    /// Name of the server in requests, beside `localhost` and addresses; may be repeated
+    /// What clients and queues call the model [default: as it is given]
     #[arg(long, value_name = "NAME")]
-    pub allow_host: Vec<String>,
-    /// Key that requests need, as `Authorization: Bearer KEY` [default: the variable
-    /// DIFFUSE_API_KEY, or none]
-    #[arg(long, value_name = "KEY")]
-    pub key: Option<String>,
-    /// Requests that may wait; more are refused
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = parse_count)]
-    pub queue: usize,
+    pub name: Option<String>,
     /// Pixels of the largest image [default: 1048576]
     #[arg(long, value_name = "N", value_parser = parse_count)]
     pub max_pixels: Option<usize>,
@@ -373,6 +365,43 @@ pub struct Serve {
     /// Print nothing but warnings and errors
     #[arg(long)]
     pub quiet: bool,
+}
+
+#[cfg(feature = "fleet")]
+#[derive(Debug, Args)]
+pub struct Worker {
+    #[command(flatten)]
+    pub served: Served,
+    /// The NATS server: `nats://HOST:4222`
+    #[arg(long, value_name = "URL", value_parser = parse_queue)]
+    pub queue: String,
+    /// Seconds without a step after which another worker gets the request
+    #[arg(long, value_name = "S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    pub lease: u64,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    pub served: Served,
+    /// Address to listen on; port 0 is any free one
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7860")]
+    pub listen: SocketAddr,
+    /// Name of the server in requests, beside `localhost` and addresses; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub allow_host: Vec<String>,
+    /// Key that requests need, as `Authorization: Bearer KEY` [default: the variable
+    /// DIFFUSE_API_KEY, or none]
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+    /// Requests that may wait; more are refused [default: 32, in a queue of NATS 1000]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub queue_length: Option<usize>,
+    /// Have workers answer (`diffuse worker`), through a NATS server: `nats://HOST:4222`
+    #[cfg(feature = "fleet")]
+    #[arg(long, value_name = "URL", value_parser = parse_queue)]
+    pub queue: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -476,6 +505,16 @@ pub struct Model {
     scheduler_option: Vec<String>,
     #[arg(skip)]
     options: Vec<(String, Value)>,
+}
+
+#[cfg(feature = "serve")]
+impl Served {
+    fn take(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        match self.model.take_options(matches)?.first() {
+            Some(text) => Err(no_option(text)),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Model {
@@ -733,6 +772,18 @@ fn parse_freeu(text: &str) -> Result<FreeU, String> {
     match numbers.as_deref() {
         Some(&[s1, s2, b1, b2]) => Ok(FreeU { s1, s2, b1, b2 }),
         _ => Err("it has to be four numbers, as in `0.9,0.2,1.5,1.6`".to_string()),
+    }
+}
+
+/// `nats://host:4222`
+#[cfg(feature = "fleet")]
+fn parse_queue(text: &str) -> Result<String, String> {
+    let is_url = ["nats://", "tls://"]
+        .iter()
+        .any(|scheme| text.starts_with(scheme));
+    match is_url {
+        true => Ok(text.to_string()),
+        false => Err("it has to be the URL of a NATS server, as in `nats://localhost:4222`".into()),
     }
 }
 

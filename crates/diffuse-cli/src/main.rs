@@ -61,6 +61,8 @@ fn main() -> ExitCode {
         Command::Convert(args) => convert::run(&args),
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(*args),
+        #[cfg(feature = "fleet")]
+        Command::Worker(args) => serve::work(*args),
         Command::Schedulers => {
             schedulers::run();
             Ok(())

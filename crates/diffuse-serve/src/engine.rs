@@ -202,6 +202,20 @@ impl Queue {
         }
     }
 
+    /// A queue that nobody computes for.
+    #[cfg(feature = "fleet")]
+    pub fn of_nothing(shutdown: CancellationToken) -> Self {
+        let (jobs, _) = mpsc::channel(1);
+        Self {
+            jobs,
+            waiting: Arc::default(),
+            progress: Arc::default(),
+            last_run: Arc::default(),
+            metrics: Arc::new(Metrics::new()),
+            shutdown,
+        }
+    }
+
     /// When a place in the queue may be free: after one run.
     fn retry_after(&self) -> Duration {
         let milliseconds = self.last_run.load(Ordering::Relaxed);

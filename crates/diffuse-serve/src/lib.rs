@@ -4,6 +4,8 @@
 mod a1111;
 mod access;
 mod engine;
+#[cfg(feature = "fleet")]
+mod fleet;
 mod images;
 mod metrics;
 mod openai;
@@ -32,6 +34,8 @@ use access::Access;
 use engine::{Engine, Queue};
 
 pub use engine::Preview;
+#[cfg(feature = "fleet")]
+pub use fleet::{FleetOptions, serve_queue, work};
 
 /// Why a server could not run.
 #[derive(Debug, Error)]
@@ -48,6 +52,15 @@ pub enum ServeError {
     /// The threads of the server cannot be started.
     #[error("cannot start the server")]
     Start(#[source] std::io::Error),
+    /// The queue cannot be reached.
+    #[cfg(feature = "fleet")]
+    #[error("cannot use the queue at {url}")]
+    Queue {
+        /// The NATS server.
+        url: String,
+        /// What it says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 /// How a server runs.
@@ -148,6 +161,35 @@ struct App {
     store: openai::Store,
 }
 
+impl App {
+    fn new(queue: Queue, address: SocketAddr, options: ServeOptions) -> Self {
+        let loaded = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            queue,
+            access: Access {
+                address,
+                hosts: options.hosts,
+                key: options.key,
+            },
+            model: Model {
+                name: options.model,
+                loaded: loaded.unwrap_or_default().as_secs(),
+            },
+            defaults: options.defaults,
+            lora_dir: options.lora_dir,
+            limits: options.limits,
+            store: openai::Store::default(),
+        }
+    }
+}
+
+/// The threads that answer.
+fn runtime() -> Result<runtime::Runtime, ServeError> {
+    let mut builder = runtime::Builder::new_multi_thread();
+    let builder = builder.worker_threads(2).enable_all();
+    builder.build().map_err(ServeError::Start)
+}
+
 /// Answers requests until the process is told to end (SIGINT, SIGTERM) or `stop` is cancelled. The
 /// calling thread computes. `on_ready` gets the address.
 ///
@@ -160,11 +202,7 @@ pub fn serve<B: Backend>(
     stop: &CancellationToken,
     on_ready: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
-    let runtime = runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(ServeError::Start)?;
+    let runtime = runtime()?;
     let address = options.address;
     let listen = |source| ServeError::Listen { address, source };
     let listener = runtime
@@ -179,25 +217,9 @@ pub fn serve<B: Backend>(
         stop.clone(),
         abort.clone(),
     );
-    let loaded = SystemTime::now().duration_since(UNIX_EPOCH);
-    let app = Arc::new(App {
-        queue,
-        access: Access {
-            address,
-            hosts: options.hosts,
-            key: options.key,
-        },
-        model: Model {
-            name: options.model,
-            loaded: loaded.unwrap_or_default().as_secs(),
-        },
-        defaults: options.defaults,
-        lora_dir: options.lora_dir,
-        limits: options.limits,
-        store: openai::Store::default(),
-    });
-    let router = router(app);
-    let (stop, grace) = (stop.clone(), options.grace);
+    let grace = options.grace;
+    let router = router(Arc::new(App::new(queue, address, options)));
+    let stop = stop.clone();
     let server = thread::spawn(move || {
         runtime.block_on(run(listener, router, stop, abort, grace));
         // Connections that are left are cut off, and with them the last senders of the queue.
@@ -217,13 +239,7 @@ async fn run(
     abort: CancellationToken,
     grace: Duration,
 ) {
-    tokio::spawn({
-        let stop = stop.clone();
-        async move {
-            signal().await;
-            stop.cancel();
-        }
-    });
+    stop_on_signals(&stop);
     let ended = stop.clone();
     let server = axum::serve(listener, router)
         .with_graceful_shutdown(async move { ended.cancelled().await })
@@ -239,6 +255,15 @@ async fn run(
     abort.cancel();
     // A step may take a while; then the connection is cut off.
     let _ = tokio::time::timeout(grace, server).await;
+}
+
+/// Cancels `stop` when the process is told to end.
+fn stop_on_signals(stop: &CancellationToken) {
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        signal().await;
+        stop.cancel();
+    });
 }
 
 /// Waits for the signal to end.

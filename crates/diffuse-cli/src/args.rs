@@ -378,6 +378,9 @@ pub struct Worker {
     /// Seconds without a step after which another worker gets the request
     #[arg(long, value_name = "S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
     pub lease: u64,
+    /// How many workers may begin a request before it is given up
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = parse_count)]
+    pub attempts: usize,
 }
 
 #[cfg(feature = "serve")]

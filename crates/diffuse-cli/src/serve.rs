@@ -80,6 +80,7 @@ impl Job for WorkerJob {
         let Self(args) = self;
         let (pipeline, preview) = load::<B>(&args.served, backend, &device)?;
         let mut fleet = diffuse_serve::FleetOptions::new(&args.queue);
+        fleet.attempts = args.attempts;
         fleet.lease = std::time::Duration::from_secs(args.lease);
         let (options, stop) = (served_options(&args.served), CancellationToken::new());
         let on_ready = || {

@@ -41,13 +41,13 @@ pub struct FleetOptions {
 }
 
 impl FleetOptions {
-    /// A queue on a NATS server: 1000 jobs, leases of 30 s, 3 attempts, answers kept for a day.
+    /// A queue on a NATS server: 1000 jobs, leases of 30 s, 5 attempts, answers kept for a day.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
             length: 1000,
             lease: Duration::from_secs(30),
-            attempts: 3,
+            attempts: 5,
             keep: Duration::from_secs(24 * 3600),
         }
     }

@@ -134,6 +134,10 @@ struct Model {
     name: String,
     /// Seconds since 1970.
     loaded: u64,
+    /// The class of the checkpoint's scheduler.
+    scheduler: String,
+    /// Width and height by default, if the UNet says them.
+    size: Option<[usize; 2]>,
 }
 
 /// What handlers share.
@@ -171,6 +175,14 @@ pub fn serve<B: Backend>(
         .block_on(TcpListener::bind(address))
         .map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
+    let loaded = SystemTime::now().duration_since(UNIX_EPOCH);
+    let scheduler = pipeline.scheduler.config().class_name();
+    let model = Model {
+        name: options.model,
+        loaded: loaded.unwrap_or_default().as_secs(),
+        scheduler: scheduler.unwrap_or_default().to_string(),
+        size: pipeline.default_size(),
+    };
     let abort = CancellationToken::new();
     let (engine, queue) = Engine::new(
         pipeline,
@@ -179,7 +191,6 @@ pub fn serve<B: Backend>(
         stop.clone(),
         abort.clone(),
     );
-    let loaded = SystemTime::now().duration_since(UNIX_EPOCH);
     let app = Arc::new(App {
         queue,
         access: Access {
@@ -187,10 +198,7 @@ pub fn serve<B: Backend>(
             hosts: options.hosts,
             key: options.key,
         },
-        model: Model {
-            name: options.model,
-            loaded: loaded.unwrap_or_default().as_secs(),
-        },
+        model,
         defaults: options.defaults,
         lora_dir: options.lora_dir,
         limits: options.limits,

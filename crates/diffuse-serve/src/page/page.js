@@ -209,6 +209,10 @@ function fields(settings, images) {
 // The start image and its mask
 
 const canvas = $("canvas");
+/** Larger images are scaled to this side first, so that painting is quick. */
+const MOST = 2048;
+
+const sidesOf = ({ width, height }, change) => [width, height].map((side) => change(side));
 
 /**
  * An image, and a mask as strokes in the image's pixels: `{ erases, width, points }`. So the mask
@@ -227,6 +231,12 @@ const start = {
     let image;
     try {
       image = await createImageBitmap(file);
+      const scale = MOST / Math.max(image.width, image.height);
+      if (scale < 1) {
+        const [resizeWidth, resizeHeight] = sidesOf(image, (side) => Math.ceil(side * scale));
+        const options = { resizeWidth, resizeHeight, resizeQuality: "high" };
+        image = await createImageBitmap(image, options);
+      }
     } catch {
       showError("The browser cannot read this file as an image.");
       return;
@@ -236,8 +246,7 @@ const start = {
     const [width, height] = info?.size ?? [512, 512];
     const scale = Math.sqrt((width * height) / (image.width * image.height));
     const round = (side) => Math.max(8, Math.round((side * scale) / 8) * 8);
-    const sides = [image.width, image.height];
-    setSize(keepsSize ? sides : sides.map(round));
+    setSize(sidesOf(image, keepsSize ? (side) => side : round));
   },
 
   /** What is needed to have this image and mask again. */

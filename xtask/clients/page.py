@@ -154,7 +154,7 @@ def check_defaults(page, address, screenshot):
     assert page.input_value("#seed") == ""
     assert page.get_attribute("#steps", "max") == str(info["limits"]["steps"])
     options = page.locator("#scheduler option").all_inner_texts()
-    assert options[0].startswith("The model's (") and "Euler a" in options, options
+    assert options[0] == "PNDM (default)" and "Euler a" in options, options
     screenshot("desktop-empty")
 
 

@@ -104,7 +104,7 @@ async function begin() {
 function listSchedulers(names) {
   const own = info.scheduler.replace(/Scheduler$/, "");
   const options = names.map((name) => new Option(name, name));
-  $("scheduler").replaceChildren(new Option(`The model's (${own})`, ""), ...options);
+  $("scheduler").replaceChildren(new Option(`${own} (default)`, ""), ...options);
 }
 
 /** A button for each LoRA: it puts the LoRA into the prompt, or takes it out. */
@@ -614,7 +614,7 @@ function show(image) {
 function showLive() {
   setFrame(run ? [run.settings.width, run.settings.height] : size());
   setShown(run?.preview, "Preview");
-  $("empty").textContent = run ? "Painting …" : "Your image appears here.";
+  $("empty").textContent = run ? "Generating …" : "Your image appears here.";
 }
 
 function setShown(url, text) {

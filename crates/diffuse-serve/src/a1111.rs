@@ -35,7 +35,8 @@ fn invalid(field: &str, message: &str) -> Response {
     (StatusCode::UNPROCESSABLE_ENTITY, body).into_response()
 }
 
-fn failed(failure: &Failure) -> Response {
+/// The answer to a request that failed.
+pub fn failed(failure: &Failure) -> Response {
     let message = failure.to_string();
     match failure {
         Failure::Invalid(_) | Failure::Cancelled => invalid("", &message),
@@ -52,7 +53,7 @@ fn failed(failure: &Failure) -> Response {
 /// The fields that count; clients send many more.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Fields {
+pub struct Fields {
     prompt: Option<String>,
     negative_prompt: Option<String>,
     seed: Option<i64>,
@@ -147,6 +148,14 @@ impl Fields {
         })
     }
 
+    /// Text to image, or from an image if there is one.
+    pub fn task(&self, app: &App) -> Result<Task, Response> {
+        match self.init_images {
+            Some(_) => self.image_task(app),
+            None => Ok(Task::TextToImage(self.options(app)?)),
+        }
+    }
+
     fn image(&self) -> Result<RgbImage, Response> {
         let images = self.init_images.as_deref().unwrap_or_default();
         let [image] = images else {
@@ -222,16 +231,7 @@ async fn respond(
     body: &[u8],
     task: impl FnOnce(&Fields, &App) -> Result<Task, Response>,
 ) -> Response {
-    let values: Value = match parse_json(headers, body) {
-        Ok(values) => values,
-        Err(message) => return invalid("", &message),
-    };
-    let fields: Fields = match serde_json::from_value(values.clone()) {
-        Ok(fields) => fields,
-        Err(error) => return invalid("", &error.to_string()),
-    };
-    let request = task(&fields, &app).and_then(|task| request(&fields, task, &app));
-    let request = match request {
+    let (fields, values, request) = match read_request(&app, headers, body, task) {
         Ok(request) => request,
         Err(response) => return response,
     };
@@ -247,6 +247,20 @@ async fn respond(
         }
         Err(failure) => failed(&failure),
     }
+}
+
+/// The fields of a body, its values, and what they ask for.
+pub fn read_request(
+    app: &App,
+    headers: &HeaderMap,
+    body: &[u8],
+    task: impl FnOnce(&Fields, &App) -> Result<Task, Response>,
+) -> Result<(Fields, Value, Request), Response> {
+    let values: Value = parse_json(headers, body).map_err(|message| invalid("", &message))?;
+    let fields = Fields::deserialize(&values).map_err(|error| invalid("", &error.to_string()))?;
+    let task = task(&fields, app)?;
+    let request = request(&fields, task, app)?;
+    Ok((fields, values, request))
 }
 
 fn request(fields: &Fields, mut task: Task, app: &App) -> Result<Request, Response> {
@@ -269,7 +283,14 @@ fn request(fields: &Fields, mut task: Task, app: &App) -> Result<Request, Respon
     })
 }
 
-async fn answer(app: &Arc<App>, task: &Task, output: Output, values: Value, send: bool) -> Value {
+/// The answer of a run: images, the values that it was asked with, and how they were made.
+pub async fn answer(
+    app: &Arc<App>,
+    task: &Task,
+    output: Output,
+    values: Value,
+    send: bool,
+) -> Value {
     let texts = (0..output.images.len()).map(|index| app.parameters(task, &output, index));
     let texts: Vec<String> = texts.collect();
     let options = task.options();

@@ -147,6 +147,10 @@ struct Model {
     name: String,
     /// Seconds since 1970.
     loaded: u64,
+    /// The class of the checkpoint's scheduler.
+    scheduler: String,
+    /// Width and height by default, if the UNet says them.
+    size: Option<[usize; 2]>,
 }
 
 /// What handlers share.
@@ -161,9 +165,30 @@ struct App {
     store: openai::Store,
 }
 
-impl App {
-    fn new(queue: Queue, address: SocketAddr, options: ServeOptions) -> Self {
+impl Model {
+    /// A model that is not loaded here.
+    fn new(name: &str) -> Self {
         let loaded = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            name: name.into(),
+            loaded: loaded.unwrap_or_default().as_secs(),
+            scheduler: String::new(),
+            size: None,
+        }
+    }
+
+    fn of<B: Backend>(name: &str, pipeline: &StableDiffusionPipeline<B>) -> Self {
+        let scheduler = pipeline.scheduler.config().class_name();
+        Self {
+            scheduler: scheduler.unwrap_or_default().to_string(),
+            size: pipeline.default_size(),
+            ..Self::new(name)
+        }
+    }
+}
+
+impl App {
+    fn new(queue: Queue, address: SocketAddr, model: Model, options: ServeOptions) -> Self {
         Self {
             queue,
             access: Access {
@@ -171,10 +196,7 @@ impl App {
                 hosts: options.hosts,
                 key: options.key,
             },
-            model: Model {
-                name: options.model,
-                loaded: loaded.unwrap_or_default().as_secs(),
-            },
+            model,
             defaults: options.defaults,
             lora_dir: options.lora_dir,
             limits: options.limits,
@@ -209,6 +231,7 @@ pub fn serve<B: Backend>(
         .block_on(TcpListener::bind(address))
         .map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
+    let model = Model::of(&options.model, &pipeline);
     let abort = CancellationToken::new();
     let (engine, queue) = Engine::new(
         pipeline,
@@ -218,7 +241,7 @@ pub fn serve<B: Backend>(
         abort.clone(),
     );
     let grace = options.grace;
-    let router = router(Arc::new(App::new(queue, address, options)));
+    let router = router(Arc::new(App::new(queue, address, model, options)));
     let stop = stop.clone();
     let server = thread::spawn(move || {
         runtime.block_on(run(listener, router, stop, abort, grace));

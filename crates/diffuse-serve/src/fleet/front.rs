@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Answer, BODY, CONTENT_TYPE, Error, Fleet, FleetOptions, ID, PATH, SMALL, subject};
 use crate::engine::Queue;
-use crate::{App, ServeError, ServeOptions};
+use crate::{App, Model, ServeError, ServeOptions};
 
 /// Answers requests through the workers of a queue, until the process is told to end (SIGINT,
 /// SIGTERM) or `stop` is cancelled. `on_ready` gets the address.
@@ -48,7 +48,12 @@ pub fn serve_queue(
         let address = listener.local_addr().map_err(listen)?;
         let grace = options.grace;
         let body = options.limits.body;
-        let app = Arc::new(App::new(Queue::of_nothing(stop.clone()), address, options));
+        let app = Arc::new(App::new(
+            Queue::of_nothing(stop.clone()),
+            address,
+            Model::new(&options.model),
+            options,
+        ));
         let front = Arc::new(Front {
             fleet: connected,
             subject: subject(&app.model.name),
@@ -58,6 +63,7 @@ pub fn serve_queue(
             "/v1/images/edits",
             "/sdapi/v1/txt2img",
             "/sdapi/v1/img2img",
+            "/internal/v1/generate",
         ];
         let forwarded = jobs.iter().fold(axum::Router::new(), |router, path| {
             router.route(path, post(forward))

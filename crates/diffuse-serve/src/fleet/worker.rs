@@ -16,7 +16,7 @@ use tower::ServiceExt;
 
 use super::{Answer, BODY, CONTENT_TYPE, Error, Fleet, FleetOptions, ID, PATH, retry};
 use crate::engine::{Engine, Preview};
-use crate::{App, ServeError, ServeOptions};
+use crate::{App, Model, ServeError, ServeOptions};
 
 /// Answers the jobs of a queue until the process is told to end (SIGINT, SIGTERM) or `stop` is
 /// cancelled; the job that it works on is finished. The calling thread computes.
@@ -37,12 +37,14 @@ pub fn work<B: Backend>(
         url: fleet.url.clone(),
         source,
     })?;
+    let model = Model::of(&options.model, &pipeline);
     let abort = CancellationToken::new();
     // It is told to end only when its last job is done.
     let (engine, queue) = Engine::new(pipeline, preview, 1, abort.clone(), abort);
     let app = Arc::new(App::new(
         queue,
         ([127, 0, 0, 1], 0).into(),
+        model,
         ServeOptions {
             key: None,
             ..options

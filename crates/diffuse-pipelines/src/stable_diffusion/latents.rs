@@ -37,7 +37,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
     /// configuration has a `sample_size`.
     pub fn default_size(&self) -> Option<[usize; 2]> {
         let [height, width] = self.sample_size?.dims();
-        Some([width, height].map(|side| side * self.vae.config().downscale()))
+        Some([width, height].map(|side| side * self.vae.downscale()))
     }
 
     /// Shape of the latents of a run: `[batch, channels, height / 8, width / 8]`.

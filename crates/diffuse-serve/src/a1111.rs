@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Bytes;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use diffuse_pipelines::schedulers::{Overrides, scheduler_catalog};
 use diffuse_pipelines::{
@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
 use crate::App;
 use crate::engine::{Failure, Output, Request, Task};
 use crate::images::{Format, encode, enlarge, from_base64, read, to_base64};
-use crate::request::{parse_json, seeds};
+use crate::request::{Refusal, fields, read_json, seed, seeds, unblock};
 
 /// An error in AUTOMATIC1111's form.
 pub fn error(status: StatusCode, message: &str) -> Response {
@@ -33,6 +33,13 @@ fn invalid(field: &str, message: &str) -> Response {
     let detail = json!([{"loc": ["body", field], "msg": message, "type": "value_error"}]);
     let body = Json(json!({ "detail": detail }));
     (StatusCode::UNPROCESSABLE_ENTITY, body).into_response()
+}
+
+fn refused(refusal: &Refusal) -> Response {
+    match refusal.status {
+        StatusCode::BAD_REQUEST => invalid(&refusal.field, &refusal.message),
+        status => error(status, &refusal.message),
+    }
 }
 
 fn failed(failure: &Failure) -> Response {
@@ -55,7 +62,8 @@ fn failed(failure: &Failure) -> Response {
 struct Fields {
     prompt: Option<String>,
     negative_prompt: Option<String>,
-    seed: Option<i64>,
+    #[serde(deserialize_with = "seed")]
+    seed: Option<u64>,
     steps: Option<usize>,
     cfg_scale: Option<f64>,
     width: Option<usize>,
@@ -87,13 +95,13 @@ fn is_set(flag: Option<&Value>) -> bool {
 
 impl Fields {
     /// The scheduler of a sampler's name and a schedule's, by the names of the web UI.
-    fn scheduler(&self) -> Result<(Option<String>, Overrides), Response> {
+    fn scheduler(&self) -> Result<(Option<String>, Overrides), Refusal> {
         let name = self.sampler_name.as_ref().or(self.sampler_index.as_ref());
         let name = name.filter(|name| !name.is_empty()).cloned();
         if let Some(name) = &name
             && !samplers_by_name().any(|known| known.eq_ignore_ascii_case(name))
         {
-            return Err(error(StatusCode::NOT_FOUND, "Sampler not found"));
+            return Err(Refusal::new(StatusCode::NOT_FOUND, "Sampler not found"));
         }
         let mut overrides = Overrides::new();
         let schedule = self.scheduler.as_deref().unwrap_or_default().to_lowercase();
@@ -106,7 +114,7 @@ impl Fields {
                 overrides.insert("timestep_spacing".into(), "trailing".into());
                 None
             }
-            _ => return Err(error(StatusCode::NOT_FOUND, "Scheduler not found")),
+            _ => return Err(Refusal::new(StatusCode::NOT_FOUND, "Scheduler not found")),
         };
         if let Some(key) = key {
             overrides.insert(key.into(), true.into());
@@ -114,23 +122,25 @@ impl Fields {
         Ok((name, overrides))
     }
 
-    fn options(&self, app: &App) -> Result<StableDiffusionOptions, Response> {
+    fn options(&self, app: &App) -> Result<StableDiffusionOptions, Refusal> {
         let images = self
             .batch_size
             .unwrap_or(1)
             .saturating_mul(self.n_iter.unwrap_or(1));
         if images == 0 {
-            return Err(invalid("batch_size", "`batch_size` or `n_iter` is 0"));
+            return Err(Refusal::field(
+                "batch_size",
+                "`batch_size` or `n_iter` is 0",
+            ));
         }
         app.limits
             .check_images(images)
-            .map_err(|message| invalid("batch_size", &message))?;
+            .map_err(|message| Refusal::field("batch_size", message))?;
         let settings = self.override_settings.as_ref();
         let skip = settings.and_then(|settings| settings.get("CLIP_stop_at_last_layers"));
         let skip = skip.and_then(Value::as_u64).map(|skip| skip as usize);
         // It counts from the last layer, which is 1.
         let skip = skip.or(self.clip_skip).and_then(|skip| skip.checked_sub(1));
-        let seed = self.seed.filter(|seed| *seed >= 0).map(i64::cast_unsigned);
         Ok(StableDiffusionOptions {
             prompt: vec![self.prompt.clone().unwrap_or_default()],
             negative_prompt: self.negative_prompt.clone().into_iter().collect(),
@@ -142,37 +152,31 @@ impl Fields {
             num_images_per_prompt: images,
             eta: self.eta.unwrap_or(0.0),
             clip_skip: skip.filter(|skip| *skip > 0),
-            seeds: seeds(seed, images),
+            seeds: seeds(self.seed, images),
             ..app.defaults.clone()
         })
     }
 
-    fn image(&self) -> Result<RgbImage, Response> {
+    fn image(&self) -> Result<RgbImage, Refusal> {
         let images = self.init_images.as_deref().unwrap_or_default();
         let [image] = images else {
             let message = format!("{} images: one is expected", images.len());
-            return Err(invalid("init_images", &message));
+            return Err(Refusal::field("init_images", message));
         };
-        decode(image).map_err(|message| invalid("init_images", &message))
+        decode(image).map_err(|message| Refusal::field("init_images", message))
     }
 
     /// Variants of an image, or with a mask its white part repainted.
-    fn image_task(&self, app: &App) -> Result<Task, Response> {
+    fn image_task(&self, app: &App) -> Result<Task, Refusal> {
         let mut options = self.options(app)?;
         let image = self.image()?;
         let strength = self.denoising_strength.unwrap_or(0.75);
         let size = [
-            options.width.map_or(image.width(), |width| width as u32),
-            options
-                .height
-                .map_or(image.height(), |height| height as u32),
+            options.width.unwrap_or(image.width() as usize),
+            options.height.unwrap_or(image.height() as usize),
         ];
-        let pixels = (size[0] as usize).saturating_mul(size[1] as usize);
-        if pixels > app.limits.pixels {
-            let limit = app.limits.pixels;
-            let message = format!("the number of pixels is {pixels}, but at most {limit} here");
-            return Err(invalid("width", &message));
-        }
+        let size = app.limits.check_size(size);
+        let size = size.map_err(|message| Refusal::field("width", message))?;
         let Some(mask) = &self.mask else {
             (options.width, options.height) = (None, None);
             return Ok(Task::ImageToImage(StableDiffusionImg2ImgOptions {
@@ -181,7 +185,7 @@ impl Fields {
                 strength,
             }));
         };
-        let mut mask = decode(mask).map_err(|message| invalid("mask", &message))?;
+        let mut mask = decode(mask).map_err(|message| Refusal::field("mask", message))?;
         if is_set(self.inpainting_mask_invert.as_ref()) {
             image::imageops::invert(&mut mask);
         }
@@ -204,36 +208,43 @@ fn decode(text: &str) -> Result<RgbImage, String> {
 }
 
 /// `POST /sdapi/v1/txt2img`
-pub async fn txt2img(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> Response {
-    respond(app, &headers, &body, |fields, app| {
+pub async fn txt2img(State(app): State<Arc<App>>, request: axum::extract::Request) -> Response {
+    respond(app, request, |fields, app| {
         Ok(Task::TextToImage(fields.options(app)?))
     })
     .await
 }
 
 /// `POST /sdapi/v1/img2img`
-pub async fn img2img(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> Response {
-    respond(app, &headers, &body, Fields::image_task).await
+pub async fn img2img(State(app): State<Arc<App>>, request: axum::extract::Request) -> Response {
+    respond(app, request, Fields::image_task).await
 }
 
 async fn respond(
     app: Arc<App>,
-    headers: &HeaderMap,
-    body: &[u8],
-    task: impl FnOnce(&Fields, &App) -> Result<Task, Response>,
+    request: axum::extract::Request,
+    task: fn(&Fields, &App) -> Result<Task, Refusal>,
 ) -> Response {
-    let values: Value = match parse_json(headers, body) {
+    let mut values = match read_json(request).await {
         Ok(values) => values,
-        Err(message) => return invalid("", &message),
+        Err(refusal) => return refused(&refusal),
     };
-    let fields: Fields = match serde_json::from_value(values.clone()) {
-        Ok(fields) => fields,
-        Err(error) => return invalid("", &error.to_string()),
-    };
-    let request = task(&fields, &app).and_then(|task| request(&fields, task, &app));
-    let request = match request {
+    let shared = app.clone();
+    let request = unblock(move || {
+        let fields: Fields = fields(&values)?;
+        let task = task(&fields, &shared)?;
+        let request = self::request(&fields, task, &shared)?;
+        // The answer has what was asked for, but for the images.
+        for field in ["init_images", "mask"] {
+            if let Some(value) = values.get_mut(field) {
+                *value = Value::Null;
+            }
+        }
+        Ok((request, fields.send_images.unwrap_or(true), values))
+    });
+    let (request, send, values) = match request.await {
         Ok(request) => request,
-        Err(response) => return response,
+        Err(refusal) => return refused(&refusal),
     };
     let task = request.task.clone();
     let running = match app.queue.submit(request) {
@@ -241,15 +252,12 @@ async fn respond(
         Err(failure) => return failed(&failure),
     };
     match running.finish().await {
-        Ok(output) => {
-            let send = fields.send_images.unwrap_or(true);
-            Json(answer(&app, &task, output, values, send).await).into_response()
-        }
+        Ok(output) => Json(answer(&app, &task, output, values, send).await).into_response(),
         Err(failure) => failed(&failure),
     }
 }
 
-fn request(fields: &Fields, mut task: Task, app: &App) -> Result<Request, Response> {
+fn request(fields: &Fields, mut task: Task, app: &App) -> Result<Request, Refusal> {
     let scheduler = fields.scheduler()?;
     let mut loras = Vec::new();
     let options = match &mut task {
@@ -260,11 +268,11 @@ fn request(fields: &Fields, mut task: Task, app: &App) -> Result<Request, Respon
     for prompt in &mut options.prompt {
         loras = app
             .take_loras(prompt)
-            .map_err(|message| invalid("prompt", &message))?;
+            .map_err(|message| Refusal::field("prompt", message))?;
     }
     app.limits
-        .check(&task)
-        .map_err(|message| invalid("", &message))?;
+        .check(&task, app.size)
+        .map_err(|message| Refusal::field("", message))?;
     Ok(Request {
         task,
         scheduler,
@@ -316,19 +324,19 @@ async fn answer(app: &Arc<App>, task: &Task, output: Output, values: Value, send
     json!({"images": images, "parameters": values, "info": info.to_string()})
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub struct ProgressQuery {
-    #[serde(default)]
-    skip_current_image: bool,
+    skip_current_image: Option<String>,
 }
 
 /// `GET /sdapi/v1/progress`
 pub async fn progress(
     State(app): State<Arc<App>>,
-    Query(query): Query<ProgressQuery>,
+    query: Result<Query<ProgressQuery>, QueryRejection>,
 ) -> Json<Value> {
-    let progress = app.queue.progress();
-    let waiting = app.queue.waiting();
+    let skip = query.ok().and_then(|Query(query)| query.skip_current_image);
+    let skip = skip.is_some_and(|skip| ["true", "1"].contains(&skip.to_lowercase().as_str()));
+    let (waiting, progress) = app.queue.progress();
     let running = progress.started.is_some();
     let part = match progress.steps {
         0 => 0.0,
@@ -342,7 +350,7 @@ pub async fn progress(
     } else {
         0.0
     };
-    let preview = progress.preview.filter(|_| !query.skip_current_image);
+    let preview = progress.preview.filter(|_| !skip);
     let preview = match preview {
         Some(image) => {
             let encode = move || to_base64(&encode(&image, Format::Png, ""));
@@ -390,10 +398,11 @@ pub async fn options(State(app): State<Arc<App>>) -> Json<Value> {
 }
 
 /// `POST /sdapi/v1/options`: clients send back what they got; nothing can be changed.
-pub async fn set_options(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> Response {
-    let values: Map<String, Value> = match parse_json(&headers, &body) {
+pub async fn set_options(State(app): State<Arc<App>>, request: axum::extract::Request) -> Response {
+    let values = read_json(request).await;
+    let values: Map<String, Value> = match values.and_then(|values| fields(&values)) {
         Ok(values) => values,
-        Err(message) => return invalid("", &message),
+        Err(refusal) => return refused(&refusal),
     };
     match values.get("sd_model_checkpoint").and_then(Value::as_str) {
         Some(name) if !name.is_empty() && name != app.model.name => {

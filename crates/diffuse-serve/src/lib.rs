@@ -3,10 +3,12 @@
 
 mod a1111;
 mod access;
+mod connections;
 mod engine;
 mod images;
 mod metrics;
 mod openai;
+mod openapi;
 mod page;
 mod request;
 
@@ -18,7 +20,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use burn::tensor::backend::Backend;
@@ -143,6 +145,8 @@ struct App {
     access: Access,
     model: Model,
     defaults: StableDiffusionOptions,
+    /// Width and height of images for which requests name none.
+    size: Option<[usize; 2]>,
     lora_dir: Option<PathBuf>,
     limits: Limits,
     store: openai::Store,
@@ -162,6 +166,8 @@ pub fn serve<B: Backend>(
 ) -> Result<(), ServeError> {
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        // They decode and encode images, each with the memory that one needs.
+        .max_blocking_threads(4)
         .enable_all()
         .build()
         .map_err(ServeError::Start)?;
@@ -171,14 +177,9 @@ pub fn serve<B: Backend>(
         .block_on(TcpListener::bind(address))
         .map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
+    let size = pipeline.default_size();
     let abort = CancellationToken::new();
-    let (engine, queue) = Engine::new(
-        pipeline,
-        preview,
-        options.queue,
-        stop.clone(),
-        abort.clone(),
-    );
+    let (engine, queue) = Engine::new(pipeline, preview, options.queue, abort.clone());
     let loaded = SystemTime::now().duration_since(UNIX_EPOCH);
     let app = Arc::new(App {
         queue,
@@ -192,15 +193,18 @@ pub fn serve<B: Backend>(
             loaded: loaded.unwrap_or_default().as_secs(),
         },
         defaults: options.defaults,
+        size,
         lora_dir: options.lora_dir,
         limits: options.limits,
         store: openai::Store::default(),
     });
-    let router = router(app);
-    let (stop, grace) = (stop.clone(), options.grace);
+    // Also if the pipeline panics.
+    let stop = stop.child_token();
+    let _end = stop.clone().drop_guard();
+    let grace = options.grace;
     let server = thread::spawn(move || {
-        runtime.block_on(run(listener, router, stop, abort, grace));
-        // Connections that are left are cut off, and with them the last senders of the queue.
+        runtime.block_on(run(listener, app, stop, abort, grace));
+        // Connections that are left are cut off.
         runtime.shutdown_background();
     });
     on_ready(address);
@@ -209,36 +213,35 @@ pub fn serve<B: Backend>(
     Ok(())
 }
 
-/// Accepts connections until the end, and waits for the answers that are due.
+/// Answers until the end, and waits for the answers that are due.
 async fn run(
     listener: TcpListener,
-    router: Router,
+    app: Arc<App>,
     stop: CancellationToken,
     abort: CancellationToken,
     grace: Duration,
 ) {
     tokio::spawn({
-        let stop = stop.clone();
+        let (stop, abort) = (stop.clone(), abort.clone());
         async move {
             signal().await;
             stop.cancel();
+            // The second one ends also the run that computes.
+            signal().await;
+            abort.cancel();
         }
     });
-    let ended = stop.clone();
-    let server = axum::serve(listener, router)
-        .with_graceful_shutdown(async move { ended.cancelled().await })
-        .into_future();
-    let mut server = std::pin::pin!(server);
+    let connections = connections::accept(listener, router(app.clone()), &stop).await;
+    app.queue.close();
+    let mut ended = std::pin::pin!(connections.shutdown());
     tokio::select! {
-        _ = &mut server => return,
-        () = async {
-            stop.cancelled().await;
-            tokio::time::sleep(grace).await;
-        } => {}
+        () = &mut ended => return,
+        () = tokio::time::sleep(grace) => {}
+        () = abort.cancelled() => {}
     }
     abort.cancel();
     // A step may take a while; then the connection is cut off.
-    let _ = tokio::time::timeout(grace, server).await;
+    let _ = tokio::time::timeout(grace, ended).await;
 }
 
 /// Waits for the signal to end.
@@ -296,14 +299,17 @@ fn router(app: Arc<App>) -> Router {
         .route("/sdapi/v1/scripts", get(a1111::scripts))
         .route("/sdapi/v1/embeddings", get(a1111::embeddings))
         .route("/sdapi/v1/cmd-flags", get(a1111::flags))
+        .route("/openapi.json", get(openapi::openapi))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .merge(page::routes())
-        .fallback(|| async { openai::error(StatusCode::NOT_FOUND, "there is nothing here", None) })
-        .method_not_allowed_fallback(|| async {
+        .fallback(|uri: Uri| async move {
+            error(uri.path(), StatusCode::NOT_FOUND, "there is nothing here")
+        })
+        .method_not_allowed_fallback(|uri: Uri| async move {
             let message = "this path does not take this method";
-            openai::error(StatusCode::METHOD_NOT_ALLOWED, message, None)
+            error(uri.path(), StatusCode::METHOD_NOT_ALLOWED, message)
         })
         .layer(axum::middleware::from_fn_with_state(
             app.clone(),
@@ -313,9 +319,17 @@ fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
+/// An error in the form of the path's API.
+fn error(path: &str, status: StatusCode, message: &str) -> Response {
+    match path.starts_with("/sdapi/") {
+        true => a1111::error(status, message),
+        false => openai::error(status, message, None),
+    }
+}
+
 /// `GET /readyz`: the model is loaded before the server listens.
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    if app.queue.shutdown.is_cancelled() {
+    if app.queue.is_closed() {
         return (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response();
     }
     "ready\n".into_response()
@@ -323,7 +337,7 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
 
 /// `GET /metrics`
 async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let text = app.queue.metrics.text(app.queue.waiting());
+    let text = app.queue.metrics().text(app.queue.progress().0);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let kind = HeaderValue::from_static(kind);
     ([(header::CONTENT_TYPE, kind)], text).into_response()

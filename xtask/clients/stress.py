@@ -1,0 +1,132 @@
+"""1,000 requests of 50 clients: images, mistakes, too much, and clients that leave.
+
+Then the server's throughput beside that of `diffuse txt2img`, with the built-in model.
+"""
+
+import json
+import os
+import random
+import socket
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+from common import server, txt2img
+
+REQUESTS = int(os.environ.get("DIFFUSE_STRESS_REQUESTS", 1000))
+CLIENTS = 50
+PATH = "/v1/images/generations"
+
+
+def request(url, kind, seed):
+    """Sends a request of a kind; what became of it."""
+    body = {"prompt": f"boat {seed}", "size": "64x64", "steps": 2, "seed": seed}
+    host, port = url.removeprefix("http://").split(":")
+    if kind in ("leaves", "leaves a stream"):
+        text = json.dumps({**body, "steps": 500, "stream": kind != "leaves"})
+        head = (
+            f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(text)}\r\n\r\n"
+        )
+        with socket.create_connection((host, int(port))) as stream:
+            stream.sendall((head + text).encode())
+            time.sleep(random.Random(seed).random() / 10)
+        return "left"
+    with httpx.Client(base_url=url, timeout=120) as http:
+        if kind == "malformed":
+            headers = {"Content-Type": "application/json"}
+            text = ["{", '{"prompt": NaN}', '{"prompt": 1}', "null", '"\\ud800"'][seed % 5]
+            answer = http.post(PATH, content=text, headers=headers)
+        elif kind == "too large":
+            answer = http.post(PATH, json={**body, "prompt": "a" * (33 << 20)})
+        elif kind == "too many pixels":
+            answer = http.post(PATH, json={**body, "size": "99999x99999"})
+        elif kind == "webui":
+            answer = http.post("/sdapi/v1/txt2img", json={**body, "width": 64, "height": 64})
+        elif kind == "stream":
+            answer = http.post(PATH, json={**body, "stream": True})
+            assert "image_generation.completed" in answer.text or answer.status_code == 429
+        else:
+            answer = http.post(PATH, json=body)
+        return answer.status_code
+
+
+EXPECTED = {
+    "image": {200, 429}, "webui": {200, 429}, "stream": {200, 429}, "malformed": {400},
+    "too large": {413}, "too many pixels": {400}, "leaves": {"left"}, "leaves a stream": {"left"},
+}
+KINDS = ["image"] * 8 + ["webui"] * 4 + ["stream"] * 3 + ["malformed", "too many pixels"]
+KINDS += ["leaves", "leaves a stream"] * 2 + ["too large"]
+
+
+def storm(running, requests):
+    outcomes = Counter()
+
+    def one(index):
+        kind = KINDS[index % len(KINDS)]
+        outcome = request(running.url, kind, index)
+        assert outcome in EXPECTED[kind], (kind, outcome)
+        outcomes[kind, outcome] += 1
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        for done in [pool.submit(one, index) for index in range(requests)]:
+            done.result()
+    return outcomes
+
+
+def many():
+    with server("--max-steps", "1000") as running:
+        storm(running, 200)
+        before = running.rss()
+        start = time.monotonic()
+        outcomes = storm(running, REQUESTS)
+        seconds = time.monotonic() - start
+        # All are over: the next one starts at once, and nothing waits.
+        assert request(running.url, "image", 1) == 200
+        numbers = running.metrics()
+        assert numbers["diffuse_queue_length"] == 0, numbers
+        after = running.rss()
+        for (kind, outcome), count in sorted(outcomes.items(), key=str):
+            print(f"  {kind}: {outcome}, {count} times")
+        jobs = {name: value for name, value in numbers.items() if "jobs_total" in name}
+        print(f"{REQUESTS} requests in {seconds:.1f} s, {jobs}")
+        print(f"memory {before:.0f} MiB before and {after:.0f} MiB after")
+        assert after < before * 1.1 + 16, "the server keeps memory"
+
+
+def throughput():
+    """Images a second of the server, and of one process that makes them in turn."""
+    images, rounds = 24, 3
+    ratios = []
+    with server(model=None) as running:
+        def serve():
+            def one(seed):
+                body = {"prompt": "a boat at sunset", "seed": seed}
+                http = httpx.post(running.url + PATH, json=body, timeout=600)
+                http.raise_for_status()
+
+            start = time.monotonic()
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(one, range(images)))
+            return time.monotonic() - start
+
+        def bare(count):
+            start = time.monotonic()
+            txt2img(*["a boat at sunset"], "--num-images", 1, "--seed", 0, model=None)
+            return time.monotonic() - start
+
+        serve()
+        for _ in range(rounds):
+            ratios.append(serve())
+    print(f"server: {images / min(ratios):.2f} images a second")
+
+
+def main():
+    many()
+    throughput()
+
+
+main()

@@ -106,7 +106,7 @@ def errors(url):
         ({"n": 0}, "n"),
         ({"response_format": "file"}, "response_format"),
         ({"extra_body": {"steps": 10**6}}, None),
-        ({"extra_body": {"scheduler": "none"}}, None),
+        ({"extra_body": {"scheduler": "none"}}, "scheduler"),
         ({"extra_body": {"steps": "many"}}, "steps"),
     ]:
         seen.clear()

@@ -259,6 +259,7 @@ async fn respond(
 
 fn request(fields: &Fields, mut task: Task, app: &App) -> Result<Request, Refusal> {
     let scheduler = fields.scheduler()?;
+    (app.check_scheduler)(&scheduler).map_err(|message| Refusal::field("sampler_name", message))?;
     let mut loras = Vec::new();
     let options = match &mut task {
         Task::TextToImage(options) => options,
@@ -333,9 +334,13 @@ pub struct ProgressQuery {
 pub async fn progress(
     State(app): State<Arc<App>>,
     query: Result<Query<ProgressQuery>, QueryRejection>,
-) -> Json<Value> {
-    let skip = query.ok().and_then(|Query(query)| query.skip_current_image);
-    let skip = skip.is_some_and(|skip| ["true", "1"].contains(&skip.to_lowercase().as_str()));
+) -> Response {
+    let skip = match query.map(|Query(query)| query.skip_current_image) {
+        Ok(None) => false,
+        Ok(Some(text)) if text.eq_ignore_ascii_case("false") || text == "0" => false,
+        Ok(Some(text)) if text.eq_ignore_ascii_case("true") || text == "1" => true,
+        _ => return invalid("skip_current_image", "it has to be `true` or `false`, once"),
+    };
     let (waiting, progress) = app.queue.progress();
     let running = progress.started.is_some();
     let part = match progress.steps {
@@ -377,6 +382,7 @@ pub async fn progress(
         "current_image": preview,
         "textinfo": null,
     }))
+    .into_response()
 }
 
 /// `POST /sdapi/v1/interrupt` and `skip`
@@ -404,12 +410,17 @@ pub async fn set_options(State(app): State<Arc<App>>, request: axum::extract::Re
         Ok(values) => values,
         Err(refusal) => return refused(&refusal),
     };
-    match values.get("sd_model_checkpoint").and_then(Value::as_str) {
-        Some(name) if !name.is_empty() && name != app.model.name => {
-            let message = format!("there is no model `{name}`; there is `{}`", app.model.name);
-            invalid("sd_model_checkpoint", &message)
+    let field = "sd_model_checkpoint";
+    match values.get(field).unwrap_or(&Value::Null) {
+        Value::Null => Json(Value::Null).into_response(),
+        Value::String(name) if name.is_empty() || *name == app.model.name => {
+            Json(Value::Null).into_response()
         }
-        _ => Json(Value::Null).into_response(),
+        Value::String(name) => {
+            let message = format!("there is no model `{name}`; there is `{}`", app.model.name);
+            invalid(field, &message)
+        }
+        _ => invalid(field, "it is not a string"),
     }
 }
 

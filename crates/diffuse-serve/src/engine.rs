@@ -20,12 +20,25 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::metrics::Metrics;
 
+/// In place of the checkpoint's scheduler: a name, and options.
+pub type SchedulerChoice = (Option<String>, Overrides);
+
+/// Whether a scheduler can be made, before its request waits.
+pub type CheckScheduler = dyn Fn(&SchedulerChoice) -> Result<(), String> + Send + Sync;
+
+/// The check of schedulers made from a checkpoint's.
+pub fn check_scheduler<B: Backend>(config: SchedulerConfig) -> Box<CheckScheduler> {
+    Box::new(move |(name, overrides)| {
+        let scheduler = scheduler_from_config::<B>(&config, name.as_deref(), overrides);
+        scheduler.map(|_| ()).map_err(|error| chain(&error))
+    })
+}
+
 /// What to generate.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub task: Task,
-    /// In place of the checkpoint's scheduler: a name, and options.
-    pub scheduler: (Option<String>, Overrides),
+    pub scheduler: SchedulerChoice,
     /// LoRAs of the server's folder.
     pub loras: Vec<Lora>,
     /// Whether steps are sent with previews.

@@ -139,9 +139,9 @@ struct Model {
 }
 
 /// What handlers share.
-#[derive(Debug)]
 struct App {
     queue: Queue,
+    check_scheduler: Box<engine::CheckScheduler>,
     access: Access,
     model: Model,
     defaults: StableDiffusionOptions,
@@ -179,10 +179,12 @@ pub fn serve<B: Backend>(
     let address = listener.local_addr().map_err(listen)?;
     let size = pipeline.default_size();
     let abort = CancellationToken::new();
+    let check_scheduler = engine::check_scheduler::<B>(pipeline.scheduler.config().clone());
     let (engine, queue) = Engine::new(pipeline, preview, options.queue, abort.clone());
     let loaded = SystemTime::now().duration_since(UNIX_EPOCH);
     let app = Arc::new(App {
         queue,
+        check_scheduler,
         access: Access {
             address,
             hosts: options.hosts,

@@ -197,9 +197,13 @@ impl Fields {
         app.limits
             .check(&task, app.size)
             .map_err(|message| Refusal::field("", message))?;
+        let name = self.scheduler.clone().filter(|name| !name.is_empty());
+        let scheduler = (name, Overrides::new());
+        (app.check_scheduler)(&scheduler)
+            .map_err(|message| Refusal::field("scheduler", message))?;
         Ok(Request {
             task,
-            scheduler: (self.scheduler.clone(), Overrides::new()),
+            scheduler,
             loras,
             previews: answer.stream && answer.partial_images > 0,
         })

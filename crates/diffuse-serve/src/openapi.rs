@@ -109,7 +109,10 @@ fn add_openai(add: &mut impl FnMut(&str, Value) -> Option<Value>) {
             `*.completed` or `error`.",
         "content": {
             "application/json": {"schema": reference("Images")},
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {"schema": {
+                "type": "object",
+                "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+            }},
         },
     });
     add(

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use burn_flex::Flex;
+use diffuse_pipelines::schedulers::scheduler_from_config;
 use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionPipeline};
 use diffuse_serve::{Preview, ServeOptions, serve};
 use diffuse_testing::reference;
@@ -257,6 +258,12 @@ fn small() -> Value {
 /// A request that takes a while.
 fn long() -> Value {
     json!({"prompt": "a boat", "size": "64x64", "seed": 3, "steps": 900})
+}
+
+fn unknown_scheduler(name: &str) -> String {
+    let config = pipeline().scheduler.config().clone();
+    let made = scheduler_from_config::<Flex>(&config, Some(name), &Default::default());
+    made.err().unwrap().to_string()
 }
 
 fn openai_error(message: &str, param: Option<&str>) -> Value {
@@ -524,6 +531,11 @@ fn refused_by_openai() {
             Some("partial_images"),
             "`partial_images` has to be in 0..=3".into(),
         ),
+        (
+            with("scheduler", "none".into()),
+            Some("scheduler"),
+            unknown_scheduler("none"),
+        ),
         (json!([]), Some("prompt"), "`prompt` is missing".into()),
         (
             json!("a boat"),
@@ -755,6 +767,15 @@ fn refused_by_a1111() {
         assert_eq!(answer.json(), expected, "{request}");
         assert_eq!(answer.status, status);
     }
+    let answer = server.get("/sdapi/v1/progress?skip_current_image=maybe");
+    let message = "it has to be `true` or `false`, once";
+    assert_eq!(answer.json(), invalid("skip_current_image", message));
+    assert_eq!(answer.status, 422);
+    let answer = server.post("/sdapi/v1/options", &json!({"sd_model_checkpoint": false}));
+    assert_eq!(
+        answer.json(),
+        invalid("sd_model_checkpoint", "it is not a string")
+    );
     // What the server says are its options can be sent back.
     let options = server.get("/sdapi/v1/options").ok();
     assert_eq!(server.post("/sdapi/v1/options", &options).ok(), Value::Null);

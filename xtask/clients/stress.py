@@ -128,13 +128,19 @@ def throughput():
             return time.monotonic() - start
 
         serve()
+        before = running.metrics()["diffuse_job_seconds_sum"]
+        start = time.monotonic()
+        serve()
+        busy = running.metrics()["diffuse_job_seconds_sum"] - before
+        busy /= time.monotonic() - start
+        print(f"  the server computes {busy:.3f} of the time")
         # In turns, since others may use the machine. The start of the program does not count.
         times = [(serve(), sweep(images + 1) - sweep(1)) for _ in range(rounds)]
         for served, bare in times:
             print(f"  {images / served:.2f} images/s, bare {images / bare:.2f}")
         ratio = min(bare for _, bare in times) / min(served for served, _ in times)
     print(f"the server has {ratio:.2f} of the throughput of the bare loop")
-    assert ratio >= 0.95
+    assert min(busy, ratio) >= 0.95
 
 
 def main():

@@ -194,9 +194,11 @@ impl Fields {
                 .take_loras(prompt)
                 .map_err(|message| Refusal::field("prompt", message))?;
         }
-        app.limits
-            .check(&task, app.size)
-            .map_err(|message| Refusal::field("", message))?;
+        let size = app.limits.check(&task, app.size);
+        if let Some(size) = size.map_err(|message| Refusal::field("", message))? {
+            let check = answer.format.check_size(size);
+            check.map_err(|message| Refusal::field("output_format", message))?;
+        }
         let name = self.scheduler.clone().filter(|name| !name.is_empty());
         let scheduler = (name, Overrides::new());
         (app.check_scheduler)(&scheduler)

@@ -126,12 +126,16 @@ pub async fn unblock<T: Send + 'static>(
 }
 
 impl Limits {
-    /// Checks the sizes of a run.
+    /// Checks the sizes of a run; the result is that of its images, as far as it is known.
     /// `default` is the size of images for which it names none.
     ///
     /// # Errors
     /// If one exceeds its limit.
-    pub fn check(&self, task: &Task, default: Option<[usize; 2]>) -> Result<(), String> {
+    pub fn check(
+        &self,
+        task: &Task,
+        default: Option<[usize; 2]>,
+    ) -> Result<Option<[u32; 2]>, String> {
         let options = task.options();
         let check = |what: &str, value: usize, limit: usize| {
             if value <= limit {
@@ -160,10 +164,7 @@ impl Limits {
                 width.zip(height).map(|(width, height)| [width, height])
             }
         };
-        match size {
-            Some(size) => self.check_size(size).map(|_| ()),
-            None => Ok(()),
-        }
+        size.map(|size| self.check_size(size)).transpose()
     }
 
     /// Checks the size of an image before it is made.

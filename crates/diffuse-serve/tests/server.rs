@@ -419,6 +419,15 @@ fn edits_and_variants() {
     let part = edit(&[("image[]", &file), ("mask", &mask)]);
     assert_ne!(whole, part);
 
+    // Other forms of base64: no padding, and lines.
+    let lines: Vec<String> = STANDARD
+        .encode(&file)
+        .trim_end_matches('=')
+        .as_bytes()
+        .chunks(76)
+        .map(|line| String::from_utf8(line.to_vec()).unwrap())
+        .collect();
+    let lines = lines.join("\r\n");
     let variant = |more: Value| {
         let mut request = json!({"prompt": "5", "seed": 3, "steps": 4, "cfg_scale": 7.5,
             "init_images": [format!("data:image/png;base64,{}", STANDARD.encode(&file))],
@@ -432,6 +441,7 @@ fn edits_and_variants() {
         decoded(&answer["images"][0])
     };
     assert_eq!(variant(json!({})), whole);
+    assert_eq!(variant(json!({ "init_images": [lines] })), whole);
     let white = STANDARD.encode(png(&white));
     let kept = variant(json!({ "mask": white }));
     // The half that is not repainted is kept to the byte here.
@@ -520,6 +530,11 @@ fn refused_by_openai() {
             with("output_format", "gif".into()),
             Some("output_format"),
             "`output_format` is `gif`, not `png`, `jpeg` or `webp`".into(),
+        ),
+        (
+            json!({"prompt": "a", "size": "16384x8", "output_format": "webp"}),
+            Some("output_format"),
+            "an image of 16384 x 8 is too large for `webp`: 16383 on each side at most".into(),
         ),
         (
             with("output_compression", 101.into()),

@@ -156,6 +156,27 @@ def ends(running):
     assert running.process.wait(10) == 0
 
 
+def ends_at_once(running):
+    """A second signal does not wait for the run."""
+    body = {"prompt": "a boat", "size": "256x256", "steps": 900}
+    answers = []
+
+    def send():
+        answer = httpx.post(running.url + "/v1/images/generations", json=body, timeout=60)
+        answers.append((answer.status_code, answer.json()["error"]["message"]))
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    running.wait_for("diffuse_steps_total", 1)
+    running.process.terminate()
+    time.sleep(0.2)
+    assert running.process.poll() is None
+    running.process.terminate()
+    thread.join()
+    assert answers == [(503, "the server shuts down")], answers
+    assert running.process.wait(10) == 0
+
+
 def main():
     with server("--max-steps", "1000") as running:
         silly_tavern(running)
@@ -163,6 +184,8 @@ def main():
         leaving(running)
         slow(running)
         ends(running)
+    with server("--max-steps", "1000") as running:
+        ends_at_once(running)
     print("SillyTavern, Open WebUI, clients that leave: ok")
 
 

@@ -1,6 +1,6 @@
 //! A server with a tiny model, and clients that are no better than they should be.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Cursor, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
@@ -13,7 +13,7 @@ use diffuse_pipelines::schedulers::scheduler_from_config;
 use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionPipeline};
 use diffuse_serve::{Preview, ServeOptions, serve};
 use diffuse_testing::reference;
-use image::{ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
+use image::{DynamicImage, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -221,28 +221,10 @@ fn unchunk(mut bytes: &[u8]) -> Vec<u8> {
     body
 }
 
-fn png(image: &impl AsPng) -> Vec<u8> {
-    image.png()
-}
-
-trait AsPng {
-    fn png(&self) -> Vec<u8>;
-}
-
-impl AsPng for RgbImage {
-    fn png(&self) -> Vec<u8> {
-        let mut bytes = std::io::Cursor::new(Vec::new());
-        self.write_to(&mut bytes, ImageFormat::Png).unwrap();
-        bytes.into_inner()
-    }
-}
-
-impl AsPng for RgbaImage {
-    fn png(&self) -> Vec<u8> {
-        let mut bytes = std::io::Cursor::new(Vec::new());
-        self.write_to(&mut bytes, ImageFormat::Png).unwrap();
-        bytes.into_inner()
-    }
+fn png(image: impl Into<DynamicImage>) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.into().write_to(&mut bytes, ImageFormat::Png).unwrap();
+    bytes.into_inner()
 }
 
 fn decoded(value: &Value) -> RgbImage {
@@ -409,7 +391,7 @@ fn edits_and_variants() {
         transparent.put_pixel(x, y, Rgba([0, 0, 0, 0]));
         white.put_pixel(x, y, Rgb([255; 3]));
     }
-    let (file, mask) = (png(&image), png(&transparent));
+    let (file, mask) = (png(image.clone()), png(transparent));
     let edit = |parts: &[(&str, &[u8])]| {
         let fields: [(&str, &[u8]); 3] = [("prompt", b"5"), ("seed", b"3"), ("steps", b"4")];
         let answer = server.post_form("/v1/images/edits", &[&fields, parts].concat());
@@ -442,7 +424,7 @@ fn edits_and_variants() {
     };
     assert_eq!(variant(json!({})), whole);
     assert_eq!(variant(json!({ "init_images": [lines] })), whole);
-    let white = STANDARD.encode(png(&white));
+    let white = STANDARD.encode(png(white));
     let kept = variant(json!({ "mask": white }));
     // The half that is not repainted is kept to the byte here.
     for (x, y, pixel) in kept.enumerate_pixels().filter(|(x, _, _)| *x >= 32) {
@@ -586,11 +568,12 @@ fn refused_by_openai() {
     assert_eq!(answer.json(), openai_error(message, None));
     assert_eq!(answer.status, 415);
 
-    let image = png(&RgbImage::new(64, 64));
-    let pixel = png(&RgbImage::new(1, 1));
-    let large = png(&RgbImage::new(5000, 4000));
+    let image = png(RgbImage::new(64, 64));
+    let pixel = png(RgbImage::new(1, 1));
+    let large = png(RgbImage::new(5000, 4000));
     let damaged = "it is not a PNG, JPEG or WebP image, or it is damaged";
-    let forms: [(&[(&str, &[u8])], _, &str); 8] = [
+    type Form<'a> = (&'a [(&'a str, &'a [u8])], Option<&'a str>, &'a str);
+    let forms: [Form; 8] = [
         (&[("prompt", b"a")], Some("image"), "`image` is missing"),
         (&[("image", &image)], Some("prompt"), "`prompt` is missing"),
         (
@@ -660,7 +643,7 @@ fn refused_by_openai() {
 #[test]
 fn refused_by_a1111() {
     let server = Server::start();
-    let image = STANDARD.encode(png(&RgbImage::new(64, 64)));
+    let image = STANDARD.encode(png(RgbImage::new(64, 64)));
     let not_found = |message| (404, webui_error("Not Found", message));
     let wrong = |field, message: &str| (422, invalid(field, message));
     let cases = [

@@ -21,6 +21,7 @@ macro_rules! complain {
 mod arguments;
 mod bench;
 mod check;
+mod clients;
 mod cpu;
 mod deny;
 mod golden;
@@ -56,6 +57,8 @@ usage: cargo xtask COMMAND
                            fetch a checkpoint from the hub: OWNER/NAME, or sd-v1-4, sd-v1-5,
                            ddpm-cat-256
   golden [--python PYTHON] record the expected values of the tests again, from Diffusers
+  clients [--python PYTHON] [--program FILE] [SCRIPT ...]
+                           run real clients against the server, see docs/testing.md
 
 The features `wgpu` and `cuda` extend `test` and `check` to the code of that backend, and `bench`
 measures on that GPU unless `--backend` is given:
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         "check" => check::run(rest),
         "fetch" => diffuse("fetch", rest),
         "golden" => golden::run(rest),
+        "clients" => clients::run_all(rest),
         "convert" => diffuse("convert", rest),
         "bench" => match rest.split_first() {
             Some((what, rest)) if what == "quality" => {

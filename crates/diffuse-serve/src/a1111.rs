@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Bytes;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use diffuse_pipelines::schedulers::{Overrides, scheduler_catalog};
 use diffuse_pipelines::{
@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
 use crate::App;
 use crate::engine::{Failure, Output, Request, Task};
 use crate::images::{Format, encode, enlarge, from_base64, read, to_base64};
-use crate::request::{parse_json, seeds};
+use crate::request::{Refusal, fields, read_json, seed, seeds, unblock};
 
 /// An error in AUTOMATIC1111's form.
 pub fn error(status: StatusCode, message: &str) -> Response {
@@ -33,6 +33,13 @@ fn invalid(field: &str, message: &str) -> Response {
     let detail = json!([{"loc": ["body", field], "msg": message, "type": "value_error"}]);
     let body = Json(json!({ "detail": detail }));
     (StatusCode::UNPROCESSABLE_ENTITY, body).into_response()
+}
+
+fn refused(refusal: &Refusal) -> Response {
+    match refusal.status {
+        StatusCode::BAD_REQUEST => invalid(&refusal.field, &refusal.message),
+        status => error(status, &refusal.message),
+    }
 }
 
 /// The answer to a request that failed.
@@ -56,7 +63,8 @@ pub fn failed(failure: &Failure) -> Response {
 pub struct Fields {
     prompt: Option<String>,
     negative_prompt: Option<String>,
-    seed: Option<i64>,
+    #[serde(deserialize_with = "seed")]
+    seed: Option<u64>,
     steps: Option<usize>,
     cfg_scale: Option<f64>,
     width: Option<usize>,
@@ -88,13 +96,13 @@ fn is_set(flag: Option<&Value>) -> bool {
 
 impl Fields {
     /// The scheduler of a sampler's name and a schedule's, by the names of the web UI.
-    fn scheduler(&self) -> Result<(Option<String>, Overrides), Response> {
+    fn scheduler(&self) -> Result<(Option<String>, Overrides), Refusal> {
         let name = self.sampler_name.as_ref().or(self.sampler_index.as_ref());
         let name = name.filter(|name| !name.is_empty()).cloned();
         if let Some(name) = &name
             && !samplers_by_name().any(|known| known.eq_ignore_ascii_case(name))
         {
-            return Err(error(StatusCode::NOT_FOUND, "Sampler not found"));
+            return Err(Refusal::new(StatusCode::NOT_FOUND, "Sampler not found"));
         }
         let mut overrides = Overrides::new();
         let schedule = self.scheduler.as_deref().unwrap_or_default().to_lowercase();
@@ -107,7 +115,7 @@ impl Fields {
                 overrides.insert("timestep_spacing".into(), "trailing".into());
                 None
             }
-            _ => return Err(error(StatusCode::NOT_FOUND, "Scheduler not found")),
+            _ => return Err(Refusal::new(StatusCode::NOT_FOUND, "Scheduler not found")),
         };
         if let Some(key) = key {
             overrides.insert(key.into(), true.into());
@@ -115,23 +123,25 @@ impl Fields {
         Ok((name, overrides))
     }
 
-    fn options(&self, app: &App) -> Result<StableDiffusionOptions, Response> {
+    fn options(&self, app: &App) -> Result<StableDiffusionOptions, Refusal> {
         let images = self
             .batch_size
             .unwrap_or(1)
             .saturating_mul(self.n_iter.unwrap_or(1));
         if images == 0 {
-            return Err(invalid("batch_size", "`batch_size` or `n_iter` is 0"));
+            return Err(Refusal::field(
+                "batch_size",
+                "`batch_size` or `n_iter` is 0",
+            ));
         }
         app.limits
             .check_images(images)
-            .map_err(|message| invalid("batch_size", &message))?;
+            .map_err(|message| Refusal::field("batch_size", message))?;
         let settings = self.override_settings.as_ref();
         let skip = settings.and_then(|settings| settings.get("CLIP_stop_at_last_layers"));
         let skip = skip.and_then(Value::as_u64).map(|skip| skip as usize);
         // It counts from the last layer, which is 1.
         let skip = skip.or(self.clip_skip).and_then(|skip| skip.checked_sub(1));
-        let seed = self.seed.filter(|seed| *seed >= 0).map(i64::cast_unsigned);
         Ok(StableDiffusionOptions {
             prompt: vec![self.prompt.clone().unwrap_or_default()],
             negative_prompt: self.negative_prompt.clone().into_iter().collect(),
@@ -143,45 +153,39 @@ impl Fields {
             num_images_per_prompt: images,
             eta: self.eta.unwrap_or(0.0),
             clip_skip: skip.filter(|skip| *skip > 0),
-            seeds: seeds(seed, images),
+            seeds: seeds(self.seed, images),
             ..app.defaults.clone()
         })
     }
 
     /// Text to image, or from an image if there is one.
-    pub fn task(&self, app: &App) -> Result<Task, Response> {
+    pub fn task(&self, app: &App) -> Result<Task, Refusal> {
         match self.init_images {
             Some(_) => self.image_task(app),
             None => Ok(Task::TextToImage(self.options(app)?)),
         }
     }
 
-    fn image(&self) -> Result<RgbImage, Response> {
+    fn image(&self) -> Result<RgbImage, Refusal> {
         let images = self.init_images.as_deref().unwrap_or_default();
         let [image] = images else {
             let message = format!("{} images: one is expected", images.len());
-            return Err(invalid("init_images", &message));
+            return Err(Refusal::field("init_images", message));
         };
-        decode(image).map_err(|message| invalid("init_images", &message))
+        decode(image).map_err(|message| Refusal::field("init_images", message))
     }
 
     /// Variants of an image, or with a mask its white part repainted.
-    fn image_task(&self, app: &App) -> Result<Task, Response> {
+    fn image_task(&self, app: &App) -> Result<Task, Refusal> {
         let mut options = self.options(app)?;
         let image = self.image()?;
         let strength = self.denoising_strength.unwrap_or(0.75);
         let size = [
-            options.width.map_or(image.width(), |width| width as u32),
-            options
-                .height
-                .map_or(image.height(), |height| height as u32),
+            options.width.unwrap_or(image.width() as usize),
+            options.height.unwrap_or(image.height() as usize),
         ];
-        let pixels = (size[0] as usize).saturating_mul(size[1] as usize);
-        if pixels > app.limits.pixels {
-            let limit = app.limits.pixels;
-            let message = format!("the number of pixels is {pixels}, but at most {limit} here");
-            return Err(invalid("width", &message));
-        }
+        let size = app.limits.check_size(size);
+        let size = size.map_err(|message| Refusal::field("width", message))?;
         let Some(mask) = &self.mask else {
             (options.width, options.height) = (None, None);
             return Ok(Task::ImageToImage(StableDiffusionImg2ImgOptions {
@@ -190,7 +194,7 @@ impl Fields {
                 strength,
             }));
         };
-        let mut mask = decode(mask).map_err(|message| invalid("mask", &message))?;
+        let mut mask = decode(mask).map_err(|message| Refusal::field("mask", message))?;
         if is_set(self.inpainting_mask_invert.as_ref()) {
             image::imageops::invert(&mut mask);
         }
@@ -213,25 +217,24 @@ fn decode(text: &str) -> Result<RgbImage, String> {
 }
 
 /// `POST /sdapi/v1/txt2img`
-pub async fn txt2img(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> Response {
-    respond(app, &headers, &body, |fields, app| {
+pub async fn txt2img(State(app): State<Arc<App>>, request: axum::extract::Request) -> Response {
+    respond(app, request, |fields, app| {
         Ok(Task::TextToImage(fields.options(app)?))
     })
     .await
 }
 
 /// `POST /sdapi/v1/img2img`
-pub async fn img2img(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> Response {
-    respond(app, &headers, &body, Fields::image_task).await
+pub async fn img2img(State(app): State<Arc<App>>, request: axum::extract::Request) -> Response {
+    respond(app, request, Fields::image_task).await
 }
 
 async fn respond(
     app: Arc<App>,
-    headers: &HeaderMap,
-    body: &[u8],
-    task: impl FnOnce(&Fields, &App) -> Result<Task, Response>,
+    request: axum::extract::Request,
+    task: fn(&Fields, &App) -> Result<Task, Refusal>,
 ) -> Response {
-    let (fields, values, request) = match read_request(&app, headers, body, task) {
+    let (request, send, values) = match read_request(&app, request, task).await {
         Ok(request) => request,
         Err(response) => return response,
     };
@@ -241,39 +244,47 @@ async fn respond(
         Err(failure) => return failed(&failure),
     };
     match running.finish().await {
-        Ok(output) => {
-            let send = fields.send_images.unwrap_or(true);
-            Json(answer(&app, &task, output, values, send).await).into_response()
-        }
+        Ok(output) => Json(answer(&app, &task, output, values, send).await).into_response(),
         Err(failure) => failed(&failure),
     }
 }
 
-/// The fields of a body, its values, and what they ask for.
-pub fn read_request(
-    app: &App,
-    headers: &HeaderMap,
-    body: &[u8],
-    task: impl FnOnce(&Fields, &App) -> Result<Task, Response>,
-) -> Result<(Fields, Value, Request), Response> {
-    let values: Value = parse_json(headers, body).map_err(|message| invalid("", &message))?;
-    let fields = Fields::deserialize(&values).map_err(|error| invalid("", &error.to_string()))?;
-    let task = task(&fields, app)?;
-    let request = request(&fields, task, app)?;
-    Ok((fields, values, request))
+/// What a body asks for, whether the answer has images, and the body's values.
+pub async fn read_request(
+    app: &Arc<App>,
+    request: axum::extract::Request,
+    task: fn(&Fields, &App) -> Result<Task, Refusal>,
+) -> Result<(Request, bool, Value), Response> {
+    let values = read_json(request).await;
+    let mut values = values.map_err(|refusal| refused(&refusal))?;
+    let shared = app.clone();
+    let request = unblock(move || {
+        let fields: Fields = fields(&values)?;
+        let task = task(&fields, &shared)?;
+        let request = self::request(&fields, task, &shared)?;
+        // The answer has what was asked for, but for the images.
+        for field in ["init_images", "mask"] {
+            if let Some(value) = values.get_mut(field) {
+                *value = Value::Null;
+            }
+        }
+        Ok((request, fields.send_images.unwrap_or(true), values))
+    });
+    request.await.map_err(|refusal| refused(&refusal))
 }
 
-fn request(fields: &Fields, mut task: Task, app: &App) -> Result<Request, Response> {
+fn request(fields: &Fields, mut task: Task, app: &App) -> Result<Request, Refusal> {
     let scheduler = fields.scheduler()?;
+    (app.check_scheduler)(&scheduler).map_err(|message| Refusal::field("sampler_name", message))?;
     let mut loras = Vec::new();
     for prompt in &mut task.options_mut().prompt {
         loras = app
             .take_loras(prompt)
-            .map_err(|message| invalid("prompt", &message))?;
+            .map_err(|message| Refusal::field("prompt", message))?;
     }
     app.limits
-        .check(&task)
-        .map_err(|message| invalid("", &message))?;
+        .check(&task, app.model.size)
+        .map_err(|message| Refusal::field("", message))?;
     Ok(Request {
         task,
         scheduler,
@@ -332,19 +343,23 @@ pub async fn answer(
     json!({"images": images, "parameters": values, "info": info.to_string()})
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub struct ProgressQuery {
-    #[serde(default)]
-    skip_current_image: bool,
+    skip_current_image: Option<String>,
 }
 
 /// `GET /sdapi/v1/progress`
 pub async fn progress(
     State(app): State<Arc<App>>,
-    Query(query): Query<ProgressQuery>,
-) -> Json<Value> {
-    let progress = app.queue.progress();
-    let waiting = app.queue.waiting();
+    query: Result<Query<ProgressQuery>, QueryRejection>,
+) -> Response {
+    let skip = match query.map(|Query(query)| query.skip_current_image) {
+        Ok(None) => false,
+        Ok(Some(text)) if text.eq_ignore_ascii_case("false") || text == "0" => false,
+        Ok(Some(text)) if text.eq_ignore_ascii_case("true") || text == "1" => true,
+        _ => return invalid("skip_current_image", "it has to be `true` or `false`, once"),
+    };
+    let (waiting, progress) = app.queue.progress();
     let running = progress.started.is_some();
     let part = match progress.steps {
         0 => 0.0,
@@ -358,7 +373,7 @@ pub async fn progress(
     } else {
         0.0
     };
-    let preview = progress.preview.filter(|_| !query.skip_current_image);
+    let preview = progress.preview.filter(|_| !skip);
     let preview = match preview {
         Some(image) => {
             let encode = move || to_base64(&encode(&image, Format::Png, ""));
@@ -385,6 +400,7 @@ pub async fn progress(
         "current_image": preview,
         "textinfo": null,
     }))
+    .into_response()
 }
 
 /// `POST /sdapi/v1/interrupt` and `skip`
@@ -406,17 +422,23 @@ pub async fn options(State(app): State<Arc<App>>) -> Json<Value> {
 }
 
 /// `POST /sdapi/v1/options`: clients send back what they got; nothing can be changed.
-pub async fn set_options(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> Response {
-    let values: Map<String, Value> = match parse_json(&headers, &body) {
+pub async fn set_options(State(app): State<Arc<App>>, request: axum::extract::Request) -> Response {
+    let values = read_json(request).await;
+    let values: Map<String, Value> = match values.and_then(|values| fields(&values)) {
         Ok(values) => values,
-        Err(message) => return invalid("", &message),
+        Err(refusal) => return refused(&refusal),
     };
-    match values.get("sd_model_checkpoint").and_then(Value::as_str) {
-        Some(name) if !name.is_empty() && name != app.model.name => {
-            let message = format!("there is no model `{name}`; there is `{}`", app.model.name);
-            invalid("sd_model_checkpoint", &message)
+    let field = "sd_model_checkpoint";
+    match values.get(field).unwrap_or(&Value::Null) {
+        Value::Null => Json(Value::Null).into_response(),
+        Value::String(name) if name.is_empty() || *name == app.model.name => {
+            Json(Value::Null).into_response()
         }
-        _ => Json(Value::Null).into_response(),
+        Value::String(name) => {
+            let message = format!("there is no model `{name}`; there is `{}`", app.model.name);
+            invalid(field, &message)
+        }
+        _ => invalid(field, "it is not a string"),
     }
 }
 

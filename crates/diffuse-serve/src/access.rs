@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::sync::Arc;
@@ -107,19 +107,14 @@ pub async fn check(State(app): State<Arc<App>>, request: Request, next: Next) ->
     match app.access.check(request.headers(), needs_key) {
         Ok(()) => next.run(request).await,
         Err((status, message)) => {
-            let is_openai = path.starts_with("/v1/");
-            let mut response = if is_openai {
-                crate::openai::error(status, message, None)
-            } else {
-                crate::a1111::error(status, message)
-            };
+            let mut response = crate::error(path, status, message);
             if status == StatusCode::UNAUTHORIZED {
                 let challenge = "Bearer".parse().expect("a header's value");
                 response
                     .headers_mut()
                     .insert(header::WWW_AUTHENTICATE, challenge);
             }
-            response.into_response()
+            response
         }
     }
 }

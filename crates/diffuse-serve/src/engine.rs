@@ -1,9 +1,9 @@
 //! The thread that owns the pipeline, and the queue in front of it.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Tensor, backend::Backend};
@@ -20,12 +20,25 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::metrics::Metrics;
 
+/// In place of the checkpoint's scheduler: a name, and options.
+pub type SchedulerChoice = (Option<String>, Overrides);
+
+/// Whether a scheduler can be made, before its request waits.
+pub type CheckScheduler = dyn Fn(&SchedulerChoice) -> Result<(), String> + Send + Sync;
+
+/// The check of schedulers made from a checkpoint's.
+pub fn check_scheduler<B: Backend>(config: SchedulerConfig) -> Box<CheckScheduler> {
+    Box::new(move |(name, overrides)| {
+        let scheduler = scheduler_from_config::<B>(&config, name.as_deref(), overrides);
+        scheduler.map(|_| ()).map_err(|error| chain(&error))
+    })
+}
+
 /// What to generate.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub task: Task,
-    /// In place of the checkpoint's scheduler: a name, and options.
-    pub scheduler: (Option<String>, Overrides),
+    pub scheduler: SchedulerChoice,
     /// LoRAs of the server's folder.
     pub loras: Vec<Lora>,
     /// Whether steps are sent with previews.
@@ -113,6 +126,7 @@ pub enum Failure {
     Cancelled,
 }
 
+#[derive(Debug)]
 struct Job {
     request: Request,
     events: mpsc::UnboundedSender<Event>,
@@ -130,16 +144,95 @@ pub struct Progress {
     interrupt: CancellationToken,
 }
 
-/// The side of the queue that requests come from.
+/// What both sides of the queue see.
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// A request was put into the queue, or the queue was closed.
+    changed: Condvar,
+    metrics: Metrics,
+}
+
+#[derive(Debug)]
+struct State {
+    waiting: VecDeque<Job>,
+    progress: Progress,
+    /// Time of the last run.
+    last_run: Duration,
+    closed: bool,
+}
+
+impl Shared {
+    fn new() -> Self {
+        Self {
+            state: Mutex::new(State {
+                waiting: VecDeque::new(),
+                progress: Progress::default(),
+                last_run: Duration::from_secs(1),
+                closed: false,
+            }),
+            changed: Condvar::new(),
+            metrics: Metrics::new(),
+        }
+    }
+
+    /// The state, without the requests whose clients have left.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.waiting.retain(|job| {
+            let cancelled = job.cancel.is_cancelled();
+            if cancelled {
+                self.metrics.count(&Err(Failure::Cancelled));
+            }
+            !cancelled
+        });
+        state
+    }
+
+    /// Takes no more requests, and refuses those that wait.
+    fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        for job in state.waiting.drain(..) {
+            self.finish(&job, Err(Failure::ShuttingDown));
+        }
+        self.changed.notify_all();
+    }
+
+    /// The next request, once there is one; none after the queue was closed.
+    fn next(&self) -> Option<(Job, CancellationToken)> {
+        let mut state = self.lock();
+        loop {
+            if let Some(job) = state.waiting.pop_front() {
+                // In the same step, so that it is always seen to wait or to compute.
+                state.progress = Progress {
+                    started: Some(Instant::now()),
+                    ..Progress::default()
+                };
+                let interrupt = state.progress.interrupt.clone();
+                return Some((job, interrupt));
+            }
+            if state.closed {
+                return None;
+            }
+            let woken = self.changed.wait(state);
+            drop(woken.unwrap_or_else(PoisonError::into_inner));
+            state = self.lock();
+        }
+    }
+
+    fn finish(&self, job: &Job, result: Result<Output, Failure>) {
+        self.metrics.count(&result);
+        // Nobody listens, if the client has left.
+        let _ = job.events.send(Event::Finished(result));
+    }
+}
+
+/// The side of the queue that requests come from. Dropping it closes the queue.
 #[derive(Debug)]
 pub struct Queue {
-    jobs: mpsc::Sender<Job>,
-    waiting: Arc<AtomicUsize>,
-    progress: Arc<Mutex<Progress>>,
-    /// Milliseconds of the last run.
-    last_run: Arc<AtomicU64>,
-    pub metrics: Arc<Metrics>,
-    pub shutdown: CancellationToken,
+    shared: Arc<Shared>,
+    length: usize,
 }
 
 /// A request that waits or computes. Dropping it cancels it.
@@ -169,77 +262,71 @@ impl Queue {
     /// Puts a request into the queue.
     ///
     /// # Errors
-    /// If the queue is full, or the server ends.
+    /// If the queue is full or closed.
     pub fn submit(&self, request: Request) -> Result<Running, Failure> {
-        if self.shutdown.is_cancelled() {
+        let mut state = self.shared.lock();
+        if state.closed {
             return Err(Failure::ShuttingDown);
+        }
+        if state.waiting.len() >= self.length {
+            self.metrics().rejected.inc();
+            // A place may be free after one run.
+            let seconds = state.last_run.as_secs_f64().ceil().clamp(1.0, 600.0);
+            let retry_after = Duration::from_secs(seconds as u64);
+            return Err(Failure::Busy { retry_after });
         }
         let (sender, events) = mpsc::unbounded_channel();
         let cancel = CancellationToken::new();
-        let job = Job {
+        state.waiting.push_back(Job {
             request,
             events: sender,
             cancel: cancel.clone(),
-        };
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-        match self.jobs.try_send(job) {
-            Ok(()) => Ok(Running {
-                events,
-                _cancel: cancel.drop_guard(),
-            }),
-            Err(error) => {
-                self.waiting.fetch_sub(1, Ordering::SeqCst);
-                Err(match error {
-                    mpsc::error::TrySendError::Full(_) => {
-                        self.metrics.rejected.inc();
-                        Failure::Busy {
-                            retry_after: self.retry_after(),
-                        }
-                    }
-                    mpsc::error::TrySendError::Closed(_) => Failure::ShuttingDown,
-                })
-            }
-        }
+        });
+        self.shared.changed.notify_one();
+        Ok(Running {
+            events,
+            _cancel: cancel.drop_guard(),
+        })
     }
 
     /// A queue that nobody computes for.
     #[cfg(feature = "fleet")]
-    pub fn of_nothing(shutdown: CancellationToken) -> Self {
-        let (jobs, _) = mpsc::channel(1);
+    pub fn of_nothing() -> Self {
         Self {
-            jobs,
-            waiting: Arc::default(),
-            progress: Arc::default(),
-            last_run: Arc::default(),
-            metrics: Arc::new(Metrics::new()),
-            shutdown,
+            shared: Arc::new(Shared::new()),
+            length: 0,
         }
     }
 
-    /// When a place in the queue may be free: after one run.
-    fn retry_after(&self) -> Duration {
-        let milliseconds = self.last_run.load(Ordering::Relaxed);
-        Duration::from_secs(milliseconds.div_ceil(1000).clamp(1, 600))
+    /// Takes no more requests, and refuses those that wait.
+    pub fn close(&self) {
+        self.shared.close();
     }
 
-    /// Number of requests in the queue.
-    pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::SeqCst)
+    pub fn is_closed(&self) -> bool {
+        self.shared.lock().closed
     }
 
-    /// What the run that computes now has come to.
-    pub fn progress(&self) -> Progress {
-        lock(&self.progress).clone()
+    /// Number of requests in the queue, and what the run that computes now has come to.
+    pub fn progress(&self) -> (usize, Progress) {
+        let state = self.shared.lock();
+        (state.waiting.len(), state.progress.clone())
     }
 
     /// Ends the run that computes now early.
     pub fn interrupt(&self) {
-        lock(&self.progress).interrupt.cancel();
+        self.shared.lock().progress.interrupt.cancel();
+    }
+
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.close();
+    }
 }
 
 /// Makes a preview of latents: `[batch, channels, height, width]`; the first image is shown.
@@ -252,12 +339,7 @@ pub struct Engine<B: Backend> {
     scheduler: SchedulerConfig,
     preview: Option<Preview<B>>,
     loras: Vec<Lora>,
-    jobs: mpsc::Receiver<Job>,
-    waiting: Arc<AtomicUsize>,
-    progress: Arc<Mutex<Progress>>,
-    last_run: Arc<AtomicU64>,
-    metrics: Arc<Metrics>,
-    shutdown: CancellationToken,
+    shared: Arc<Shared>,
     /// Ends the run that computes now, when the server does not wait any longer.
     abort: CancellationToken,
 }
@@ -268,72 +350,39 @@ impl<B: Backend> Engine<B> {
         pipeline: StableDiffusionPipeline<B>,
         preview: Option<Preview<B>>,
         length: usize,
-        shutdown: CancellationToken,
         abort: CancellationToken,
     ) -> (Self, Queue) {
-        let (sender, receiver) = mpsc::channel(length.max(1));
-        let waiting = Arc::new(AtomicUsize::new(0));
-        let progress = Arc::new(Mutex::new(Progress::default()));
-        let last_run = Arc::new(AtomicU64::new(1000));
-        let metrics = Arc::new(Metrics::new());
+        let shared = Arc::new(Shared::new());
         let queue = Queue {
-            jobs: sender,
-            waiting: waiting.clone(),
-            progress: progress.clone(),
-            last_run: last_run.clone(),
-            metrics: metrics.clone(),
-            shutdown: shutdown.clone(),
+            shared: shared.clone(),
+            length: length.max(1),
         };
         let engine = Self {
             scheduler: pipeline.scheduler.config().clone(),
             pipeline,
             preview,
             loras: Vec::new(),
-            jobs: receiver,
-            waiting,
-            progress,
-            last_run,
-            metrics,
-            shutdown,
+            shared,
             abort,
         };
         (engine, queue)
     }
 
-    /// Computes until all senders are gone.
+    /// Computes until the queue is closed.
     pub fn run(mut self) {
-        while let Some(job) = self.jobs.blocking_recv() {
-            self.waiting.fetch_sub(1, Ordering::SeqCst);
-            let result = if self.shutdown.is_cancelled() {
-                Err(Failure::ShuttingDown)
-            } else if job.cancel.is_cancelled() {
-                Err(Failure::Cancelled)
-            } else {
-                self.compute(&job)
-            };
-            self.metrics.count(&result);
-            // Nobody listens, if the client has left.
-            let _ = job.events.send(Event::Finished(result));
+        while let Some((job, interrupt)) = self.shared.next() {
+            let started = Instant::now();
+            let result = self.generate(&job, &interrupt);
+            let elapsed = started.elapsed();
+            self.shared.metrics.seconds.observe(elapsed.as_secs_f64());
+            let mut state = self.shared.lock();
+            state.progress = Progress::default();
+            if result.is_ok() {
+                state.last_run = elapsed;
+            }
+            drop(state);
+            self.shared.finish(&job, result);
         }
-    }
-
-    fn compute(&mut self, job: &Job) -> Result<Output, Failure> {
-        let started = Instant::now();
-        let interrupt = CancellationToken::new();
-        *lock(&self.progress) = Progress {
-            started: Some(started),
-            interrupt: interrupt.clone(),
-            ..Progress::default()
-        };
-        let result = self.generate(job, &interrupt);
-        *lock(&self.progress) = Progress::default();
-        let elapsed = started.elapsed();
-        self.metrics.seconds.observe(elapsed.as_secs_f64());
-        if result.is_ok() {
-            let milliseconds = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-            self.last_run.store(milliseconds, Ordering::Relaxed);
-        }
-        result
     }
 
     fn generate(&mut self, job: &Job, interrupt: &CancellationToken) -> Result<Output, Failure> {
@@ -344,16 +393,16 @@ impl<B: Backend> Engine<B> {
         self.pipeline.scheduler = scheduler.map_err(|error| Failure::Invalid(chain(&error)))?;
         self.set_loras(&request.loras).map_err(invalid)?;
 
-        let (preview, progress, metrics) = (&self.preview, &self.progress, &self.metrics);
+        let (preview, shared) = (&self.preview, &self.shared);
         let abort = &self.abort;
         let on_step = |event: StepEvent<'_, B>| {
-            metrics.steps.inc();
+            shared.metrics.steps.inc();
             let (step, steps) = (event.step + 1, event.steps);
             let latents = event.preview_latents();
             let wanted = preview.as_ref().filter(|_| request.previews);
             let preview = wanted.and_then(|preview| preview(latents));
             {
-                let mut progress = lock(progress);
+                let progress = &mut shared.lock().progress;
                 (progress.step, progress.steps) = (step, steps);
                 progress.preview = preview.clone().map(Arc::new);
             }
@@ -415,6 +464,13 @@ impl<B: Backend> Engine<B> {
         self.pipeline.set_adapters(&adapters)?;
         self.loras = loras.to_vec();
         Ok(())
+    }
+}
+
+/// Also if it panics: clients are told, and do not wait for ever.
+impl<B: Backend> Drop for Engine<B> {
+    fn drop(&mut self) {
+        self.shared.close();
     }
 }
 

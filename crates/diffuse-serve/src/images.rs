@@ -3,7 +3,9 @@
 use std::io::Cursor;
 
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::alphabet;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use diffuse_pipelines::load_image;
 use image::codecs::jpeg::JpegEncoder;
 use image::{DynamicImage, ImageFormat, ImageReader, Rgb, RgbImage};
@@ -26,6 +28,25 @@ impl Format {
             Self::Jpeg { .. } => "jpeg",
             Self::Webp => "webp",
         }
+    }
+
+    /// Checks that images of this size can be written.
+    ///
+    /// # Errors
+    /// If a side is too long for the format.
+    pub fn check_size(self, [width, height]: [u32; 2]) -> Result<(), String> {
+        let most = match self {
+            Self::Png => return Ok(()),
+            Self::Jpeg { .. } => 65_535,
+            Self::Webp => 16_383,
+        };
+        if width.max(height) <= most {
+            return Ok(());
+        }
+        let name = self.name();
+        Err(format!(
+            "an image of {width} x {height} is too large for `{name}`: {most} on each side at most"
+        ))
     }
 
     pub fn mime(self) -> &'static str {
@@ -73,7 +94,13 @@ pub fn to_base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }
 
-/// The bytes of an image that is base64, or a `data:` URL of it.
+/// With or without padding.
+const LENIENT: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// The bytes of an image that is base64, also in lines, or a `data:` URL of it.
 pub fn from_base64(text: &str) -> Result<Vec<u8>, String> {
     let text = text.trim();
     let data = match text.strip_prefix("data:") {
@@ -83,7 +110,11 @@ pub fn from_base64(text: &str) -> Result<Vec<u8>, String> {
         },
         None => text,
     };
-    STANDARD
+    let data: Vec<u8> = data
+        .bytes()
+        .filter(|byte| !byte.is_ascii_whitespace())
+        .collect();
+    LENIENT
         .decode(data)
         .map_err(|error| format!("it is not base64: {error}"))
 }

@@ -3,12 +3,14 @@
 
 mod a1111;
 mod access;
+mod connections;
 mod engine;
 #[cfg(feature = "fleet")]
 mod fleet;
 mod images;
 mod metrics;
 mod openai;
+mod openapi;
 mod page;
 mod request;
 
@@ -20,7 +22,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use burn::tensor::backend::Backend;
@@ -154,9 +156,9 @@ struct Model {
 }
 
 /// What handlers share.
-#[derive(Debug)]
 struct App {
     queue: Queue,
+    check_scheduler: Box<engine::CheckScheduler>,
     access: Access,
     model: Model,
     defaults: StableDiffusionOptions,
@@ -188,9 +190,16 @@ impl Model {
 }
 
 impl App {
-    fn new(queue: Queue, address: SocketAddr, model: Model, options: ServeOptions) -> Self {
+    fn new(
+        queue: Queue,
+        check_scheduler: Box<engine::CheckScheduler>,
+        address: SocketAddr,
+        model: Model,
+        options: ServeOptions,
+    ) -> Self {
         Self {
             queue,
+            check_scheduler,
             access: Access {
                 address,
                 hosts: options.hosts,
@@ -208,8 +217,9 @@ impl App {
 /// The threads that answer.
 fn runtime() -> Result<runtime::Runtime, ServeError> {
     let mut builder = runtime::Builder::new_multi_thread();
-    let builder = builder.worker_threads(2).enable_all();
-    builder.build().map_err(ServeError::Start)
+    // The blocking ones decode and encode images, each with the memory that one needs.
+    let builder = builder.worker_threads(2).max_blocking_threads(4);
+    builder.enable_all().build().map_err(ServeError::Start)
 }
 
 /// Answers requests until the process is told to end (SIGINT, SIGTERM) or `stop` is cancelled. The
@@ -233,19 +243,17 @@ pub fn serve<B: Backend>(
     let address = listener.local_addr().map_err(listen)?;
     let model = Model::of(&options.model, &pipeline);
     let abort = CancellationToken::new();
-    let (engine, queue) = Engine::new(
-        pipeline,
-        preview,
-        options.queue,
-        stop.clone(),
-        abort.clone(),
-    );
+    let check_scheduler = engine::check_scheduler::<B>(pipeline.scheduler.config().clone());
+    let (engine, queue) = Engine::new(pipeline, preview, options.queue, abort.clone());
     let grace = options.grace;
-    let router = router(Arc::new(App::new(queue, address, model, options)));
-    let stop = stop.clone();
+    let app = Arc::new(App::new(queue, check_scheduler, address, model, options));
+    // Also if the pipeline panics.
+    let stop = stop.child_token();
+    let _end = stop.clone().drop_guard();
     let server = thread::spawn(move || {
-        runtime.block_on(run(listener, router, stop, abort, grace));
-        // Connections that are left are cut off, and with them the last senders of the queue.
+        let router = router(app.clone());
+        runtime.block_on(run(listener, router, app, stop, abort, grace));
+        // Connections that are left are cut off.
         runtime.shutdown_background();
     });
     on_ready(address);
@@ -254,38 +262,38 @@ pub fn serve<B: Backend>(
     Ok(())
 }
 
-/// Accepts connections until the end, and waits for the answers that are due.
+/// Answers until the end, and waits for the answers that are due.
 async fn run(
     listener: TcpListener,
     router: Router,
+    app: Arc<App>,
     stop: CancellationToken,
     abort: CancellationToken,
     grace: Duration,
 ) {
-    stop_on_signals(&stop);
-    let ended = stop.clone();
-    let server = axum::serve(listener, router)
-        .with_graceful_shutdown(async move { ended.cancelled().await })
-        .into_future();
-    let mut server = std::pin::pin!(server);
+    stop_on_signals(&stop, &abort);
+    let connections = connections::accept(listener, router, &stop).await;
+    app.queue.close();
+    let mut ended = std::pin::pin!(connections.shutdown());
     tokio::select! {
-        _ = &mut server => return,
-        () = async {
-            stop.cancelled().await;
-            tokio::time::sleep(grace).await;
-        } => {}
+        () = &mut ended => return,
+        () = tokio::time::sleep(grace) => {}
+        () = abort.cancelled() => {}
     }
     abort.cancel();
     // A step may take a while; then the connection is cut off.
-    let _ = tokio::time::timeout(grace, server).await;
+    let _ = tokio::time::timeout(grace, ended).await;
 }
 
-/// Cancels `stop` when the process is told to end.
-fn stop_on_signals(stop: &CancellationToken) {
-    let stop = stop.clone();
+/// Cancels `stop` when the process is told to end, and `abort`, which ends also the run that
+/// computes, when it is told again.
+fn stop_on_signals(stop: &CancellationToken, abort: &CancellationToken) {
+    let (stop, abort) = (stop.clone(), abort.clone());
     tokio::spawn(async move {
         signal().await;
         stop.cancel();
+        signal().await;
+        abort.cancel();
     });
 }
 
@@ -344,14 +352,17 @@ fn router(app: Arc<App>) -> Router {
         .route("/sdapi/v1/scripts", get(a1111::scripts))
         .route("/sdapi/v1/embeddings", get(a1111::embeddings))
         .route("/sdapi/v1/cmd-flags", get(a1111::flags))
+        .route("/openapi.json", get(openapi::openapi))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .merge(page::routes())
-        .fallback(|| async { openai::error(StatusCode::NOT_FOUND, "there is nothing here", None) })
-        .method_not_allowed_fallback(|| async {
+        .fallback(|uri: Uri| async move {
+            error(uri.path(), StatusCode::NOT_FOUND, "there is nothing here")
+        })
+        .method_not_allowed_fallback(|uri: Uri| async move {
             let message = "this path does not take this method";
-            openai::error(StatusCode::METHOD_NOT_ALLOWED, message, None)
+            error(uri.path(), StatusCode::METHOD_NOT_ALLOWED, message)
         })
         .layer(axum::middleware::from_fn_with_state(
             app.clone(),
@@ -361,9 +372,17 @@ fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
+/// An error in the form of the path's API.
+fn error(path: &str, status: StatusCode, message: &str) -> Response {
+    match path.starts_with("/sdapi/") {
+        true => a1111::error(status, message),
+        false => openai::error(status, message, None),
+    }
+}
+
 /// `GET /readyz`: the model is loaded before the server listens.
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    if app.queue.shutdown.is_cancelled() {
+    if app.queue.is_closed() {
         return (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response();
     }
     "ready\n".into_response()
@@ -371,7 +390,7 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
 
 /// `GET /metrics`
 async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let text = app.queue.metrics.text(app.queue.waiting());
+    let text = app.queue.metrics().text(app.queue.progress().0);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let kind = HeaderValue::from_static(kind);
     ([(header::CONTENT_TYPE, kind)], text).into_response()

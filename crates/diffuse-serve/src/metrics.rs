@@ -1,6 +1,10 @@
 //! Numbers about the server, in Prometheus' text format.
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text::encode};
+use std::fmt::{Error, Write};
+
+use prometheus_client::encoding::{
+    EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text::encode,
+};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -14,12 +18,23 @@ struct Labels {
     outcome: Outcome,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Outcome {
     Ok,
     Invalid,
     Cancelled,
     Failed,
+}
+
+impl EncodeLabelValue for Outcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), Error> {
+        encoder.write_str(match self {
+            Self::Ok => "ok",
+            Self::Invalid => "invalid",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -60,6 +75,15 @@ impl Metrics {
             "Requests that wait",
             metrics.waiting.clone(),
         );
+        // All are there from the beginning.
+        for outcome in [
+            Outcome::Ok,
+            Outcome::Invalid,
+            Outcome::Cancelled,
+            Outcome::Failed,
+        ] {
+            drop(metrics.jobs.get_or_create(&Labels { outcome }));
+        }
         Self {
             registry,
             ..metrics

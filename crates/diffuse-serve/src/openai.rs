@@ -10,7 +10,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Multipart, Path, State};
+use axum::extract::multipart::MultipartError;
+use axum::extract::{FromRequest, Multipart, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -26,7 +27,7 @@ use serde_json::{Value, json};
 use crate::App;
 use crate::engine::{Event, Failure, Output, Request, Running, Task};
 use crate::images::{Format, encode, enlarge, read, read_transparency, to_base64};
-use crate::request::{parse_json, seeds};
+use crate::request::{Refusal, fields, in_time, read_json, seed, seeds, unblock};
 
 /// An error in OpenAI's form.
 pub fn error(status: StatusCode, message: &str, param: Option<&str>) -> Response {
@@ -40,14 +41,16 @@ pub fn error(status: StatusCode, message: &str, param: Option<&str>) -> Response
     (status, Json(json!({ "error": error }))).into_response()
 }
 
-fn invalid(message: impl AsRef<str>, param: Option<&str>) -> Response {
-    error(StatusCode::BAD_REQUEST, message.as_ref(), param)
+fn refused(refusal: &Refusal) -> Response {
+    let field = Some(refusal.field.as_str()).filter(|field| !field.is_empty());
+    error(refusal.status, &refusal.message, field)
 }
 
 fn failed(failure: &Failure) -> Response {
     let message = failure.to_string();
     match failure {
-        Failure::Invalid(_) => invalid(message, None),
+        // If it was cancelled, the client is not there any more.
+        Failure::Invalid(_) | Failure::Cancelled => error(StatusCode::BAD_REQUEST, &message, None),
         Failure::Busy { retry_after } => {
             let mut response = error(StatusCode::TOO_MANY_REQUESTS, &message, None);
             let seconds = retry_after.as_secs().into();
@@ -55,8 +58,6 @@ fn failed(failure: &Failure) -> Response {
             response
         }
         Failure::ShuttingDown => error(StatusCode::SERVICE_UNAVAILABLE, &message, None),
-        // The client is not there any more.
-        Failure::Cancelled => invalid(message, None),
     }
 }
 
@@ -72,6 +73,7 @@ struct Fields {
     output_compression: Option<u8>,
     stream: Option<bool>,
     partial_images: Option<usize>,
+    #[serde(deserialize_with = "seed")]
     seed: Option<u64>,
     steps: Option<usize>,
     guidance_scale: Option<f64>,
@@ -93,21 +95,18 @@ struct Answer {
     base: String,
 }
 
-/// A field that makes no sense.
-type FieldError = (&'static str, String);
-
 impl Fields {
-    fn options(&self, app: &App) -> Result<StableDiffusionOptions, FieldError> {
+    fn options(&self, app: &App) -> Result<StableDiffusionOptions, Refusal> {
         let Some(prompt) = self.prompt.clone() else {
-            return Err(("prompt", "`prompt` is missing".into()));
+            return Err(Refusal::field("prompt", "`prompt` is missing"));
         };
         let images = self.n.unwrap_or(1);
         if images == 0 {
-            return Err(("n", "`n` is 0".into()));
+            return Err(Refusal::field("n", "`n` is 0"));
         }
         app.limits
             .check_images(images)
-            .map_err(|message| ("n", message))?;
+            .map_err(|message| Refusal::field("n", message))?;
         let [width, height] = self.size()?.map_or([None; 2], |size| size.map(Some));
         Ok(StableDiffusionOptions {
             prompt: vec![prompt],
@@ -123,7 +122,7 @@ impl Fields {
     }
 
     /// `512x512`; `auto` is the model's own size.
-    fn size(&self) -> Result<Option<[usize; 2]>, FieldError> {
+    fn size(&self) -> Result<Option<[usize; 2]>, Refusal> {
         let Some(size) = self.size.as_deref().filter(|size| *size != "auto") else {
             return Ok(None);
         };
@@ -133,26 +132,26 @@ impl Fields {
         });
         match sides {
             Some(sides) => Ok(Some(sides)),
-            None => Err((
+            None => Err(Refusal::field(
                 "size",
                 format!("`size` is `{size}`, not `auto` or as `512x512`"),
             )),
         }
     }
 
-    fn answer(&self, headers: &HeaderMap, event: &'static str) -> Result<Answer, FieldError> {
+    fn answer(&self, headers: &HeaderMap, event: &'static str) -> Result<Answer, Refusal> {
         let url = match self.response_format.as_deref() {
             None | Some("b64_json") => false,
             Some("url") => true,
             Some(other) => {
                 let message = format!("`response_format` is `{other}`, not `b64_json` or `url`");
-                return Err(("response_format", message));
+                return Err(Refusal::field("response_format", message));
             }
         };
         let quality = self.output_compression.unwrap_or(100);
         if quality > 100 {
-            let message = "`output_compression` has to be in 0..=100".into();
-            return Err(("output_compression", message));
+            let message = "`output_compression` has to be in 0..=100";
+            return Err(Refusal::field("output_compression", message));
         }
         let format = match self.output_format.as_deref() {
             None | Some("png") => Format::Png,
@@ -162,15 +161,13 @@ impl Fields {
             Some("webp") => Format::Webp,
             Some(other) => {
                 let message = format!("`output_format` is `{other}`, not `png`, `jpeg` or `webp`");
-                return Err(("output_format", message));
+                return Err(Refusal::field("output_format", message));
             }
         };
         let partial_images = self.partial_images.unwrap_or(0);
         if partial_images > 3 {
-            return Err((
-                "partial_images",
-                "`partial_images` has to be in 0..=3".into(),
-            ));
+            let message = "`partial_images` has to be in 0..=3";
+            return Err(Refusal::field("partial_images", message));
         }
         let host = headers
             .get(header::HOST)
@@ -185,58 +182,63 @@ impl Fields {
         })
     }
 
-    fn request(&self, mut task: Task, app: &App, answer: &Answer) -> Result<Request, FieldError> {
+    fn request(&self, mut task: Task, app: &App, answer: &Answer) -> Result<Request, Refusal> {
         let mut loras = Vec::new();
         for prompt in &mut task.options_mut().prompt {
             loras = app
                 .take_loras(prompt)
-                .map_err(|message| ("prompt", message))?;
+                .map_err(|message| Refusal::field("prompt", message))?;
         }
-        app.limits.check(&task).map_err(|message| ("", message))?;
+        let size = app.limits.check(&task, app.model.size);
+        if let Some(size) = size.map_err(|message| Refusal::field("", message))? {
+            let check = answer.format.check_size(size);
+            check.map_err(|message| Refusal::field("output_format", message))?;
+        }
+        let name = self.scheduler.clone().filter(|name| !name.is_empty());
+        let scheduler = (name, Overrides::new());
+        (app.check_scheduler)(&scheduler)
+            .map_err(|message| Refusal::field("scheduler", message))?;
         Ok(Request {
             task,
-            scheduler: (self.scheduler.clone(), Overrides::new()),
+            scheduler,
             loras,
             previews: answer.stream && answer.partial_images > 0,
         })
     }
 }
 
-fn refused((param, message): FieldError) -> Response {
-    invalid(message, (!param.is_empty()).then_some(param))
-}
-
 /// `POST /v1/images/generations`
-pub async fn generations(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> Response {
-    let fields: Fields = match parse_json(&headers, &body) {
-        Ok(fields) => fields,
-        Err(message) => return invalid(message, None),
-    };
-    let request = fields
-        .answer(&headers, "image_generation")
-        .and_then(|answer| {
-            let task = Task::TextToImage(fields.options(&app)?);
-            Ok((fields.request(task, &app, &answer)?, answer))
-        });
-    match request {
-        Ok((request, answer)) => run(app, request, answer).await,
-        Err(error) => refused(error),
-    }
-}
-
-/// `POST /v1/images/edits`
-pub async fn edits(State(app): State<Arc<App>>, headers: HeaderMap, form: Multipart) -> Response {
-    let (fields, files) = match read_form(form).await {
-        Ok(form) => form,
-        Err(message) => return invalid(message, None),
-    };
-    let request = fields.answer(&headers, "image_edit").and_then(|answer| {
-        let task = edit(&fields, files, &app)?;
+pub async fn generations(State(app): State<Arc<App>>, request: axum::extract::Request) -> Response {
+    let headers = request.headers().clone();
+    let request = read_json(request).await.and_then(|values| {
+        let fields: Fields = fields(&values)?;
+        let answer = fields.answer(&headers, "image_generation")?;
+        let task = Task::TextToImage(fields.options(&app)?);
         Ok((fields.request(task, &app, &answer)?, answer))
     });
     match request {
         Ok((request, answer)) => run(app, request, answer).await,
-        Err(error) => refused(error),
+        Err(refusal) => refused(&refusal),
+    }
+}
+
+/// `POST /v1/images/edits`
+pub async fn edits(State(app): State<Arc<App>>, request: axum::extract::Request) -> Response {
+    let headers = request.headers().clone();
+    let (values, files) = match in_time(read_form(request)).await {
+        Ok(form) => form,
+        Err(refusal) => return refused(&refusal),
+    };
+    let shared = app.clone();
+    let request = unblock(move || {
+        let fields: Fields = fields(&values)?;
+        let answer = fields.answer(&headers, "image_edit")?;
+        let task = edit(&fields, files, &shared)?;
+        Ok((fields.request(task, &shared, &answer)?, answer))
+    });
+    match request.await {
+        Ok((request, answer)) => run(app, request, answer).await,
+        Err(refusal) => refused(&refusal),
     }
 }
 
@@ -247,16 +249,21 @@ struct Files {
     mask: Option<Bytes>,
 }
 
-async fn read_form(mut form: Multipart) -> Result<(Fields, Files), String> {
+async fn read_form(request: axum::extract::Request) -> Result<(Value, Files), Refusal> {
+    let mut form = Multipart::from_request(request, &())
+        .await
+        .map_err(|error| Refusal::new(error.status(), error.body_text()))?;
+    let damaged = |error: MultipartError| Refusal::new(error.status(), error.body_text());
     let mut values = serde_json::Map::new();
     let mut files = Files::default();
-    while let Some(field) = form.next_field().await.map_err(|error| error.body_text())? {
+    while let Some(field) = form.next_field().await.map_err(damaged)? {
         let name = field.name().unwrap_or_default().to_string();
-        let bytes = field.bytes().await.map_err(|error| error.body_text())?;
+        let bytes = field.bytes().await.map_err(damaged)?;
         match name.as_str() {
             "image" | "image[]" => {
                 if files.image.replace(bytes).is_some() {
-                    return Err("one `image` is edited at a time".into());
+                    let message = "one `image` is edited at a time";
+                    return Err(Refusal::field("image", message));
                 }
             }
             "mask" => files.mask = Some(bytes),
@@ -276,20 +283,25 @@ async fn read_form(mut form: Multipart) -> Result<(Fields, Files), String> {
             }
         }
     }
-    let fields = serde_json::from_value(Value::Object(values));
-    Ok((fields.map_err(|error| error.to_string())?, files))
+    Ok((Value::Object(values), files))
 }
 
 /// With a mask its transparent part is repainted, without one the whole image.
-fn edit(fields: &Fields, files: Files, app: &App) -> Result<Task, FieldError> {
+fn edit(fields: &Fields, files: Files, app: &App) -> Result<Task, Refusal> {
     let Some(bytes) = files.image else {
-        return Err(("image", "`image` is missing".into()));
+        return Err(Refusal::field("image", "`image` is missing"));
     };
-    let image = read(&bytes).map_err(|message| ("image", message))?;
+    let image = read(&bytes).map_err(|message| Refusal::field("image", message))?;
     let mut options = fields.options(app)?;
     let Some(mask) = files.mask else {
         let image = match fields.size()? {
-            Some([width, height]) => enlarge(&image, [width as u32, height as u32]),
+            Some(size) => {
+                let size = app.limits.check_size(size);
+                enlarge(
+                    &image,
+                    size.map_err(|message| Refusal::field("size", message))?,
+                )
+            }
             None => image,
         };
         (options.width, options.height) = (None, None);
@@ -300,7 +312,7 @@ fn edit(fields: &Fields, files: Files, app: &App) -> Result<Task, FieldError> {
             strength: fields.strength.unwrap_or(defaults.strength),
         }));
     };
-    let mask = read_transparency(&mask).map_err(|message| ("mask", message))?;
+    let mask = read_transparency(&mask).map_err(|message| Refusal::field("mask", message))?;
     if options.width.is_none() {
         let round = |side: u32| Some((side as usize).max(8) / 8 * 8);
         (options.width, options.height) = (round(image.width()), round(image.height()));
@@ -428,14 +440,9 @@ impl Stream {
                 {
                     let index = self.sent;
                     self.sent += 1;
-                    self.push(
-                        "partial_image",
-                        preview_size(&self.task, &preview),
-                        "",
-                        |value| {
-                            value["partial_image_index"] = index.into();
-                        },
-                    );
+                    let image = preview_size(&self.task, &preview);
+                    let fields = json!({"partial_image_index": index});
+                    self.push("partial_image", image, "", fields).await;
                 }
             }
             Event::Finished(result) => {
@@ -444,20 +451,23 @@ impl Stream {
                     Ok(output) => {
                         for (index, image) in output.images.iter().enumerate() {
                             let text = self.app.parameters(&self.task, &output, index);
-                            self.push("completed", image.clone(), &text, |value| {
-                                value["usage"] = json!({
-                                    "input_tokens": 0,
-                                    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
-                                    "output_tokens": 0,
-                                    "total_tokens": 0,
-                                });
+                            let usage = json!({
+                                "input_tokens": 0,
+                                "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+                                "output_tokens": 0,
+                                "total_tokens": 0,
                             });
+                            let fields = json!({ "usage": usage });
+                            self.push("completed", image.clone(), &text, fields).await;
                         }
                     }
                     Err(failure) => {
                         let error = json!({
                             "message": failure.to_string(),
-                            "type": "invalid_request_error",
+                            "type": match failure {
+                                Failure::ShuttingDown => "server_error",
+                                _ => "invalid_request_error",
+                            },
                             "param": null,
                             "code": null,
                         });
@@ -470,19 +480,24 @@ impl Stream {
         }
     }
 
-    fn push(&mut self, kind: &str, image: RgbImage, text: &str, more: impl FnOnce(&mut Value)) {
+    async fn push(&mut self, kind: &str, image: RgbImage, text: &str, fields: Value) {
         let name = format!("{}.{kind}", self.answer.event);
-        let bytes = encode(&image, self.answer.format, text);
+        let size = size(Some(&image));
+        let (format, text) = (self.answer.format, text.to_string());
+        let encode = move || to_base64(&encode(&image, format, &text));
+        let image = tokio::task::spawn_blocking(encode).await;
         let mut value = json!({
             "type": name,
-            "b64_json": to_base64(&bytes),
+            "b64_json": image.unwrap_or_default(),
             "created_at": now(),
-            "size": size(Some(&image)),
+            "size": size,
             "quality": "auto",
             "background": "opaque",
-            "output_format": self.answer.format.name(),
+            "output_format": format.name(),
         });
-        more(&mut value);
+        if let (Value::Object(value), Value::Object(fields)) = (&mut value, fields) {
+            value.extend(fields);
+        }
         let event = sse::Event::default().event(name).data(value.to_string());
         self.waiting.push_back(event);
     }

@@ -3,9 +3,9 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::body::{Body, Bytes};
-use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -65,9 +65,9 @@ async fn info(State(app): State<Arc<App>>) -> Json<Value> {
 /// of this request, and at the end its answer, or `error`.
 ///
 /// `/sdapi/v1/progress` would show the run that computes now, which may be another client's.
-async fn generate(State(app): State<Arc<App>>, headers: HeaderMap, body: Bytes) -> Response {
-    let request = match a1111::read_request(&app, &headers, &body, Fields::task) {
-        Ok((_, _, request)) => request,
+async fn generate(State(app): State<Arc<App>>, request: Request) -> Response {
+    let request = match a1111::read_request(&app, request, Fields::task).await {
+        Ok((request, _, _)) => request,
         Err(response) => return response,
     };
     let task = Arc::new(request.task.clone());

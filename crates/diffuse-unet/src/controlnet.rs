@@ -1,6 +1,8 @@
 //! ControlNet: a copy of the UNet's encoder that sees one more image, and adds to the UNet's skip
 //! connections (Zhang et al. 2023, <https://arxiv.org/abs/2302.05543>).
 
+use std::ops::Add;
+
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 use diffuse_nn::config::{
@@ -364,6 +366,24 @@ impl<B: Backend> ControlNetModel<B> {
     }
 }
 
+/// The residuals of several ControlNets are added up.
+///
+/// # Panics
+/// If they have other numbers of residuals.
+impl<B: Backend> Add for ControlNetOutput<B> {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        let count = other.down_block_res_samples.len();
+        assert_eq!(self.down_block_res_samples.len(), count, "residuals");
+        self.map(|index, x| {
+            let others = &other.down_block_res_samples;
+            let other = others.get(index).unwrap_or(&other.mid_block_res_sample);
+            x + other.clone()
+        })
+    }
+}
+
 /// What a ControlNet adds to a UNet. Averages over positions have height and width one.
 #[derive(Debug, Clone)]
 pub struct ControlNetOutput<B: Backend> {
@@ -399,22 +419,6 @@ impl<B: Backend> ControlNetOutput<B> {
     /// a guided batch.
     pub fn with_unconditional_zeros(self) -> Self {
         self.map(|_, x| Tensor::cat(vec![x.zeros_like(), x], 0))
-    }
-
-    /// The sum with another ControlNet's output.
-    ///
-    /// # Panics
-    /// If that has another number of residuals.
-    pub fn add(self, other: Self) -> Self {
-        let count = other.down_block_res_samples.len();
-        assert_eq!(self.down_block_res_samples.len(), count, "residuals");
-        self.map(|index, x| {
-            let others = &other.down_block_res_samples;
-            x + others
-                .get(index)
-                .unwrap_or(&other.mid_block_res_sample)
-                .clone()
-        })
     }
 
     /// The middle block's output with its residual; those of the skip connections are added in

@@ -200,6 +200,6 @@ impl<B: Backend> Controls<'_, B> {
                 output
             }
         });
-        outputs.reduce(ControlNetOutput::add)
+        outputs.reduce(|sum, output| sum + output)
     }
 }

@@ -33,13 +33,6 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         Ok(latents.cast(DType::F32) * init_noise_sigma)
     }
 
-    /// Width and height of images by default, in pixels: what the UNet was made for, if its
-    /// configuration has a `sample_size`.
-    pub fn default_size(&self) -> Option<[usize; 2]> {
-        let [height, width] = self.sample_size?.dims();
-        Some([width, height].map(|side| side * self.vae.downscale()))
-    }
-
     /// Shape of the latents of a run: `[batch, channels, height / 8, width / 8]`.
     pub(super) fn latent_shape(
         &self,

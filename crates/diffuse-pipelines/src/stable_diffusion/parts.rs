@@ -226,6 +226,14 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         inpaints(self.unet.config(), &self.vae)
     }
 
+    /// Width and height in pixels of images for which the options name none; none if the UNet's
+    /// configuration has no `sample_size`.
+    pub fn default_size(&self) -> Option<[usize; 2]> {
+        let [height, width] = self.sample_size?.dims();
+        let downscale = self.vae.downscale();
+        Some([width * downscale, height * downscale])
+    }
+
     /// Checks that the UNet takes latents alone.
     pub(super) fn check_unet_for(&self, task: &str) -> Result<(), PipelineError> {
         if !self.is_for_inpainting() {

@@ -49,7 +49,9 @@ pub fn serve_queue(
         let grace = options.grace;
         let body = options.limits.body;
         let app = Arc::new(App::new(
-            Queue::of_nothing(stop.clone()),
+            Queue::of_nothing(),
+            // The workers check it.
+            Box::new(|_| Ok(())),
             address,
             Model::new(&options.model),
             options,
@@ -75,12 +77,13 @@ pub fn serve_queue(
                 crate::access::check,
             ))
             .with_state(front);
-        let rest = crate::router(app);
+        let rest = crate::router(app.clone());
         let router = forwarded.fallback_service(rest);
         on_ready(address);
         crate::run(
             listener,
             router,
+            app,
             stop.clone(),
             CancellationToken::new(),
             grace,

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::{Answer, BODY, CONTENT_TYPE, Error, Fleet, FleetOptions, ID, PATH, retry};
-use crate::engine::{Engine, Preview};
+use crate::engine::{Engine, Preview, check_scheduler};
 use crate::{App, Model, ServeError, ServeOptions};
 
 /// Answers the jobs of a queue until the process is told to end (SIGINT, SIGTERM) or `stop` is
@@ -39,10 +39,11 @@ pub fn work<B: Backend>(
     })?;
     let model = Model::of(&options.model, &pipeline);
     let abort = CancellationToken::new();
-    // It is told to end only when its last job is done.
-    let (engine, queue) = Engine::new(pipeline, preview, 1, abort.clone(), abort);
+    let check_scheduler = check_scheduler::<B>(pipeline.scheduler.config().clone());
+    let (engine, queue) = Engine::new(pipeline, preview, 1, abort.clone());
     let app = Arc::new(App::new(
         queue,
+        check_scheduler,
         ([127, 0, 0, 1], 0).into(),
         model,
         ServeOptions {
@@ -65,8 +66,9 @@ pub fn work<B: Backend>(
                     std::env::consts::ARCH
                 ),
             };
-            crate::stop_on_signals(&stop);
+            crate::stop_on_signals(&stop, &abort);
             worker.run(stop).await;
+            worker.app.queue.close();
         });
         runtime.shutdown_background();
     });
@@ -224,7 +226,7 @@ impl Worker {
                 }
                 _ = beat.tick() => {
                     // A run that hangs loses its lease.
-                    let step = self.app.queue.progress().step;
+                    let step = self.app.queue.progress().1.step;
                     if step != seen {
                         seen = step;
                         let _ = message.ack_with(AckKind::Progress).await;

@@ -34,10 +34,11 @@ const lost = (text) => (error) => {
   throw error.name === "AbortError" ? error : new Error(text);
 };
 
-/** The message of an error: a string, or a list as FastAPI has it. */
+/** The message of an error of either API; `detail` may be a list, as FastAPI has it. */
 function message(text) {
   try {
-    const { detail } = JSON.parse(text);
+    const { detail, error } = JSON.parse(text);
+    if (!detail) return error.message;
     return Array.isArray(detail) ? detail.map(({ msg }) => msg).join("\n") : detail;
   } catch {
     return text;

@@ -17,15 +17,20 @@ const SCRIPTS: [&str; 5] = [
     "stress.py",
 ];
 
+/// Scripts that run only by name: `page.py` needs a browser, `fleet.py` a program with the feature
+/// `fleet`.
+const ONLY_BY_NAME: [&str; 2] = ["page.py", "fleet.py"];
+
 const USAGE: &str = "usage: cargo xtask clients [--python PYTHON] [--program FILE] [SCRIPT ...]";
 
 pub fn run_all(arguments: &[String]) -> Result<()> {
     let arguments = Arguments::parse(arguments, &["python", "program"])?;
     let wanted: Vec<&str> = arguments.positional.iter().map(String::as_str).collect();
-    if let Some(unknown) = wanted.iter().find(|name| !SCRIPTS.contains(name)) {
+    let all = [&SCRIPTS[..], &ONLY_BY_NAME].concat();
+    if let Some(unknown) = wanted.iter().find(|name| !all.contains(name)) {
         bail!(
             "there is no script `{unknown}`; there are {}\n\n{USAGE}",
-            SCRIPTS.join(", ")
+            all.join(", ")
         );
     }
     let program = match arguments.get("program") {
@@ -35,13 +40,21 @@ pub fn run_all(arguments: &[String]) -> Result<()> {
             target().join("release/diffuse")
         }
     };
-    for script in SCRIPTS {
-        if wanted.is_empty() || wanted.contains(&script) {
-            say!("{script}");
-            let python = arguments.get("python").unwrap_or("python3");
-            let script = root().join("xtask/clients").join(script);
-            run(Command::new(python).arg(script).arg(&program))?;
+    let scripts = if wanted.is_empty() {
+        SCRIPTS.to_vec()
+    } else {
+        wanted
+    };
+    for script in scripts {
+        say!("{script}");
+        let python = arguments.get("python").unwrap_or("python3");
+        let path = root().join("xtask/clients").join(script);
+        let mut command = Command::new(python);
+        command.arg(path).arg(&program);
+        if script == "page.py" {
+            command.arg(target().join("page"));
         }
+        run(&mut command)?;
     }
     Ok(())
 }

@@ -53,7 +53,7 @@ pub static SCENES: BuiltinModel = BuiltinModel {
     ),
 };
 
-/// Least squares over rendered scenes, by `crates/diffuse-training/tests/latent_rgb.rs`.
+/// Least squares over rendered scenes, by `crates/diffuse-training/src/latent_rgb.rs`.
 const LATENT_RGB: [[f32; 3]; 5] = [
     [0.4296, 0.2374, 0.0694],
     [-2.0415, -1.1547, -0.1544],

@@ -5,17 +5,23 @@
 //! this server.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use std::sync::Arc;
+use futures_util::StreamExt;
 use subtle::ConstantTimeEq;
 
 use crate::App;
+
+/// How long a body that is too large is read.
+const DISCARD_TIME: Duration = Duration::from_secs(10);
 
 /// Names and key of a server.
 #[derive(Debug)]
@@ -105,6 +111,13 @@ pub async fn check(State(app): State<Arc<App>>, request: Request, next: Next) ->
         || path.starts_with("/internal/")
         || path == "/metrics";
     match app.access.check(request.headers(), needs_key) {
+        Ok(()) if is_too_large(&request, app.limits.body) => {
+            let path = path.to_string();
+            discard(request.into_body()).await;
+            let limit = app.limits.body;
+            let message = format!("the body is too large: at most {limit} bytes here");
+            crate::error(&path, StatusCode::PAYLOAD_TOO_LARGE, &message)
+        }
         Ok(()) => next.run(request).await,
         Err((status, message)) => {
             let mut response = crate::error(path, status, message);
@@ -117,6 +130,21 @@ pub async fn check(State(app): State<Arc<App>>, request: Request, next: Next) ->
             response
         }
     }
+}
+
+/// Whether a body says that it is larger than the limit; one that does not say it is read so far.
+fn is_too_large(request: &Request, limit: usize) -> bool {
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    length.is_some_and(|length| length > limit as u64)
+}
+
+/// Reads a body without keeping it, for some seconds: a client that is answered while it sends
+/// may take the end of the connection for the answer.
+async fn discard(body: Body) {
+    let mut chunks = body.into_data_stream();
+    let read = async { while let Some(Ok(_)) = chunks.next().await {} };
+    let _ = tokio::time::timeout(DISCARD_TIME, read).await;
 }
 
 #[cfg(test)]

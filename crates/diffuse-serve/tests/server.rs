@@ -910,7 +910,7 @@ fn large_bodies() {
     let server = Server::with(|options| options.limits.body = 100_000);
     let body = format!("{{\"prompt\": \"{}\"}}", "a".repeat(1_000_000));
     let answer = server.post_text(GENERATIONS, &body);
-    let message = "Failed to buffer the request body: length limit exceeded";
+    let message = "the body is too large: at most 100000 bytes here";
     assert_eq!(answer.json(), openai_error(message, None));
     assert_eq!(answer.status, 413);
     let answer = server.post_text(TXT2IMG, &body);
@@ -918,7 +918,6 @@ fn large_bodies() {
     assert_eq!(answer.status, 413);
     let image = vec![0; 1_000_000];
     let answer = server.post_form("/v1/images/edits", &[("image", &image)]);
-    let message = "Request payload is too large";
     assert_eq!(answer.json(), openai_error(message, None));
     assert_eq!(answer.status, 413);
 }

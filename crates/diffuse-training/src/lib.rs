@@ -9,6 +9,8 @@ pub mod tokenizer;
 
 mod checkpoint;
 mod ema;
+#[cfg(test)]
+mod latent_rgb;
 mod train;
 
 pub mod grid;

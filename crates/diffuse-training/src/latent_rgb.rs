@@ -1,11 +1,11 @@
 //! The linear map from the built-in model's latents to colors, `latent_rgb` of `SCENES`: it is
 //! fitted again to rendered scenes, and compared.
 
+use crate::grid::to_tensor;
+use crate::scenes::{Scene, render::render};
 use burn_flex::Flex;
 use diffuse_builtin::SCENES;
 use diffuse_pipelines::vae::{AutoencoderKL, Pretrained};
-use diffuse_training::grid::to_tensor;
-use diffuse_training::scenes::{Scene, render::render};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 

@@ -123,9 +123,9 @@ fn previews_change_no_byte_of_the_image() {
         let decoded = open(&folder, "p.png");
         assert_eq!(decoded.dimensions(), (72, 64));
         assert!(decoded != linear);
-        // The last latents are the result; the last prediction of DDIM is not.
+        // The last prediction is close to the result, but not the result.
         let tiny = pixels(&run(&folder, &[&options[..], &["--vae", "tiny"]].concat()));
-        assert_eq!(decoded == tiny, scheduler == "pndm");
+        assert!(decoded != tiny);
     }
 }
 

@@ -429,7 +429,9 @@ mod tests {
     #[test]
     fn every_route_is_described() {
         let routes = routed(include_str!("lib.rs")).chain(routed(include_str!("page.rs")));
-        let routes: BTreeSet<String> = routes.collect();
+        // What only the page asks for may change at any time.
+        let public = routes.filter(|path| !path.starts_with("/internal/"));
+        let routes: BTreeSet<String> = public.collect();
         assert!(routes.len() > 20);
         let document = document(&Limits::default(), true);
         let paths = document["paths"].as_object().unwrap();

@@ -134,7 +134,7 @@ def errors(url):
 
 def retries():
     """A full queue is tried again, after the time that the server names."""
-    with server("--queue", "1", "--max-steps", "1000") as running:
+    with server("--queue-length", "1", "--max-steps", "1000") as running:
         long = {"steps": 900, "seed": 1}
         client, _ = counted(running.url)
 

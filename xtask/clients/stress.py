@@ -115,7 +115,7 @@ def throughput():
         with tempfile.TemporaryDirectory() as folder:
             start = time.monotonic()
             command = [program(), "sweep", "a boat at sunset", "--quiet", "--seed", seeds]
-            subprocess.run([*command, "--output", f"{folder}/sheet.png"], check=True)
+            subprocess.run([*command, "--grid", f"{folder}/sheet.png"], check=True)
             return time.monotonic() - start
 
     with server(model=None) as running, httpx.Client(base_url=running.url, timeout=600) as http:

@@ -222,8 +222,8 @@ fn runtime() -> Result<runtime::Runtime, ServeError> {
     builder.enable_all().build().map_err(ServeError::Start)
 }
 
-/// Answers requests until the process is told to end (SIGINT, SIGTERM) or `stop` is cancelled. The
-/// calling thread computes. `on_ready` gets the address.
+/// Answers requests until SIGINT, SIGTERM or until `stop` is cancelled. The calling thread
+/// computes. `on_ready` gets the address.
 ///
 /// # Errors
 /// If the address cannot be listened on.
@@ -285,8 +285,8 @@ async fn run(
     let _ = tokio::time::timeout(grace, ended).await;
 }
 
-/// Cancels `stop` when the process is told to end, and `abort`, which ends also the run that
-/// computes, when it is told again.
+/// Cancels `stop` at the first SIGINT or SIGTERM, and `abort`, which ends also the run that
+/// computes, at the second.
 fn stop_on_signals(stop: &CancellationToken, abort: &CancellationToken) {
     let (stop, abort) = (stop.clone(), abort.clone());
     tokio::spawn(async move {

@@ -31,9 +31,9 @@ impl Tiles {
         height > self.input || width > self.input
     }
 
-    /// The network's output for `x`, tile by tile. A tile starts with a mixture of itself and the
-    /// end of the tile above, then of the tile to the left, both of which are mixtures already. The
-    /// weight grows linearly from 0.
+    /// The network's output for `x`, tile by tile. The start of a tile is blended with the end of
+    /// the tile above, then of the tile to the left, both of which are blended already. The weight
+    /// grows linearly from 0.
     ///
     /// # Shapes
     /// - `x`: `[batch, channels, height, width]`

@@ -314,7 +314,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
 
 /// Loads an autoencoder: a folder in Diffusers' layout, or a file in either layout. The
 /// configuration of an [`AutoencoderKL`] in a file is Stable Diffusion's unless `config` is
-/// another; that of an [`AutoencoderTiny`] is told by its tensors. An `AutoencoderTiny` in the
+/// another; that of an [`AutoencoderTiny`] follows from its tensors. An `AutoencoderTiny` in the
 /// original layout is two files, `taesd_encoder` and `taesd_decoder`, of which one is named.
 ///
 /// # Errors

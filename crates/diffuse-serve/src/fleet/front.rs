@@ -20,8 +20,8 @@ use super::{Answer, BODY, CONTENT_TYPE, Error, Fleet, FleetOptions, ID, PATH, SM
 use crate::engine::Queue;
 use crate::{App, Model, ServeError, ServeOptions};
 
-/// Answers requests through the workers of a queue, until the process is told to end (SIGINT,
-/// SIGTERM) or `stop` is cancelled. `on_ready` gets the address.
+/// Answers requests through the workers of a queue, until SIGINT, SIGTERM or until `stop` is
+/// cancelled. `on_ready` gets the address.
 ///
 /// A request with the header `Idempotency-Key` is done once: if it is sent again with the same key,
 /// it gets the same answer.

@@ -1,4 +1,5 @@
-//! Many workers behind one queue, on NATS JetStream (<https://docs.nats.io/nats-concepts/jetstream>).
+//! Many workers behind one queue, on NATS JetStream
+//! (<https://docs.nats.io/nats-concepts/jetstream>).
 //!
 //! A front server puts requests into a stream as they came; workers answer them with the same
 //! handlers as a single server, and store the answers.

@@ -18,8 +18,8 @@ use super::{Answer, BODY, CONTENT_TYPE, Error, Fleet, FleetOptions, ID, PATH, re
 use crate::engine::{Engine, Preview, check_scheduler};
 use crate::{App, Model, ServeError, ServeOptions};
 
-/// Answers the jobs of a queue until the process is told to end (SIGINT, SIGTERM) or `stop` is
-/// cancelled; the job that it works on is finished. The calling thread computes.
+/// Answers the jobs of a queue until SIGINT, SIGTERM or until `stop` is cancelled; the job that it
+/// works on is finished. The calling thread computes.
 ///
 /// # Errors
 /// If the queue cannot be reached at the start.
@@ -90,9 +90,10 @@ impl Worker {
     async fn run(&self, stop: CancellationToken) {
         let model = self.app.model.name.clone();
         while !stop.is_cancelled() {
+            let consumer = retry(async || self.fleet.consumer(&model, &self.options).await);
             let consumer = tokio::select! {
                 () = stop.cancelled() => return,
-                consumer = retry(async || self.fleet.consumer(&model, &self.options).await) => consumer,
+                consumer = consumer => consumer,
             };
             let next = async {
                 let batch = consumer.fetch().max_messages(1);
@@ -217,7 +218,8 @@ impl Worker {
         loop {
             tokio::select! {
                 (status, kind, body) = &mut run => {
-                    if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+                    let busy = StatusCode::TOO_MANY_REQUESTS;
+                    if status == busy || status == StatusCode::SERVICE_UNAVAILABLE {
                         // Another worker can do it.
                         let _ = message.ack_with(AckKind::Nak(None)).await;
                         return None;

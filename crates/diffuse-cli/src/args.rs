@@ -6,6 +6,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use diffuse_pipelines::schedulers::Overrides;
@@ -209,10 +210,14 @@ pub struct StableDiffusion {
     /// are always encoded and decoded one after the other
     #[arg(long, value_enum, default_value_t = Switch::Off)]
     pub vae_tiling: Switch,
-    /// Write what the result will look like, as is predicted after each step (.png); each replaces
-    /// the last
-    #[arg(long, value_name = "FILE")]
-    pub preview: Option<PathBuf>,
+    /// Show what the result will look like, as is predicted after each step: `terminal`, or a file
+    /// (.png) that each step replaces
+    #[arg(
+        long,
+        value_name = "terminal|FILE",
+        value_parser = OsStringValueParser::new().map(PreviewTarget::from),
+    )]
+    pub preview: Option<PreviewTarget>,
     /// VAE for previews, such as TAESD [default: a linear map to colors]
     #[arg(long, value_name = "FOLDER|FILE", requires = "preview")]
     pub preview_vae: Option<PathBuf>,
@@ -220,6 +225,23 @@ pub struct StableDiffusion {
     pub run: Run,
     #[command(flatten)]
     pub control: Controls,
+}
+
+/// A value of `--preview`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PreviewTarget {
+    Terminal,
+    File(PathBuf),
+}
+
+impl From<OsString> for PreviewTarget {
+    fn from(text: OsString) -> Self {
+        if text == "terminal" {
+            Self::Terminal
+        } else {
+            Self::File(text.into())
+        }
+    }
 }
 
 /// A value of `--deep-cache`.
@@ -362,6 +384,9 @@ pub struct Served {
     /// Images of the largest run [default: 10]
     #[arg(long, value_name = "N", value_parser = parse_count)]
     pub max_images: Option<usize>,
+    /// VAE for previews, such as TAESD [default: a linear map to colors]
+    #[arg(long, value_name = "FOLDER|FILE")]
+    pub preview_vae: Option<PathBuf>,
     /// Print nothing but warnings and errors
     #[arg(long)]
     pub quiet: bool,

@@ -91,7 +91,7 @@ impl<T: Task> Job for TaskJob<T> {
         let preview = &loaded.preview;
         let on_step = |event: StepEvent<'_, B>| {
             if let Some(preview) = preview {
-                preview.update(&event);
+                preview.update(&event, &progress);
             }
             progress.update(&event)
         };

@@ -27,6 +27,7 @@ mod schedulers;
 mod serve;
 mod stable_diffusion;
 mod sweep;
+mod terminal;
 mod txt2img;
 
 use std::process::ExitCode;

@@ -2,19 +2,21 @@
 
 use std::fmt::Display;
 use std::fs;
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::backend::Backend;
+use console::Term;
 use diffuse_pipelines::schedulers::SchedulerConfig;
 use diffuse_pipelines::{Generated, check_regular, latents, replace_file};
-use image::{DynamicImage, RgbImage};
+use image::RgbImage;
 use serde_json::{Map, Value, json};
 
 use crate::args::Run;
 use crate::grid;
+use crate::terminal;
 
 /// Keyword of the PNG's text chunk.
 const KEYWORD: &str = "diffuse";
@@ -188,7 +190,7 @@ pub fn write<B: Backend>(
         options.insert("nsfw_content_detected".into(), flag.into());
         write_png(path, image, &options.into())?;
         if !run.quiet {
-            preview(image);
+            show(image);
             say(path.display());
         }
     }
@@ -250,26 +252,13 @@ pub fn write_png(path: &Path, image: &RgbImage, options: &Value) -> Result<()> {
     replace_file(path, write).with_context(|| format!("cannot write `{}`", path.display()))
 }
 
-/// Shows an image in a terminal that can show one; failing to is not worth a word.
-pub fn preview(image: &RgbImage) {
-    if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
-        return;
+/// Shows an image, if standard output is a terminal that can.
+pub fn show(image: &RgbImage) {
+    let terminal = Term::stdout();
+    if terminal::has_colors(&terminal) {
+        // Ends its last line itself.
+        let _ = write!(io::stdout(), "{}", terminal::text(image, &terminal));
     }
-    // Asking a terminal for its abilities writes to it, so that comes after.
-    let colors = std::env::var("COLORTERM").unwrap_or_default();
-    let can_show = matches!(colors.as_str(), "truecolor" | "24bit")
-        || viuer::is_iterm_supported()
-        || viuer::get_kitty_support() != viuer::KittySupport::None;
-    if !can_show {
-        return;
-    }
-    let config = viuer::Config {
-        absolute_offset: false,
-        width: Some(48),
-        ..viuer::Config::default()
-    };
-    let _ = viuer::print(&DynamicImage::from(image.clone()), &config);
-    let _ = io::stdout().flush();
 }
 
 #[cfg(test)]

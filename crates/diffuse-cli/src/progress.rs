@@ -17,7 +17,7 @@ impl Progress {
     pub fn new(quiet: bool) -> Self {
         let bar = ProgressBar::no_length().with_style(
             ProgressStyle::with_template(
-                "{prefix}{bar:40.cyan} {pos}/{len} steps, {per_sec:>}, {eta} left",
+                "{msg}{prefix}{bar:40.cyan} {pos}/{len} steps, {per_sec:>}, {eta} left",
             )
             .expect("the template is valid"),
         );
@@ -40,6 +40,11 @@ impl Progress {
         }
         self.bar.set_position(event.step as u64 + 1);
         ControlFlow::Continue(())
+    }
+
+    /// Shows lines above the bar.
+    pub fn show(&self, lines: &str) {
+        self.bar.set_message(lines.to_string());
     }
 
     /// Removes the bar.

@@ -5,7 +5,7 @@ use burn::tensor::backend::Backend;
 use diffuse_pipelines::{
     LatentPreview, PipelineKind, StableDiffusionOptions, StableDiffusionPipeline,
 };
-use diffuse_serve::{Limits, Preview, ServeOptions, serve};
+use diffuse_serve::{Limits, ServeOptions, serve};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{BackendName, Serve, Served};
@@ -105,7 +105,7 @@ fn load<B: Backend>(
     args: &Served,
     backend: BackendName,
     device: &B::Device,
-) -> Result<(StableDiffusionPipeline<B>, Preview<B>)> {
+) -> Result<(StableDiffusionPipeline<B>, LatentPreview<B>)> {
     let kind = PipelineKind::StableDiffusion;
     let (model, weights) = (&args.model, &args.weights);
     let source = find_model(model, kind, weights.no_safety_checker, args.quiet)?;
@@ -113,9 +113,9 @@ fn load<B: Backend>(
     let mut pipeline = stable_diffusion::load::<B>(&source, weights, &mut [], &load, device)?;
     let name = model.scheduler.as_deref();
     pipeline.scheduler = stable_diffusion::scheduler(pipeline.scheduler.config(), name, model)?;
-    let map = LatentPreview::<B>::from(preview::linear(model));
-    let preview = move |latents: &_| map.images(latents).ok()?.into_iter().next();
-    Ok((pipeline, Box::new(preview)))
+    let vae = args.preview_vae.as_deref();
+    let preview = preview::load(model, vae, &pipeline.vae, &load, device)?;
+    Ok((pipeline, preview))
 }
 
 fn options(args: &Serve) -> Result<ServeOptions> {

@@ -284,7 +284,7 @@ impl Job for SweepJob {
             let progress = Progress::new(run.quiet).image(index + 1, cells.len());
             let on_step = |event: StepEvent<'_, B>| {
                 if let Some(preview) = &loaded.preview {
-                    preview.update(&event);
+                    preview.update(&event, &progress);
                 }
                 progress.update(&event)
             };
@@ -321,7 +321,7 @@ impl Job for SweepJob {
         let path = run.grid.as_ref().expect("`run` has filled it in");
         output::write_png(path, &sheet, &record.into())?;
         if !run.quiet {
-            output::preview(&sheet);
+            output::show(&sheet);
             output::say(path.display());
         }
         Ok(())

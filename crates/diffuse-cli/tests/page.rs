@@ -6,6 +6,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Stdio};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use diffuse_testing::reference;
 use serde_json::{Value, json};
 
 /// A server with the built-in model, which ends with it.
@@ -15,8 +18,9 @@ struct Server {
 }
 
 impl Server {
-    fn start() -> Self {
-        let mut command = common::diffuse(&["serve", "--listen", "127.0.0.1:0"]);
+    fn start(options: &[&str]) -> Self {
+        let serve = ["serve", "--listen", "127.0.0.1:0"];
+        let mut command = common::diffuse(&[&serve, options].concat());
         let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         let output = process.stdout.as_mut().unwrap();
@@ -60,7 +64,7 @@ impl Drop for Server {
 
 #[test]
 fn the_page_is_answered() {
-    let server = Server::start();
+    let server = Server::start(&[]);
     let (status, body) = server.request("GET", "/internal/v1/info", "");
     assert_eq!(status, 200);
     let expected = json!({
@@ -112,4 +116,22 @@ fn the_page_is_answered() {
     let lines = server.generate(&json!({"prompt": "a boat", "width": 12}));
     let message = "`height` and `width` have to be divisible by 8 and not zero, but `width` is 12";
     assert_eq!(lines, [json!({ "error": message })]);
+}
+
+#[test]
+fn previews_have_the_size_of_what_makes_them() {
+    let check = |options: &[&str], size: u32| {
+        let server = Server::start(options);
+        let lines = server.generate(&json!({"prompt": "a boat", "steps": 1, "seed": 5}));
+        let preview = STANDARD.decode(lines[0]["preview"].as_str().unwrap());
+        let preview = image::load_from_memory(&preview.unwrap()).unwrap();
+        assert_eq!(
+            [preview.width(), preview.height()],
+            [size; 2],
+            "{options:?}"
+        );
+    };
+    check(&[], 16);
+    let tiny = reference().join("autoencoders/tiny");
+    check(&["--preview-vae", tiny.to_str().unwrap()], 128);
 }

@@ -168,12 +168,22 @@ fn previews_that_cannot_be_made_are_refused() {
     );
     refuse(
         &folder,
+        &["--preview", "terminal"],
+        "error: `--preview terminal`: standard error is not a terminal with colors\n",
+    );
+    refuse(
+        &folder,
+        &["--preview", "terminal", "--quiet"],
+        "error: `--preview terminal` shows nothing with `--quiet`\n",
+    );
+    refuse(
+        &folder,
         &["--preview", "p.png", "--preview-vae", "none"],
         "error: there is no folder `none`\n",
     );
     let message = try_run(&folder, &["--preview-vae", "tiny"]).unwrap_err();
     assert!(
-        message.contains("--preview <FILE>"),
+        message.contains("--preview <terminal|FILE>"),
         "the other option is named: {message}"
     );
     let message = try_run(&folder, &["--vae-tiling", "maybe"]).unwrap_err();

@@ -375,8 +375,8 @@ pub async fn progress(
     };
     let preview = progress.preview.filter(|_| !skip);
     let preview = match preview {
-        Some(image) => {
-            let encode = move || to_base64(&encode(&image, Format::Png, ""));
+        Some(preview) => {
+            let encode = move || to_base64(&encode(&preview.image, Format::Png, ""));
             tokio::task::spawn_blocking(encode).await.ok()
         }
         None => None,

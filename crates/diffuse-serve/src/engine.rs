@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::backend::Backend;
 use diffuse_pipelines::schedulers::{Overrides, SchedulerConfig, scheduler_from_config};
 use diffuse_pipelines::{
-    Adapter, Generated, PipelineError, StableDiffusionImg2ImgOptions,
+    Adapter, Generated, LatentPreview, PipelineError, StableDiffusionImg2ImgOptions,
     StableDiffusionInpaintOptions, StableDiffusionInputs, StableDiffusionOptions,
     StableDiffusionPipeline, StepEvent,
 };
@@ -93,7 +93,7 @@ pub enum Event {
     Step {
         step: usize,
         steps: usize,
-        preview: Option<RgbImage>,
+        preview: Option<Preview>,
     },
     /// The end.
     Finished(Result<Output, Failure>),
@@ -139,7 +139,7 @@ pub struct Progress {
     pub started: Option<Instant>,
     pub step: usize,
     pub steps: usize,
-    pub preview: Option<Arc<RgbImage>>,
+    pub preview: Option<Arc<Preview>>,
     /// Ends the run early; its images are decoded as they are.
     interrupt: CancellationToken,
 }
@@ -329,15 +329,20 @@ impl Drop for Queue {
     }
 }
 
-/// Makes a preview of latents: `[batch, channels, height, width]`; the first image is shown.
-pub type Preview<B> = Box<dyn Fn(&Tensor<B, 4>) -> Option<RgbImage>>;
+/// What the first image of a run will look like.
+#[derive(Debug, Clone)]
+pub struct Preview {
+    pub image: RgbImage,
+    /// Width and height of the result, which may be larger.
+    pub size: [u32; 2],
+}
 
 /// The side of the queue that computes.
 pub struct Engine<B: Backend> {
     pipeline: StableDiffusionPipeline<B>,
     /// The checkpoint's scheduler.
     scheduler: SchedulerConfig,
-    preview: Option<Preview<B>>,
+    preview: Option<LatentPreview<B>>,
     loras: Vec<Lora>,
     shared: Arc<Shared>,
     /// Ends the run that computes now, when the server does not wait any longer.
@@ -348,7 +353,7 @@ impl<B: Backend> Engine<B> {
     /// A queue of `length` requests in front of a pipeline.
     pub fn new(
         pipeline: StableDiffusionPipeline<B>,
-        preview: Option<Preview<B>>,
+        preview: Option<LatentPreview<B>>,
         length: usize,
         abort: CancellationToken,
     ) -> (Self, Queue) {
@@ -393,14 +398,11 @@ impl<B: Backend> Engine<B> {
         self.pipeline.scheduler = scheduler.map_err(|error| Failure::Invalid(chain(&error)))?;
         self.set_loras(&request.loras).map_err(invalid)?;
 
-        let (preview, shared) = (&self.preview, &self.shared);
-        let abort = &self.abort;
+        let (shared, abort) = (&self.shared, &self.abort);
         let on_step = |event: StepEvent<'_, B>| {
             shared.metrics.steps.inc();
             let (step, steps) = (event.step + 1, event.steps);
-            let latents = event.preview_latents();
-            let wanted = preview.as_ref().filter(|_| request.previews);
-            let preview = wanted.and_then(|preview| preview(latents));
+            let preview = request.previews.then(|| self.preview(&event)).flatten();
             {
                 let progress = &mut shared.lock().progress;
                 (progress.step, progress.steps) = (step, steps);
@@ -451,6 +453,15 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Changes the weights, if other LoRAs are asked for than the last time.
+    fn preview(&self, event: &StepEvent<'_, B>) -> Option<Preview> {
+        let latents = event.preview_latents().clone().narrow(0, 0, 1);
+        let [_, _, height, width] = latents.dims();
+        let size = [width, height].map(|side| (side * self.pipeline.vae.downscale()) as u32);
+        let mut images = self.preview.as_ref()?.images(&latents).ok()?;
+        let image = images.pop()?;
+        Some(Preview { image, size })
+    }
+
     fn set_loras(&mut self, loras: &[Lora]) -> Result<(), PipelineError> {
         if self.loras == loras {
             return Ok(());

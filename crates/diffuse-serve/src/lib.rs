@@ -26,7 +26,7 @@ use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use burn::tensor::backend::Backend;
-use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionPipeline};
+use diffuse_pipelines::{LatentPreview, StableDiffusionOptions, StableDiffusionPipeline};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::runtime;
@@ -35,7 +35,6 @@ use tokio_util::sync::CancellationToken;
 use access::Access;
 use engine::{Engine, Queue};
 
-pub use engine::Preview;
 #[cfg(feature = "fleet")]
 pub use fleet::{FleetOptions, serve_queue, work};
 
@@ -229,7 +228,7 @@ fn runtime() -> Result<runtime::Runtime, ServeError> {
 /// If the address cannot be listened on.
 pub fn serve<B: Backend>(
     pipeline: StableDiffusionPipeline<B>,
-    preview: Option<Preview<B>>,
+    preview: Option<LatentPreview<B>>,
     options: ServeOptions,
     stop: &CancellationToken,
     on_ready: impl FnOnce(SocketAddr),

@@ -440,7 +440,7 @@ impl Stream {
                 {
                     let index = self.sent;
                     self.sent += 1;
-                    let image = preview_size(&self.task, &preview);
+                    let image = enlarge(&preview.image, preview.size);
                     let fields = json!({"partial_image_index": index});
                     self.push("partial_image", image, "", fields).await;
                 }
@@ -501,25 +501,6 @@ impl Stream {
         let event = sse::Event::default().event(name).data(value.to_string());
         self.waiting.push_back(event);
     }
-}
-
-/// A preview in the size that the result will have.
-fn preview_size(task: &Task, preview: &RgbImage) -> RgbImage {
-    let options = task.options();
-    let size = match task {
-        Task::ImageToImage(task) => task
-            .image
-            .first()
-            .map(|image| [image.width(), image.height()]),
-        _ => options
-            .width
-            .zip(options.height)
-            .map(|(w, h)| [w as u32, h as u32]),
-    };
-    enlarge(
-        preview,
-        size.unwrap_or([8 * preview.width(), 8 * preview.height()]),
-    )
 }
 
 /// `GET /v1/models`

@@ -86,7 +86,8 @@ async fn generate(State(app): State<Arc<App>>, request: Request) -> Response {
                     steps,
                     preview,
                 } => {
-                    let preview = preview.map(|image| to_base64(&encode(&image, Format::Png, "")));
+                    let encode = |image: &_| to_base64(&encode(image, Format::Png, ""));
+                    let preview = preview.map(|preview| encode(&preview.image));
                     let value = json!({"step": step, "steps": steps, "preview": preview});
                     (value, Some(running))
                 }

@@ -10,8 +10,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use burn_flex::Flex;
 use diffuse_pipelines::schedulers::scheduler_from_config;
-use diffuse_pipelines::{StableDiffusionOptions, StableDiffusionPipeline};
-use diffuse_serve::{Preview, ServeOptions, serve};
+use diffuse_pipelines::{LatentRgb, StableDiffusionOptions, StableDiffusionPipeline};
+use diffuse_serve::{ServeOptions, serve};
 use diffuse_testing::reference;
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
 use serde_json::{Value, json};
@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The color of previews.
+const PREVIEW: [u8; 3] = [1, 2, 3];
 const GENERATIONS: &str = "/v1/images/generations";
 const TXT2IMG: &str = "/sdapi/v1/txt2img";
 const IMG2IMG: &str = "/sdapi/v1/img2img";
@@ -59,10 +61,13 @@ impl Server {
         let thread = thread::spawn({
             let stop = stop.clone();
             move || {
-                let preview: Preview<Flex> =
-                    Box::new(|_| Some(RgbImage::from_pixel(8, 8, Rgb([1, 2, 3]))));
+                // One color, whatever the latents are.
+                let preview = LatentRgb {
+                    factors: [[0.0; 3]; 4],
+                    bias: PREVIEW.map(|level| f32::from(level) / 127.5 - 1.0),
+                };
                 let ready = |address| sender.send(address).unwrap();
-                serve(pipeline(), Some(preview), options, &stop, ready).unwrap();
+                serve(pipeline(), Some(preview.into()), options, &stop, ready).unwrap();
             }
         });
         Self {
@@ -360,7 +365,7 @@ fn streams() {
         assert_eq!(image.dimensions(), (64, 64));
         if index < 2 {
             assert_eq!(data["partial_image_index"], index);
-            assert_eq!(image, RgbImage::from_pixel(64, 64, Rgb([1, 2, 3])));
+            assert_eq!(image, RgbImage::from_pixel(64, 64, Rgb(PREVIEW)));
         }
     }
     request["stream"] = false.into();

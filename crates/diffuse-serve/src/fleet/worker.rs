@@ -9,13 +9,13 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode, header};
 use burn::tensor::backend::Backend;
-use diffuse_pipelines::StableDiffusionPipeline;
+use diffuse_pipelines::{LatentPreview, StableDiffusionPipeline};
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::{Answer, BODY, CONTENT_TYPE, Error, Fleet, FleetOptions, ID, PATH, retry};
-use crate::engine::{Engine, Preview, check_scheduler};
+use crate::engine::{Engine, check_scheduler};
 use crate::{App, Model, ServeError, ServeOptions};
 
 /// Answers the jobs of a queue until SIGINT, SIGTERM or until `stop` is cancelled; the job that it
@@ -25,7 +25,7 @@ use crate::{App, Model, ServeError, ServeOptions};
 /// If the queue cannot be reached at the start.
 pub fn work<B: Backend>(
     pipeline: StableDiffusionPipeline<B>,
-    preview: Option<Preview<B>>,
+    preview: Option<LatentPreview<B>>,
     options: ServeOptions,
     fleet: FleetOptions,
     stop: &CancellationToken,

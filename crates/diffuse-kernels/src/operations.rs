@@ -16,7 +16,7 @@ macro_rules! run {
         let operation = $operation;
         $(
             #[cfg(feature = "flex")]
-            let operation = match $cpu(operation) {
+            let operation = match cpu::run(operation, $cpu) {
                 Ok(result) => return Ok(result),
                 Err(operation) => operation,
             };
@@ -121,7 +121,7 @@ impl<B: Backend, const D: usize> Linear<B, D> {
     /// # Panics
     /// On `Flex`, mismatched shapes may panic; otherwise the result is unspecified.
     pub fn run(self) -> Result<Tensor<B, D>, Self> {
-        run!(self, flex: cpu::linear, gpu: gpu::linear)
+        run!(self, flex: cpu::linear::<D>, gpu: gpu::linear)
     }
 }
 
@@ -257,7 +257,7 @@ impl<B: Backend, const D: usize> LayerNorm<B, D> {
     /// # Panics
     /// On `Flex`, mismatched shapes may panic; otherwise the result is unspecified.
     pub fn run(self) -> Result<Tensor<B, D>, Self> {
-        run!(self, flex: cpu::layer_norm, gpu: gpu::layer_norm)
+        run!(self, flex: cpu::layer_norm::<D>, gpu: gpu::layer_norm)
     }
 }
 
@@ -284,7 +284,7 @@ pub struct Activation<B: Backend, const D: usize> {
 impl<B: Backend, const D: usize> Activation<B, D> {
     /// The shape of `x`.
     pub fn run(self) -> Result<Tensor<B, D>, Self> {
-        run!(self, flex: cpu::activation, gpu: gpu::activation)
+        run!(self, flex: cpu::activation::<D>, gpu: gpu::activation)
     }
 }
 

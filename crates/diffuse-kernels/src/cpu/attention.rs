@@ -4,12 +4,13 @@
 //! Scores are computed as `k qᵀ`, a row for each key and a column for each query: softmax works on
 //! vectors of queries, and its weights are already a packed panel for the product with the values.
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::Tensor;
+use burn_flex::Flex;
 use rayon::prelude::*;
 
 use super::matrix::{Matrix, TASKS_PER_THREAD, pack_columns, split_columns};
 use super::memory::PooledBuffer;
-use super::micro_kernel::{MR, NR, PanelColumn, PanelRow, RegisterBlock, micro_kernel};
+use super::micro_kernel::{MR, NR, PanelColumn, PanelRow, RegisterBlock, Start, micro_kernel};
 use super::weights::WeightSlice;
 use super::{Values, exp2, tensor, vectorized};
 use crate::Attention;
@@ -23,11 +24,11 @@ const KEY_BLOCK: usize = 128;
 const PACKED_AT_ONCE: usize = 128;
 
 /// See [`Attention`].
-pub fn attention<B: Backend>(operation: Attention<B>) -> Result<Tensor<B, 3>, Attention<B>> {
+pub fn attention(operation: Attention<Flex>) -> Result<Tensor<Flex, 3>, Attention<Flex>> {
     attend(&operation).ok_or(operation)
 }
 
-fn attend<B: Backend>(operation: &Attention<B>) -> Option<Tensor<B, 3>> {
+fn attend(operation: &Attention<Flex>) -> Option<Tensor<Flex, 3>> {
     let Attention {
         query,
         key,
@@ -198,7 +199,7 @@ impl<'a> PackedHeads<'a> {
                 }
                 let register_blocks = scores.iter_mut().take(count.div_ceil(MR));
                 for (scores, keys) in register_blocks.zip(keys.clone()) {
-                    micro_kernel(keys, &block.query, None, scores);
+                    micro_kernel(keys, &block.query, Start::Zero, scores);
                 }
                 let scores = &mut scores.as_flattened_mut()[..count];
                 if self.causal {
@@ -209,7 +210,7 @@ impl<'a> PackedHeads<'a> {
                 block.update(scores);
                 for (output, values) in block.output.iter_mut().zip(values.chunks(context)) {
                     let values = &values[start..start + count];
-                    micro_kernel(values, scores, Some(&block.rescale), output);
+                    micro_kernel(values, scores, Start::Scaled(&block.rescale), output);
                 }
             }
         }

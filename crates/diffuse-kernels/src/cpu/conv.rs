@@ -1,7 +1,8 @@
 //! Convolutions. A 1x1 one is a matrix product; a 3x3 one runs by Winograd (`winograd.rs`) on large
 //! images, and by im2col on small ones and with a stride.
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::Tensor;
+use burn_flex::Flex;
 use rayon::prelude::*;
 
 use super::Values;
@@ -42,7 +43,7 @@ impl<'a> Images<'a> {
 }
 
 /// See [`Conv2d`]: 3x3 kernels, and 1x1 kernels without stride and padding.
-pub fn conv2d<B: Backend>(mut operation: Conv2d<B>) -> Result<Tensor<B, 4>, Conv2d<B>> {
+pub fn conv2d(mut operation: Conv2d<Flex>) -> Result<Tensor<Flex, 4>, Conv2d<Flex>> {
     let [batch, channels, height, width] = operation.x.dims();
     let [outputs, _, kernel, other] = operation.weight.dims();
     let geometry = operation.geometry;

@@ -1,6 +1,7 @@
 //! Activations, and operations that copy or add.
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::Tensor;
+use burn_flex::Flex;
 use rayon::prelude::*;
 
 use super::{Values, gelu_of, memory::PooledBuffer, silu_of, tensor, vectorized};
@@ -12,11 +13,18 @@ use crate::{
 const CHUNK: usize = 1 << 14;
 
 /// See [`Activation`].
-pub fn activation<B: Backend, const D: usize>(
-    operation: Activation<B, D>,
-) -> Result<Tensor<B, D>, Activation<B, D>> {
-    let x = &operation.x;
-    let y = match operation.function {
+pub fn activation<const D: usize>(
+    operation: Activation<Flex, D>,
+) -> Result<Tensor<Flex, D>, Activation<Flex, D>> {
+    let Some(x) = Values::of(&operation.x) else {
+        return Err(operation);
+    };
+    let y = apply(operation.function, x.as_slice());
+    Ok(tensor(y, operation.x.dims()))
+}
+
+fn apply(function: Function, x: &[f32]) -> PooledBuffer {
+    match function {
         Function::Silu => map(x, silu_of),
         Function::Gelu => map(x, gelu_of),
         Function::QuickGelu => map(
@@ -24,21 +32,13 @@ pub fn activation<B: Backend, const D: usize>(
             #[inline(always)]
             |x| silu_of(1.702 * x) * (1.0 / 1.702),
         ),
-    };
-    y.ok_or(operation)
+    }
 }
 
 #[inline(always)]
-fn map<B: Backend, const D: usize>(
-    x: &Tensor<B, D>,
-    function: impl Fn(f32) -> f32 + Sync,
-) -> Option<Tensor<B, D>> {
-    let shape = x.dims();
-    let x = Values::of(x)?;
-    let mut out = PooledBuffer::new(x.as_slice().len());
-    let chunks = out
-        .par_chunks_mut(CHUNK)
-        .zip(x.as_slice().par_chunks(CHUNK));
+fn map(x: &[f32], function: impl Fn(f32) -> f32 + Sync) -> PooledBuffer {
+    let mut out = PooledBuffer::new(x.len());
+    let chunks = out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK));
     chunks.for_each(|(out, x)| {
         vectorized(
             #[inline(always)]
@@ -49,13 +49,13 @@ fn map<B: Backend, const D: usize>(
             },
         );
     });
-    Some(tensor(out, shape))
+    out
 }
 
 /// See [`AddChannelBias`]; in place if no other tensor shares the values.
-pub fn add_channel_bias<B: Backend>(
-    operation: AddChannelBias<B>,
-) -> Result<Tensor<B, 4>, AddChannelBias<B>> {
+pub fn add_channel_bias(
+    operation: AddChannelBias<Flex>,
+) -> Result<Tensor<Flex, 4>, AddChannelBias<Flex>> {
     let AddChannelBias { x, bias } = operation;
     let [batch, channels, height, width] = x.dims();
     if [batch, channels, height, width].contains(&0) {
@@ -86,13 +86,13 @@ pub fn add_to_channels(values: &mut [f32], bias: &[f32], area: usize) {
 }
 
 /// See [`ConcatChannels`].
-pub fn concat_channels<B: Backend>(
-    operation: ConcatChannels<B>,
-) -> Result<Tensor<B, 4>, ConcatChannels<B>> {
+pub fn concat_channels(
+    operation: ConcatChannels<Flex>,
+) -> Result<Tensor<Flex, 4>, ConcatChannels<Flex>> {
     concat(&operation.a, &operation.b).ok_or(operation)
 }
 
-fn concat<B: Backend>(a: &Tensor<B, 4>, b: &Tensor<B, 4>) -> Option<Tensor<B, 4>> {
+fn concat(a: &Tensor<Flex, 4>, b: &Tensor<Flex, 4>) -> Option<Tensor<Flex, 4>> {
     let ([batch, channels, height, width], [_, others, ..]) = (a.dims(), b.dims());
     let (a, b) = (Values::of(a)?, Values::of(b)?);
     let (a, b) = (a.as_slice(), b.as_slice());
@@ -120,7 +120,7 @@ pub fn copy(to: &mut [f32], from: &[f32]) {
 }
 
 /// See [`Upsample2x`].
-pub fn upsample_2x<B: Backend>(operation: Upsample2x<B>) -> Result<Tensor<B, 4>, Upsample2x<B>> {
+pub fn upsample_2x(operation: Upsample2x<Flex>) -> Result<Tensor<Flex, 4>, Upsample2x<Flex>> {
     let [_, _, _, width] = operation.x.dims();
     match Values::of(&operation.x) {
         Some(x) => Ok(upsampled(x, width).tensor()),
@@ -151,9 +151,9 @@ pub fn upsampled(x: Values, width: usize) -> Values {
 }
 
 /// See [`ImageToTokens`].
-pub fn image_to_tokens<B: Backend>(
-    operation: ImageToTokens<B>,
-) -> Result<Tensor<B, 3>, ImageToTokens<B>> {
+pub fn image_to_tokens(
+    operation: ImageToTokens<Flex>,
+) -> Result<Tensor<Flex, 3>, ImageToTokens<Flex>> {
     let [batch, channels, height, width] = operation.x.dims();
     let positions = height * width;
     match Values::of(&operation.x) {
@@ -166,9 +166,9 @@ pub fn image_to_tokens<B: Backend>(
 }
 
 /// See [`TokensToImage`].
-pub fn tokens_to_image<B: Backend>(
-    operation: TokensToImage<B>,
-) -> Result<Tensor<B, 4>, TokensToImage<B>> {
+pub fn tokens_to_image(
+    operation: TokensToImage<Flex>,
+) -> Result<Tensor<Flex, 4>, TokensToImage<Flex>> {
     let [batch, positions, channels] = operation.x.dims();
     let [height, width] = operation.size;
     match Values::of(&operation.x) {

@@ -2,11 +2,12 @@
 
 use std::ops::{Range, RangeInclusive};
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::Tensor;
+use burn_flex::Flex;
 use rayon::prelude::*;
 
 use super::memory::PooledBuffer;
-use super::micro_kernel::{MR, NR, PanelColumn, PanelRow, micro_kernel, transpose};
+use super::micro_kernel::{MR, NR, PanelColumn, PanelRow, Start, micro_kernel, transpose};
 use super::weights::{Weight, WeightSlice};
 use super::{Values, gelu_of, tensor, vectorized};
 use crate::{Linear, LinearGeglu, LinearToImage};
@@ -249,7 +250,7 @@ fn macro_kernel<const MATRICES: usize>(
         let blocks = a.chunks(depth).zip(out.chunks_mut(MR));
         for (index, (a, out)) in blocks.enumerate() {
             for (sums, b) in sums.iter_mut().zip(b.chunks(depth)) {
-                micro_kernel(a, b, None, sums);
+                micro_kernel(a, b, Start::Zero, sums);
             }
             for (block_row, out) in out.iter_mut().enumerate() {
                 let end = out.len().min(left + NR);
@@ -357,9 +358,9 @@ fn map_elements(out: &mut [f32], f: impl Fn(usize, f32) -> f32) {
 }
 
 /// See [`Linear`].
-pub fn linear<B: Backend, const D: usize>(
-    mut operation: Linear<B, D>,
-) -> Result<Tensor<B, D>, Linear<B, D>> {
+pub fn linear<const D: usize>(
+    mut operation: Linear<Flex, D>,
+) -> Result<Tensor<Flex, D>, Linear<Flex, D>> {
     let mut shape = operation.x.dims();
     let [d_output, d_input] = operation.weight.dims();
     shape[D - 1] = d_output;
@@ -381,15 +382,34 @@ pub fn linear<B: Backend, const D: usize>(
             });
         }
     };
-    let (out, bias) = (results.make_mut(), bias.as_slice());
-    if out.is_empty() {
-        return Ok(results.tensor());
+    let out = results.make_mut();
+    if !out.is_empty() {
+        rows_by_weight(
+            x.as_slice(),
+            weight,
+            bias.as_slice(),
+            d_input,
+            accumulate,
+            out,
+        );
     }
+    Ok(results.tensor())
+}
+
+/// `out = x Wᵀ + bias`, or what is added to `out`.
+fn rows_by_weight(
+    x: &[f32],
+    weight: WeightSlice<'_>,
+    bias: &[f32],
+    d_input: usize,
+    accumulate: bool,
+    out: &mut [f32],
+) {
+    let d_output = bias.len();
     if out.len() / d_output <= FEW_ROWS {
-        few_rows(x.as_slice(), weight, bias, accumulate, out);
-        return Ok(results.tensor());
+        return few_rows(x, weight, bias, accumulate, out);
     }
-    let x = Matrix::new(WeightSlice::F32(x.as_slice()), d_input);
+    let x = Matrix::new(WeightSlice::F32(x), d_input);
     let weight = Matrix::new(weight, d_input);
     let bias = Bias::PerColumn(bias);
     for first in (0..d_input).step_by(KC) {
@@ -406,14 +426,13 @@ pub fn linear<B: Backend, const D: usize>(
             |position, [sums], out| epilogue.store(position, sums, out),
         );
     }
-    Ok(results.tensor())
 }
 
 /// Input, weight and bias of a layer, zeros without a bias; `None` if there is no kernel for them.
-pub fn operands<B: Backend, const D: usize, const W: usize>(
-    x: &Tensor<B, D>,
-    weight: &Tensor<B, W>,
-    bias: Option<&Tensor<B, 1>>,
+pub fn operands<const D: usize, const W: usize>(
+    x: &Tensor<Flex, D>,
+    weight: &Tensor<Flex, W>,
+    bias: Option<&Tensor<Flex, 1>>,
 ) -> Option<(Values, Weight, Values)> {
     let shape = weight.dims();
     if shape[1..].contains(&0) {
@@ -427,9 +446,9 @@ pub fn operands<B: Backend, const D: usize, const W: usize>(
 }
 
 /// See [`LinearToImage`]: the columns of a product for each image are its tokens.
-pub fn linear_to_image<B: Backend>(
-    operation: LinearToImage<B>,
-) -> Result<Tensor<B, 4>, LinearToImage<B>> {
+pub fn linear_to_image(
+    operation: LinearToImage<Flex>,
+) -> Result<Tensor<Flex, 4>, LinearToImage<Flex>> {
     let [batch, tokens, d_input] = operation.x.dims();
     let operands = operands(&operation.x, &operation.weight, operation.bias.as_ref());
     let Some((x, weight, bias)) = operands else {
@@ -523,11 +542,11 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// See [`LinearGeglu`]: a value and its gate are computed together, so that the values before the
 /// gate are never all in memory.
-pub fn linear_geglu<B: Backend>(operation: LinearGeglu<B>) -> Result<Tensor<B, 3>, LinearGeglu<B>> {
+pub fn linear_geglu(operation: LinearGeglu<Flex>) -> Result<Tensor<Flex, 3>, LinearGeglu<Flex>> {
     geglu(&operation).ok_or(operation)
 }
 
-fn geglu<B: Backend>(operation: &LinearGeglu<B>) -> Option<Tensor<B, 3>> {
+fn geglu(operation: &LinearGeglu<Flex>) -> Option<Tensor<Flex, 3>> {
     let LinearGeglu { x, weight, bias } = operation;
     let [batch, tokens, _] = x.dims();
     let [width, d_input] = weight.dims();

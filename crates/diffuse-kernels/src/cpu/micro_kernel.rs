@@ -9,6 +9,9 @@ use std::sync::LazyLock;
 
 use pulp::{Arch, Simd, WithSimd};
 
+#[cfg(target_arch = "x86_64")]
+use super::avx2;
+
 /// Rows of a register block: a divisor of the channel counts of all published networks.
 pub const MR: usize = 8;
 /// Columns of a register block.
@@ -25,21 +28,44 @@ pub type PanelRow = [f32; NR];
 /// A block of `C`.
 pub type RegisterBlock = [PanelRow; MR];
 
-/// `c[i][j] = beta[j] · c[i][j] + Σₖ a[k][i] · b[k][j]`; without `beta`, `c` is overwritten.
+/// What a block has before a product is added.
+#[derive(Clone, Copy)]
+pub enum Start<'a> {
+    /// Zeros.
+    Zero,
+    /// Its values.
+    Values,
+    /// Its values, times a factor for each column.
+    Scaled(&'a PanelRow),
+}
+
+/// `c[i][j] = start + Σₖ a[k][i] · b[k][j]`.
 ///
 /// Call it inside of [`vectorized`]: elsewhere it is slow.
 ///
 /// # Panics
 /// If the panels have different depths.
 #[inline(always)]
-pub fn micro_kernel(
-    a: &[PanelColumn],
-    b: &[PanelRow],
-    beta: Option<&PanelRow>,
-    c: &mut RegisterBlock,
-) {
+pub fn micro_kernel(a: &[PanelColumn], b: &[PanelRow], start: Start<'_>, c: &mut RegisterBlock) {
     assert_eq!(a.len(), b.len(), "panels of the same depth");
-    inlined(MicroKernel { a, b, beta, c });
+    if let Start::Scaled(factors) = start {
+        for row in &mut *c {
+            for (value, factor) in row.iter_mut().zip(factors) {
+                *value *= factor;
+            }
+        }
+    }
+    let accumulate = !matches!(start, Start::Zero);
+    match arch() {
+        #[cfg(target_arch = "x86_64")]
+        Arch::V3(simd) => avx2::micro_kernel(simd, a, b, accumulate, c),
+        _ => inlined(MicroKernel {
+            a,
+            b,
+            accumulate,
+            c,
+        }),
+    }
 }
 
 /// `transpose(rows)[j][i] = rows[i][j]`, inlined inside of [`vectorized`].
@@ -112,8 +138,8 @@ fn arch() -> Arch {
 pub struct MicroKernel<'a> {
     pub a: &'a [PanelColumn],
     pub b: &'a [PanelRow],
-    /// A factor for each column of `c`; `None` overwrites `c`.
-    pub beta: Option<&'a PanelRow>,
+    /// Whether the product is added to the values of `c`.
+    pub accumulate: bool,
     pub c: &'a mut RegisterBlock,
 }
 
@@ -138,13 +164,10 @@ impl MicroKernel<'_> {
         for first in (0..MR).step_by(COUNT) {
             for left in (0..NR).step_by(width) {
                 let mut sums = [[simd.splat_f32s(0.0); VECTORS]; COUNT];
-                if let Some(beta) = self.beta {
-                    let (beta, _) = S::as_simd_f32s(&beta[left..left + width]);
+                if self.accumulate {
                     for (sums, row) in sums.iter_mut().zip(&self.c[first..]) {
                         let (row, _) = S::as_simd_f32s(&row[left..left + width]);
-                        for ((sum, value), beta) in sums.iter_mut().zip(row).zip(beta) {
-                            *sum = simd.mul_f32s(*value, *beta);
-                        }
+                        sums.copy_from_slice(row);
                     }
                 }
                 for (a, b) in self.a.iter().zip(self.b) {

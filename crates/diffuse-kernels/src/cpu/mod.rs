@@ -9,6 +9,8 @@
 //! `memory.rs`: pooled buffers, and a hint to the system.
 
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod conv;
 mod elementwise;
 mod matrix;
@@ -45,18 +47,47 @@ pub fn on_worker<B: Backend, R: Send>(network: impl FnOnce() -> R + Send) -> R {
     }
 }
 
-/// The contiguous values of an `f32` tensor on `Flex`.
+/// Runs a kernel, if the operation is one of `Flex`. Kernels name the backend, so that they are
+/// compiled once, here, and not again for each program.
+pub fn run<Operation, Output, OnFlex, FlexOutput>(
+    operation: Operation,
+    kernel: impl FnOnce(OnFlex) -> Result<FlexOutput, OnFlex>,
+) -> Result<Output, Operation>
+where
+    Operation: 'static,
+    Output: 'static,
+    OnFlex: 'static,
+    FlexOutput: 'static,
+{
+    const SAME: &str = "both are of `Flex`";
+    match kernel(same_type(operation)?) {
+        Ok(output) => Ok(same_type(output).ok().expect(SAME)),
+        Err(operation) => Err(same_type(operation).ok().expect(SAME)),
+    }
+}
+
+/// A value as one of another type, if that is its own.
+fn same_type<T: 'static, U: 'static>(value: T) -> Result<U, T> {
+    let mut slot = Some(value);
+    let other = (&mut slot as &mut dyn Any).downcast_mut::<Option<U>>();
+    match (other.and_then(Option::take), slot) {
+        (Some(value), _) => Ok(value),
+        (None, Some(value)) => Err(value),
+        (None, None) => unreachable!("the value is in one of the two"),
+    }
+}
+
+/// The contiguous values of an `f32` tensor.
 struct Values(FlexTensor);
 
 impl Values {
-    /// `None` for other backends and types.
-    fn of<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Option<Self> {
-        let tensor = (tensor as &dyn Any).downcast_ref::<Tensor<Flex, D>>()?;
-        Self::is_supported(tensor).then(|| Self::from_flex(tensor.clone()))
+    /// `None` for other types.
+    fn of<const D: usize>(tensor: &Tensor<Flex, D>) -> Option<Self> {
+        is_supported(tensor).then(|| Self::from_flex(tensor.clone()))
     }
 
     /// A bias, or zeros without one.
-    fn of_bias<B: Backend>(bias: Option<&Tensor<B, 1>>, len: usize) -> Option<Self> {
+    fn of_bias(bias: Option<&Tensor<Flex, 1>>, len: usize) -> Option<Self> {
         match bias {
             Some(bias) => Self::of(bias),
             None => {
@@ -73,26 +104,12 @@ impl Values {
     }
 
     /// As [`of`](Values::of), but takes the tensor, so that a unique one can be changed in place.
-    fn take<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Result<Self, Tensor<B, D>> {
-        let mut slot = Some(tensor);
-        let flex = (&mut slot as &mut dyn Any)
-            .downcast_mut::<Option<Tensor<Flex, D>>>()
-            .and_then(|slot| slot.take_if(|tensor| Self::is_supported(tensor)));
-        match (flex, slot) {
-            (Some(flex), _) => Ok(Self::from_flex(flex)),
-            (None, Some(tensor)) => Err(tensor),
-            (None, None) => unreachable!("the tensor is in one of the two"),
+    fn take<const D: usize>(tensor: Tensor<Flex, D>) -> Result<Self, Tensor<Flex, D>> {
+        if is_supported(&tensor) {
+            Ok(Self::from_flex(tensor))
+        } else {
+            Err(tensor)
         }
-    }
-
-    /// Whether a tensor is `f32` and the CPU has FMA instructions: without, each fused
-    /// multiply-add is a function call.
-    fn is_supported<const D: usize>(tensor: &Tensor<Flex, D>) -> bool {
-        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-        let has_instructions = is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2");
-        #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
-        let has_instructions = true;
-        has_instructions && tensor.dtype() == DType::F32
     }
 
     fn from_flex<const D: usize>(tensor: Tensor<Flex, D>) -> Self {
@@ -113,10 +130,10 @@ impl Values {
     }
 
     /// The buffer of a result: the residual, to which results are added, or a new one.
-    fn output<B: Backend, const D: usize>(
-        residual: Option<Tensor<B, D>>,
+    fn output<const D: usize>(
+        residual: Option<Tensor<Flex, D>>,
         shape: [usize; D],
-    ) -> Result<Self, Option<Tensor<B, D>>> {
+    ) -> Result<Self, Option<Tensor<Flex, D>>> {
         match residual {
             Some(residual) => Self::take(residual).map_err(Some),
             None => Ok(Self::new(PooledBuffer::new(shape.iter().product()), shape)),
@@ -140,19 +157,22 @@ impl Values {
         self.0.try_storage_mut()
     }
 
-    /// The values as a tensor of `B`, which is `Flex`.
-    fn tensor<B: Backend, const D: usize>(self) -> Tensor<B, D> {
-        let tensor = Tensor::<Flex, D>::from_primitive(TensorPrimitive::Float(self.0));
-        let mut slot = Some(tensor);
-        (&mut slot as &mut dyn Any)
-            .downcast_mut::<Option<Tensor<B, D>>>()
-            .and_then(Option::take)
-            .expect("the inputs were of `Flex`")
+    fn tensor<const D: usize>(self) -> Tensor<Flex, D> {
+        Tensor::from_primitive(TensorPrimitive::Float(self.0))
     }
 }
 
-/// A new tensor of `B`, which is `Flex`.
-fn tensor<B: Backend, const D: usize>(values: PooledBuffer, shape: [usize; D]) -> Tensor<B, D> {
+/// Whether a tensor is `f32` and the CPU has FMA instructions: without, each fused multiply-add is
+/// a function call.
+fn is_supported<const D: usize>(tensor: &Tensor<Flex, D>) -> bool {
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    let has_instructions = is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2");
+    #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
+    let has_instructions = true;
+    has_instructions && tensor.dtype() == DType::F32
+}
+
+fn tensor<const D: usize>(values: PooledBuffer, shape: [usize; D]) -> Tensor<Flex, D> {
     Values::new(values, shape).tensor()
 }
 

@@ -1,6 +1,7 @@
 //! Group and layer normalisation.
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::Tensor;
+use burn_flex::Flex;
 use rayon::prelude::*;
 
 use super::{Values, memory::PooledBuffer, silu_of, tensor, vectorized};
@@ -49,7 +50,7 @@ fn statistics(values: &[f32], eps: f64) -> (f32, f32) {
 }
 
 /// See [`GroupNorm`]; in place if no other tensor shares the values.
-pub fn group_norm<B: Backend>(operation: GroupNorm<B>) -> Result<Tensor<B, 4>, GroupNorm<B>> {
+pub fn group_norm(operation: GroupNorm<Flex>) -> Result<Tensor<Flex, 4>, GroupNorm<Flex>> {
     let shape = operation.x.dims();
     let [_, channels, height, width] = shape;
     let parameters = [&operation.weight, &operation.bias].map(Values::of);
@@ -102,35 +103,42 @@ pub fn group_norm<B: Backend>(operation: GroupNorm<B>) -> Result<Tensor<B, 4>, G
 }
 
 /// See [`LayerNorm`].
-pub fn layer_norm<B: Backend, const D: usize>(
-    operation: LayerNorm<B, D>,
-) -> Result<Tensor<B, D>, LayerNorm<B, D>> {
+pub fn layer_norm<const D: usize>(
+    operation: LayerNorm<Flex, D>,
+) -> Result<Tensor<Flex, D>, LayerNorm<Flex, D>> {
     normalized(&operation).ok_or(operation)
 }
 
-fn normalized<B: Backend, const D: usize>(operation: &LayerNorm<B, D>) -> Option<Tensor<B, D>> {
+fn normalized<const D: usize>(operation: &LayerNorm<Flex, D>) -> Option<Tensor<Flex, D>> {
     let (shape, eps) = (operation.x.dims(), operation.eps);
     let x = Values::of(&operation.x)?;
     let (weight, bias) = (Values::of(&operation.weight)?, Values::of(&operation.bias)?);
-    let width = shape[D - 1];
     let mut out = PooledBuffer::new(x.as_slice().len());
-    if out.is_empty() {
-        return Some(tensor(out, shape));
+    if !out.is_empty() {
+        normalize_rows(
+            x.as_slice(),
+            weight.as_slice(),
+            bias.as_slice(),
+            eps,
+            &mut out,
+        );
     }
-    let rows = out
-        .par_chunks_mut(width)
-        .zip(x.as_slice().par_chunks(width));
+    Some(tensor(out, shape))
+}
+
+fn normalize_rows(x: &[f32], weight: &[f32], bias: &[f32], eps: f64, out: &mut [f32]) {
+    let width = weight.len();
+    let rows = out.par_chunks_mut(width).zip(x.par_chunks(width));
     rows.for_each(|(out, x)| {
         vectorized(
             #[inline(always)]
             || {
                 let (mean, factor) = statistics(x, eps);
-                let affine = weight.as_slice().iter().zip(bias.as_slice());
+                let affine = weight.iter().zip(bias);
                 for ((out, x), (weight, bias)) in out.iter_mut().zip(x).zip(affine) {
                     *out = ((x - mean) * factor).mul_add(*weight, *bias);
                 }
             },
         );
     });
-    Some(tensor(out, shape))
 }

@@ -6,7 +6,7 @@ use burn_ndarray::NdArray;
 
 use super::weights::WeightSlice;
 use super::*;
-use crate::{ConvGeometry, GroupNorm};
+use crate::{ConvGeometry, GroupNorm, LayerNorm};
 
 /// Distinct pseudo-random numbers in `[-1, 1)`.
 fn numbers<B: Backend, const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<B, D> {
@@ -103,39 +103,58 @@ fn all_3x3_convolutions_agree() {
 
 #[test]
 fn micro_kernel_is_a_sum_of_products() {
-    use micro_kernel::{MR, MicroKernel, NR};
+    use micro_kernel::{MR, MicroKernel, NR, Start, micro_kernel};
     for depth in [0, 1, 7, 300] {
         let a: Tensor<Flex, 2> = numbers(1, [depth + 1, MR]);
         let b: Tensor<Flex, 2> = numbers(2, [depth + 1, NR]);
-        let (a, b) = (Values::of(&a).unwrap(), Values::of(&b).unwrap());
+        let before: Tensor<Flex, 2> = numbers(3, [MR, NR]);
+        let [a, b, before] = [a, b, before].map(|x| Values::of(&x).unwrap());
         let (a, _) = a.as_slice()[MR..].as_chunks();
         let (b, _) = b.as_slice()[NR..].as_chunks();
-        let beta: [f32; NR] = std::array::from_fn(|column| column as f32 / 16.0 - 1.0);
-        let check = |compute: &dyn Fn(MicroKernel<'_>)| {
-            for (beta, before) in [(None, f32::NAN), (Some(&beta), 1.5)] {
-                let mut c = [[before; NR]; MR];
-                compute(MicroKernel {
-                    a,
-                    b,
-                    beta,
-                    c: &mut c,
-                });
-                for (row, sums) in c.iter().enumerate() {
-                    for (column, sum) in sums.iter().enumerate() {
-                        let terms = a.iter().zip(b);
-                        let terms = terms.map(|(a, b)| f64::from(a[row]) * f64::from(b[column]));
-                        let scaled = beta.map_or(0.0, |beta| f64::from(before * beta[column]));
-                        assert!((f64::from(*sum) - scaled - terms.sum::<f64>()).abs() < 1e-5);
-                    }
+        let before: [[f32; NR]; MR] =
+            std::array::from_fn(|row| before.as_slice().as_chunks().0[row]);
+        let factors: [f32; NR] = std::array::from_fn(|column| column as f32 / 16.0 - 1.0);
+        let check = |start: Start<'_>, compute: &dyn Fn(&mut [[f32; NR]; MR])| {
+            let mut c = match start {
+                Start::Zero => [[f32::NAN; NR]; MR],
+                _ => before,
+            };
+            compute(&mut c);
+            for (row, sums) in c.iter().enumerate() {
+                for (column, sum) in sums.iter().enumerate() {
+                    let factor = match start {
+                        Start::Zero => 0.0,
+                        Start::Values => 1.0,
+                        Start::Scaled(factors) => factors[column],
+                    };
+                    let terms = a.iter().zip(b);
+                    let terms = terms.map(|(a, b)| f64::from(a[row]) * f64::from(b[column]));
+                    let start = f64::from(before[row][column] * factor);
+                    assert!((f64::from(*sum) - start - terms.sum::<f64>()).abs() < 1e-5);
                 }
             }
         };
-        // The best instructions of this machine, scalar code, and AVX2.
-        check(&|op| micro_kernel::micro_kernel(op.a, op.b, op.beta, op.c));
-        check(&|op| pulp::Simd::vectorize(pulp::Scalar, op));
-        #[cfg(target_arch = "x86_64")]
-        if let Some(avx2) = pulp::x86::V3::try_new() {
-            check(&|op| pulp::Simd::vectorize(avx2, op));
+        // The best instructions of this machine.
+        for start in [Start::Zero, Start::Values, Start::Scaled(&factors)] {
+            check(start, &|c| micro_kernel(a, b, start, c));
+        }
+        for (start, accumulate) in [(Start::Zero, false), (Start::Values, true)] {
+            let scalar = |c: &mut _| {
+                let operation = MicroKernel {
+                    a,
+                    b,
+                    accumulate,
+                    c,
+                };
+                pulp::Simd::vectorize(pulp::Scalar, operation);
+            };
+            check(start, &scalar);
+            #[cfg(target_arch = "x86_64")]
+            if let Some(simd) = pulp::x86::V3::try_new() {
+                check(start, &|c| {
+                    avx2::micro_kernel(simd, a, b, accumulate, c);
+                });
+            }
         }
     }
 }
@@ -172,7 +191,7 @@ fn a_unique_tensor_is_normalized_in_place() {
     let x = Values::of(&numbers::<Flex, 4>(1, [2, 6, 5, 7])).unwrap();
     let before = x.as_slice().as_ptr();
     let norm = GroupNorm {
-        x: x.tensor::<Flex, 4>(),
+        x: x.tensor::<4>(),
         weight: numbers(2, [6]),
         bias: numbers(3, [6]),
         groups: 2,
@@ -210,7 +229,14 @@ fn unsupported_tensors_are_returned() {
     let half = Tensor::<Flex, 1>::from_data([1.0, 2.0], (&Default::default(), DType::F16));
     assert!(Values::of(&half).is_none());
     assert!(Values::take(half).is_err());
-    let other = Tensor::<NdArray, 1>::from_floats([1.0], &Default::default());
-    assert!(Values::of(&other).is_none());
-    assert!(Values::take(other).is_err());
+    // Another backend's.
+    let [x, weight, bias] = [2, 3, 4].map(|seed| numbers::<NdArray, 1>(seed, [5]));
+    let norm = LayerNorm {
+        x: x.clone(),
+        weight,
+        bias,
+        eps: 1e-5,
+    };
+    let norm = norm.run().unwrap_err();
+    assert_eq!(norm.x.into_data(), x.into_data());
 }

@@ -1,17 +1,16 @@
 //! Weights in the type that they are stored in: `f32`, or half precision, which is converted to
 //! `f32` in small blocks.
 
-use std::any::Any;
 use std::ops::Range;
 
-use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend};
+use burn::tensor::{DType, Tensor, TensorPrimitive};
 use burn_flex::{Flex, FlexTensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::memory::PooledBuffer;
 
-/// The contiguous values of a weight on `Flex`.
+/// The contiguous values of a weight.
 pub struct Weight(FlexTensor);
 
 /// A slice of a weight's values.
@@ -23,9 +22,8 @@ pub enum WeightSlice<'a> {
 }
 
 impl Weight {
-    /// `None` if the tensor is of another backend, or quantised.
-    pub fn of<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Option<Self> {
-        let tensor = (tensor as &dyn Any).downcast_ref::<Tensor<Flex, D>>()?;
+    /// `None` if the tensor is quantised.
+    pub fn of<const D: usize>(tensor: &Tensor<Flex, D>) -> Option<Self> {
         match tensor.clone().into_primitive() {
             TensorPrimitive::Float(values) => Some(Self(values.to_contiguous())),
             TensorPrimitive::QFloat(_) => None,

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use super::conv::{Images, Outputs};
 use super::matrix::{Matrix, TASKS_PER_THREAD, split_columns};
 use super::memory::PooledBuffer;
-use super::micro_kernel::{MR, NR, PanelColumn, PanelRow, RegisterBlock, micro_kernel};
+use super::micro_kernel::{MR, NR, PanelColumn, PanelRow, RegisterBlock, Start, micro_kernel};
 use super::transform::{FilterTransform, InputTransform, OutputTransform, transform};
 use super::vectorized;
 use super::weights::WeightSlice;
@@ -599,14 +599,18 @@ fn multiply(
     vectorized(
         #[inline(always)]
         || {
-            let beta = accumulate.then_some(&[1.0; LANES]);
+            let start = if accumulate {
+                Start::Values
+            } else {
+                Start::Zero
+            };
             let products = products.chunks_mut(a.count * b.count);
             for (product, blocks) in products.enumerate() {
                 for (b_panel, blocks) in blocks.chunks_mut(a.count).enumerate() {
                     let b = b.get(b_panel, product);
                     for (a_panel, block) in blocks.iter_mut().enumerate() {
                         let a = a.get(a_panel, product);
-                        micro_kernel(a, b, beta, block);
+                        micro_kernel(a, b, start, block);
                     }
                 }
             }

@@ -3,7 +3,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::{Values, memory::PooledBuffer, silu_of, tensor, vectorized};
+use super::{Values, memory::PooledBuffer, mul_add, silu_of, tensor, vectorized};
 use crate::{GroupNorm, LayerNorm};
 
 /// Independent partial sums, for the vectoriser.
@@ -82,7 +82,7 @@ pub fn group_norm<B: Backend>(operation: GroupNorm<B>) -> Result<Tensor<B, 4>, G
                     let scale = factor * weight.as_slice()[first + channel];
                     let shift = bias.as_slice()[first + channel] - mean * scale;
                     for value in values {
-                        let y = value.mul_add(scale, shift);
+                        let y = mul_add(*value, scale, shift);
                         *value = if silu { silu_of(y) } else { y };
                     }
                 }
@@ -127,7 +127,7 @@ fn normalized<B: Backend, const D: usize>(operation: &LayerNorm<B, D>) -> Option
                 let (mean, factor) = statistics(x, eps);
                 let affine = weight.as_slice().iter().zip(bias.as_slice());
                 for ((out, x), (weight, bias)) in out.iter_mut().zip(x).zip(affine) {
-                    *out = ((x - mean) * factor).mul_add(*weight, *bias);
+                    *out = mul_add((x - mean) * factor, *weight, *bias);
                 }
             },
         );

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use flate2::{Compression, write::GzEncoder};
 
 use crate::{cargo, output, root, target};
 
@@ -16,7 +17,9 @@ const TARGET: &str = "wasm32-unknown-unknown";
 /// The program's name, as that of its files.
 const NAME: &str = "diffuse_web";
 /// The most bytes of the folder.
-const MAX_BYTES: u64 = 16 << 20;
+const MAX_BYTES: u64 = 16_000_000;
+/// Packages that take little of the time: they are compiled for size.
+const SMALL: [&str; 5] = ["burn-backend", "burn-flex", "gemm-f16", "regex-automata", "tokenizers"];
 /// Files of the page. The style is that of the server's page.
 const PAGE: [&str; 4] = [
     "crates/diffuse-web/page/index.html",
@@ -38,12 +41,12 @@ pub fn run(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Checks that the libraries compile for browsers. Where no compiler is, it says so.
+/// Checks that the libraries compile for browsers, or says that there is no compiler.
 pub fn check() -> Result<()> {
     match Toolchain::find() {
         Some(toolchain) => crate::run(toolchain.cargo("check").arg("--quiet")),
         None => {
-            say!("Rust's {TARGET} is not installed: the page is not checked");
+            say!("the target {TARGET} is not installed: the page is not checked");
             Ok(())
         }
     }
@@ -53,11 +56,13 @@ pub fn check() -> Result<()> {
 pub fn build() -> Result<PathBuf> {
     let Some(toolchain) = Toolchain::find() else {
         bail!(
-            "Rust's {TARGET} is not installed: run `rustup target add {TARGET}`; with Debian's \
-             packages, install rustc-web, cargo-web, rust-web-src, rust-web-llvm and lld"
+            "the target {TARGET} is not installed: run `rustup target add {TARGET}` or, with \
+             Debian's Rust, `apt-get install rustc-web cargo-web rust-web-src rust-web-llvm lld-22`"
         );
     };
-    crate::run(&mut toolchain.cargo("build"))?;
+    let small = SMALL.map(|package| format!("profile.release.package.{package}.opt-level='s'"));
+    let settings = small.iter().flat_map(|setting| ["--config", setting]);
+    crate::run(toolchain.cargo("build").args(settings))?;
     let program = target().join(TARGET).join("release");
     let program = program.join(NAME).with_extension("wasm");
     let folder = target().join("web");
@@ -66,9 +71,10 @@ pub fn build() -> Result<PathBuf> {
     }
     crate::run(
         Command::new(wasm_bindgen()?)
-            .args(["--target", "web", "--no-typescript", "--out-dir"])
+            .args(["--target", "web", "--no-typescript", "--remove-name-section", "--out-dir"])
             .args([&folder, &program]),
     )?;
+    compress(&folder)?;
     for page in PAGE.map(|page| root().join(page)) {
         let name = page.file_name().expect("a file");
         fs::copy(&page, folder.join(name))?;
@@ -82,6 +88,17 @@ pub fn build() -> Result<PathBuf> {
         bail!("the page has {bytes} bytes, more than {MAX_BYTES}");
     }
     Ok(folder)
+}
+
+/// Replaces the program by a compressed one, which the page decompresses: few servers compress
+/// files. Its name ends in nothing that a server might have its own idea of.
+fn compress(folder: &Path) -> Result<()> {
+    let program = folder.join(format!("{NAME}_bg.wasm"));
+    let compressed = fs::File::create(folder.join(format!("{NAME}.bin")))?;
+    let mut encoder = GzEncoder::new(compressed, Compression::best());
+    encoder.write_all(&fs::read(&program)?)?;
+    encoder.finish()?;
+    Ok(fs::remove_file(program)?)
 }
 
 /// A compiler for browsers.

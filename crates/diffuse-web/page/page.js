@@ -38,7 +38,7 @@ const answers = {
     $("guidance").disabled = !model.takesPrompt;
     $("steps").value = model.steps;
     $("guidance").value = model.guidance;
-    const own = new Option(`the model's: ${model.scheduler}`, "");
+    const own = new Option(`${model.scheduler} (default)`, "");
     $("scheduler").replaceChildren(own, ...model.schedulers.map((name) => new Option(name)));
   },
 
@@ -133,6 +133,10 @@ $("form").addEventListener("submit", (event) => {
   worker.postMessage({ task: "generate", argument: request });
 });
 
+$("prompt").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
+});
+
 function cancel() {
   if ($("cancel").hidden) return;
   $("generate").hidden = false;
@@ -208,24 +212,23 @@ async function filesOf(entry) {
 // ---------------------------------------------------------------------------------------------
 // Start
 
-/** Fetches and compiles the program, which has the models in it. */
+/** Fetches and compiles the program, which has the models in it; it is compressed by gzip. */
 async function fetchProgram() {
-  const response = await fetch("diffuse_web_bg.wasm");
+  const response = await fetch("diffuse_web.bin");
   if (!response.ok) throw new Error(`the server answers ${response.status}`);
   const length = Number(response.headers.get("Content-Length"));
   let received = 0;
   const counted = new TransformStream({
     transform(chunk, controller) {
       received += chunk.length;
-      // A compressed body is longer than its length says.
+      // The server may have compressed it again, and then the length is another.
       if (received <= length) $("progress").value = received / length;
       $("status").textContent = `Fetching the program, ${(received / 1e6).toFixed(1)} MB`;
       controller.enqueue(chunk);
     },
   });
-  // Not every server knows the type.
   const headers = { "Content-Type": "application/wasm" };
-  const body = response.body.pipeThrough(counted);
+  const body = response.body.pipeThrough(counted).pipeThrough(new DecompressionStream("gzip"));
   return WebAssembly.compileStreaming(new Response(body, { headers }));
 }
 

@@ -134,10 +134,12 @@ impl Model {
         self.guidance_scale
     }
 
-    /// Class of the checkpoint's scheduler.
+    /// Name of the checkpoint's scheduler.
     #[wasm_bindgen(getter)]
     pub fn scheduler(&self) -> Option<String> {
-        self.scheduler.class_name().map(String::from)
+        let class = self.scheduler.class_name();
+        let info = scheduler_catalog().find(|info| Some(info.class) == class);
+        info.map(|info| info.name.into())
     }
 
     /// Generates an image. `request` is JSON: `prompt`, `seed`, `num_inference_steps`,

@@ -18,8 +18,15 @@ const TARGET: &str = "wasm32-unknown-unknown";
 const NAME: &str = "diffuse_web";
 /// The most bytes of the folder.
 const MAX_BYTES: u64 = 16_000_000;
-/// Packages that take little of the time: they are compiled for size.
-const SMALL: [&str; 5] = ["burn-backend", "burn-flex", "gemm-f16", "regex-automata", "tokenizers"];
+/// Settings that make the program smaller, and not slower: those packages take little of the time.
+const SMALL: [(&str, &str); 6] = [
+    ("burn-backend", "opt-level='s'"),
+    ("burn-flex", "opt-level='s'"),
+    ("gemm-f16", "opt-level='s'"),
+    ("regex-automata", "opt-level='s'"),
+    ("tokenizers", "opt-level='s'"),
+    ("diffuse-web", "codegen-units=1"),
+];
 /// Files of the page. The style is that of the server's page.
 const PAGE: [&str; 4] = [
     "crates/diffuse-web/page/index.html",
@@ -60,9 +67,12 @@ pub fn build() -> Result<PathBuf> {
              Debian's Rust, `apt-get install rustc-web cargo-web rust-web-src rust-web-llvm lld-22`"
         );
     };
-    let small = SMALL.map(|package| format!("profile.release.package.{package}.opt-level='s'"));
-    let settings = small.iter().flat_map(|setting| ["--config", setting]);
-    crate::run(toolchain.cargo("build").args(settings))?;
+    let mut command = toolchain.cargo("build");
+    for (package, setting) in SMALL {
+        let setting = format!("profile.release.package.{package}.{setting}");
+        command.args(["--config", &setting]);
+    }
+    crate::run(&mut command)?;
     let program = target().join(TARGET).join("release");
     let program = program.join(NAME).with_extension("wasm");
     let folder = target().join("web");
@@ -71,7 +81,13 @@ pub fn build() -> Result<PathBuf> {
     }
     crate::run(
         Command::new(wasm_bindgen()?)
-            .args(["--target", "web", "--no-typescript", "--remove-name-section", "--out-dir"])
+            .args([
+                "--target",
+                "web",
+                "--no-typescript",
+                "--remove-name-section",
+                "--out-dir",
+            ])
             .args([&folder, &program]),
     )?;
     compress(&folder)?;
@@ -167,7 +183,10 @@ fn wasm_bindgen() -> Result<PathBuf> {
     if let Some(program) = programs.into_iter().find(|program| is_fit(program)) {
         return Ok(program);
     }
-    say!("installing wasm-bindgen-cli {version} in {}", tools.display());
+    say!(
+        "installing wasm-bindgen-cli {version} in {}",
+        tools.display()
+    );
     crate::run(
         cargo()
             .args(["install", "wasm-bindgen-cli", "--force"])

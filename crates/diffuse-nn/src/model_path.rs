@@ -11,8 +11,8 @@ use crate::files::{check_contents, check_regular, check_text_size, read_text};
 
 /// A file or folder of a model: a path on disk, or one among files in memory.
 ///
-/// Everything that converts to a [`Path`] converts to a path on disk, so `from_pretrained("folder")`
-/// works. Files in memory have paths from a folder that does not exist:
+/// Everything that converts to a [`Path`] converts to a path on disk, as in
+/// `from_pretrained("folder")`. Files in memory have paths from a folder that does not exist:
 ///
 /// ```
 /// use diffuse_nn::ModelPath;

@@ -7,9 +7,9 @@ use burn::module::Module;
 use burn::tensor::{DType, FloatDType, backend::Backend};
 use thiserror::Error;
 
+use crate::ModelPath;
 use crate::checkpoint::{Checkpoint, CheckpointError, parameters, save_safetensors};
 use crate::config::{ConfigError, ModelConfig};
-use crate::ModelPath;
 use crate::files::replace_file;
 
 /// Why a model could not be loaded or saved.

@@ -6,7 +6,6 @@
 //! y = (x · rescale_factor - image_mean) / image_std
 //! ```
 
-
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use diffuse_nn::ModelPath;
 use diffuse_nn::config::{ConfigError, MAX_CHANNELS, ModelConfig, check_size};

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use burn::tensor::backend::Backend;
 use diffuse_nn::ModelPath;
 use diffuse_schedulers::{
-    Overrides, SCHEDULER_CONFIG_NAME, Scheduler, SchedulerConfig, SchedulerError, scheduler_from_config,
+    Overrides, SCHEDULER_CONFIG_NAME, Scheduler, SchedulerConfig, SchedulerError,
+    scheduler_from_config,
 };
 use serde_json::{Map, Value};
 

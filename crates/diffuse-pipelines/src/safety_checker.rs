@@ -9,7 +9,6 @@
 //! that need special care, come first: if one of their scores is above zero, the adjustment is 0.01
 //! from there on, else 0.
 
-
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 use diffuse_clip::{CLIPVisionConfig, CLIPVisionModel};

@@ -53,6 +53,6 @@ onmessage = async ({ data: { task, argument } }) => {
 function described(error) {
   if (typeof error === "string") return { message: error, broken: true };
   if (!(error instanceof WebAssembly.RuntimeError)) return { message: error.message };
-  const message = `The computation was stopped (${error.message}). The model may need more memory than a page gets.`;
-  return { message, broken: true };
+  const advice = "The model may need more memory than a page gets.";
+  return { message: `The computation was stopped (${error.message}). ${advice}`, broken: true };
 }

@@ -154,12 +154,8 @@ impl Model {
             let preview = images.ok().and_then(|mut images| images.pop());
             let preview = preview.map(Image::from);
             let (step, steps) = (event.step as u32, event.steps as u32);
-            let called = on_step.call3(
-                &JsValue::NULL,
-                &step.into(),
-                &steps.into(),
-                &preview.into(),
-            );
+            let called =
+                on_step.call3(&JsValue::NULL, &step.into(), &steps.into(), &preview.into());
             match called {
                 Ok(_) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),

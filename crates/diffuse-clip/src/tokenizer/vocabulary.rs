@@ -21,8 +21,8 @@ pub(super) fn read_vocabulary(
         let (vocab, merges) = vocabulary_of(whole)?;
         Ok((whole.path.clone(), vocab, merges))
     } else if vocab.is_file() && merges.is_file() {
-        let ids: HashMap<String, u32> =
-            serde_json::from_str(&read(&vocab)?).map_err(|error| parse_error(vocab.path(), error))?;
+        let ids: HashMap<String, u32> = serde_json::from_str(&read(&vocab)?)
+            .map_err(|error| parse_error(vocab.path(), error))?;
         let pairs = read_merges(&merges)?;
         Ok((vocab.path().to_path_buf(), ids.into_iter().collect(), pairs))
     } else {
@@ -81,8 +81,9 @@ fn read_merges(file: &ModelPath) -> Result<Merges, TokenizerError> {
     let pairs = lines.filter(|(_, line)| !line.starts_with("#version"));
     pairs
         .map(|(index, line)| {
-            pair(line)
-                .ok_or_else(|| parse_error(file.path(), format!("line {} is not two tokens", index + 1)))
+            pair(line).ok_or_else(|| {
+                parse_error(file.path(), format!("line {} is not two tokens", index + 1))
+            })
         })
         .collect()
 }

@@ -14,9 +14,7 @@ use diffuse_unet::{
 };
 use diffuse_vae::Autoencoder;
 
-use crate::components::{
-    check_class_labels, component_options, component_path, load_autoencoder,
-};
+use crate::components::{check_class_labels, component_options, component_path, load_autoencoder};
 use crate::folder::{ModelIndex, PipelineKind, load_scheduler, pipeline_folder};
 use crate::{PipelineError, SafetyChecker};
 

@@ -96,10 +96,12 @@ function showRunning(status) {
 }
 
 function showIdle() {
+  const focused = document.activeElement === $("cancel");
   $("running").hidden = true;
   $("cancel").hidden = true;
   $("generate").hidden = false;
   $("generate").disabled = false;
+  if (focused) $("generate").focus();
 }
 
 function show(image) {

@@ -42,7 +42,7 @@ pub struct Model {
 
 enum Pipeline {
     StableDiffusion(Box<StableDiffusionPipeline<Flex>>),
-    Unconditional(DDPMPipeline<Flex>),
+    Unconditional(Box<DDPMPipeline<Flex>>),
 }
 
 /// What to generate, as JSON.
@@ -88,7 +88,8 @@ impl Model {
         let index = ModelIndex::read(folder).map_err(js_error)?;
         let (pipeline, scheduler) = match PipelineKind::of(&index) {
             Some(PipelineKind::Unconditional) => {
-                let pipeline = DDPMPipeline::from_pretrained(folder, &device).map_err(js_error)?;
+                let pipeline = DDPMPipeline::from_pretrained(folder, &device);
+                let pipeline = Box::new(pipeline.map_err(js_error)?);
                 let scheduler = pipeline.scheduler.config().clone();
                 (Pipeline::Unconditional(pipeline), scheduler)
             }

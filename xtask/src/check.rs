@@ -166,6 +166,8 @@ pub fn run(arguments: &[String]) -> Result<()> {
                 .env("RUSTDOCFLAGS", "-D warnings"),
         )?;
     }
+    say!("the page for browsers");
+    crate::web::check()?;
     say!("dependency arrows");
     for (package, forbidden) in FORBIDDEN {
         check_arrows(package, forbidden)?;

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use crate::arguments::Arguments;
-use crate::{cargo, root, run, target};
+use crate::{cargo, root, run, target, web};
 
 /// The scripts in `xtask/clients`, in their order.
 const SCRIPTS: [&str; 5] = [
@@ -17,9 +17,9 @@ const SCRIPTS: [&str; 5] = [
     "stress.py",
 ];
 
-/// Scripts that run only by name: `page.py` needs a browser, `fleet.py` a program with the feature
-/// `fleet`.
-const ONLY_BY_NAME: [&str; 2] = ["page.py", "fleet.py"];
+/// Scripts that run only by name: `page.py` and `web.py` need a browser, `web.py` the target
+/// `wasm32-unknown-unknown`, `fleet.py` a program with the feature `fleet`.
+const ONLY_BY_NAME: [&str; 3] = ["page.py", "web.py", "fleet.py"];
 
 const USAGE: &str = "usage: cargo xtask clients [--python PYTHON] [--program FILE] [SCRIPT ...]";
 
@@ -51,9 +51,11 @@ pub fn run_all(arguments: &[String]) -> Result<()> {
         let path = root().join("xtask/clients").join(script);
         let mut command = Command::new(python);
         command.arg(path).arg(&program);
-        if script == "page.py" {
-            command.arg(target().join("page"));
-        }
+        match script {
+            "page.py" => command.arg(target().join("page")),
+            "web.py" => command.arg(web::build()?).arg(target().join("page")),
+            _ => &mut command,
+        };
         run(&mut command)?;
     }
     Ok(())

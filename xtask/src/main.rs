@@ -30,6 +30,7 @@ mod operations;
 mod profile;
 mod test;
 mod timer;
+mod web;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -59,6 +60,7 @@ usage: cargo xtask COMMAND
   golden [--python PYTHON] record the expected values of the tests again, from Diffusers
   clients [--python PYTHON] [--program FILE] [SCRIPT ...]
                            run real clients against the server, see docs/testing.md
+  web [--open]             build the page that computes in the browser; --open shows it
 
 The features `wgpu` and `cuda` extend `test` and `check` to the code of that backend, and `bench`
 measures on that GPU unless `--backend` is given:
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
         "golden" => golden::run(rest),
         "clients" => clients::run_all(rest),
         "convert" => diffuse("convert", rest),
+        "web" => web::run(rest),
         "bench" => match rest.split_first() {
             Some((what, rest)) if what == "quality" => {
                 start(&["diffuse-training", "--bin", "scene-quality"], rest)

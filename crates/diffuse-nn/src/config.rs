@@ -4,14 +4,14 @@
 //! default; unknown keys are ignored, as the reference does; a known key with a value that is not
 //! computed here is an error.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use crate::files::read_text;
+use crate::ModelPath;
 
 /// Why a configuration could not be read or is not supported.
 #[derive(Debug, Error)]
@@ -107,9 +107,10 @@ pub trait ModelConfig: Serialize + DeserializeOwned {
     ///
     /// # Errors
     /// If the file cannot be read, is not valid, or asks for something that is not computed here.
-    fn from_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
-        let path = path.as_ref();
-        let text = read_text(path).map_err(|source| ConfigError::Read {
+    fn from_file(path: impl Into<ModelPath>) -> Result<Self, ConfigError> {
+        let file = path.into();
+        let path = file.path();
+        let text = file.read_text().map_err(|source| ConfigError::Read {
             path: path.to_path_buf(),
             source,
         })?;

@@ -14,14 +14,19 @@ const MAX_TEXT_BYTES: u64 = 64 << 20;
 /// If it cannot be read, is something else, or is not UTF-8.
 pub fn read_text(path: &Path) -> io::Result<String> {
     check_regular(path)?;
-    let size = fs::metadata(path)?.len();
+    check_text_size(fs::metadata(path)?.len())?;
+    let text = fs::read_to_string(path)?;
+    check_contents(text.as_bytes())?;
+    Ok(text)
+}
+
+/// The size of a text file, if it is not absurd.
+pub(crate) fn check_text_size(size: u64) -> io::Result<usize> {
     if size > MAX_TEXT_BYTES {
         let message = format!("it has {size} bytes, far more than such a file needs");
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
-    let text = fs::read_to_string(path)?;
-    check_contents(text.as_bytes())?;
-    Ok(text)
+    Ok(size as usize)
 }
 
 /// Checks that a path is a regular file, or leads to one.

@@ -7,6 +7,7 @@ mod blocks;
 mod conv;
 mod freeu;
 mod linear;
+mod model_path;
 mod norm;
 mod resnet;
 mod sampling;
@@ -29,6 +30,7 @@ pub use blocks::{
 pub use conv::{Conv2d, Conv2dConfig};
 pub use freeu::FreeUFactors;
 pub use linear::{Linear, LinearConfig};
+pub use model_path::ModelPath;
 pub use norm::{GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig};
 pub use resnet::{ResnetBlock2D, ResnetBlock2DConfig, TimeScaleShift};
 pub use sampling::{Downsample2D, Downsample2DConfig, Upsample2D, Upsample2DConfig};

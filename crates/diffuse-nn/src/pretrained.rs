@@ -7,6 +7,7 @@ use burn::module::Module;
 use burn::tensor::{DType, FloatDType, backend::Backend};
 use thiserror::Error;
 
+use crate::ModelPath;
 use crate::checkpoint::{Checkpoint, CheckpointError, parameters, save_safetensors};
 use crate::config::{ConfigError, ModelConfig};
 use crate::files::replace_file;
@@ -93,7 +94,7 @@ pub trait Pretrained<B: Backend>: Module<B> {
     /// # Errors
     /// If a file is missing or damaged, or asks for something that is not computed here.
     fn from_pretrained(
-        folder: impl AsRef<Path>,
+        folder: impl Into<ModelPath>,
         device: &B::Device,
     ) -> Result<Self, PretrainedError> {
         Self::from_pretrained_with(folder, &LoadOptions::default(), device)
@@ -104,7 +105,7 @@ pub trait Pretrained<B: Backend>: Module<B> {
     /// # Errors
     /// As [`from_pretrained`](Self::from_pretrained), and if the folder does not have the variant.
     fn from_pretrained_with(
-        folder: impl AsRef<Path>,
+        folder: impl Into<ModelPath>,
         options: &LoadOptions,
         device: &B::Device,
     ) -> Result<Self, PretrainedError> {
@@ -118,16 +119,16 @@ pub trait Pretrained<B: Backend>: Module<B> {
     /// # Errors
     /// If a file is missing or damaged, or asks for something that is not computed here.
     fn open(
-        folder: impl AsRef<Path>,
+        folder: impl Into<ModelPath>,
         options: &LoadOptions,
     ) -> Result<(Self::Config, Checkpoint), PretrainedError> {
-        let folder = folder.as_ref();
+        let folder = folder.into();
         if !folder.is_dir() {
-            return Err(PretrainedError::NoFolder(folder.to_path_buf()));
+            return Err(PretrainedError::NoFolder(folder.path().to_path_buf()));
         }
         let config = Self::Config::from_file(folder.join("config.json"))?;
         let stems = Self::Config::WEIGHTS;
-        let weights = find_weights(folder, stems, options.variant.as_deref())?;
+        let weights = find_weights(&folder, stems, options.variant.as_deref())?;
         let weights = Checkpoint::open(weights)?.rename(Self::current_key)?;
         Ok((config, weights))
     }
@@ -175,10 +176,10 @@ pub trait Pretrained<B: Backend>: Module<B> {
 /// # Errors
 /// If there is none with this stem and variant.
 pub fn find_weights(
-    folder: &Path,
+    folder: &ModelPath,
     [safetensors, bin]: [&str; 2],
     variant: Option<&str>,
-) -> Result<PathBuf, PretrainedError> {
+) -> Result<ModelPath, PretrainedError> {
     let variant = variant.map(|name| format!(".{name}")).unwrap_or_default();
     let names = [
         format!("{safetensors}{variant}.safetensors"),
@@ -191,23 +192,19 @@ pub fn find_weights(
         .map(|name| folder.join(name))
         .find(|path| path.is_file());
     found.ok_or_else(|| PretrainedError::NoWeights {
-        folder: folder.to_path_buf(),
+        folder: folder.path().to_path_buf(),
         expected: format!("`{}`, `{}`", names[0], names[2]),
         hint: other_weights(folder, safetensors, bin),
     })
 }
 
 /// A sentence about weights of other variants in the folder.
-fn other_weights(folder: &Path, safetensors: &str, bin: &str) -> String {
-    let Ok(entries) = fs::read_dir(folder) else {
-        return String::new();
-    };
-    let mut others: Vec<String> = entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+fn other_weights(folder: &ModelPath, safetensors: &str, bin: &str) -> String {
+    let names = folder.names().into_iter();
+    let others: Vec<String> = names
         .filter(|name| name.starts_with(safetensors) || name.starts_with(bin))
         .map(|name| format!("`{name}`"))
         .collect();
-    others.sort();
     if others.is_empty() {
         String::new()
     } else {

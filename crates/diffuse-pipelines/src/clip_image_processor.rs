@@ -6,9 +6,8 @@
 //! y = (x · rescale_factor - image_mean) / image_std
 //! ```
 
-use std::path::Path;
-
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use diffuse_nn::ModelPath;
 use diffuse_nn::config::{ConfigError, MAX_CHANNELS, ModelConfig, check_size};
 use image::RgbImage;
 use image::imageops::crop_imm;
@@ -135,8 +134,8 @@ impl CLIPImageProcessor {
     ///
     /// # Errors
     /// If it cannot be read, or asks for something that is not computed here.
-    pub fn from_pretrained(folder: impl AsRef<Path>) -> Result<Self, ConfigError> {
-        Self::from_file(folder.as_ref().join(PREPROCESSOR_CONFIG_NAME))
+    pub fn from_pretrained(folder: impl Into<ModelPath>) -> Result<Self, ConfigError> {
+        Self::from_file(folder.into().join(PREPROCESSOR_CONFIG_NAME))
     }
 
     /// The pixel values of an image in `f32`: `[1, 3, height, width]`, with the height and width of

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::Backend;
 use diffuse_clip::{CLIPTextConfig, CLIPTextModel};
+use diffuse_nn::ModelPath;
 use diffuse_nn::checkpoint::{Parameter, parameters};
 use diffuse_nn::config::{ConfigError, ModelConfig};
 use diffuse_nn::pretrained::{LoadOptions, PretrainedError, find_weights};
@@ -125,7 +126,7 @@ pub(crate) fn check_class_labels<C: ModelConfig>(
 /// Loads an autoencoder of a class, by default an [`AutoencoderKL`].
 pub(crate) fn load_autoencoder<B: Backend>(
     class: Option<&str>,
-    folder: &Path,
+    folder: &ModelPath,
     options: &LoadOptions,
     device: &B::Device,
 ) -> Result<Autoencoder<B>, PretrainedError> {
@@ -140,18 +141,20 @@ pub(crate) fn load_autoencoder<B: Backend>(
 /// Where a component's files are: in its own folder or, as in the DDPM repositories, in the
 /// pipeline's.
 pub fn component_folder(folder: &Path, component: &str) -> PathBuf {
+    let folder = component_path(&folder.into(), component);
+    folder.path().to_path_buf()
+}
+
+/// [`component_folder`] on disk or in memory.
+pub(crate) fn component_path(folder: &ModelPath, component: &str) -> ModelPath {
     let own = folder.join(component);
-    if own.is_dir() {
-        own
-    } else {
-        folder.to_path_buf()
-    }
+    if own.is_dir() { own } else { folder.clone() }
 }
 
 /// How to load one component: as Diffusers does, from its plain weights where other components have
 /// the variant that is asked for, but not this one.
 pub(crate) fn component_options(
-    folder: &Path,
+    folder: &ModelPath,
     kind: PipelineKind,
     component: &str,
     options: &LoadOptions,
@@ -159,7 +162,7 @@ pub(crate) fn component_options(
     let variant = options.variant.as_deref();
     let components = kind.components().iter().chain(kind.optional_components());
     let mut with_variant = components.filter(|(component, classes)| {
-        let folder = component_folder(folder, component);
+        let folder = component_path(folder, component);
         let stems = weights_stems(classes[0]);
         stems.is_some_and(|stems| find_weights(&folder, stems, variant).is_ok())
     });

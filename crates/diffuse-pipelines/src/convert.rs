@@ -106,11 +106,15 @@ fn weights(
     options: &ConvertOptions,
 ) -> Result<PathBuf, PipelineError> {
     let variant = options.variant.as_deref();
-    let found = find_weights(folder, stems, variant);
+    let find = |variant| {
+        let found = find_weights(&folder.into(), stems, variant)?;
+        Ok::<_, PretrainedError>(found.path().to_path_buf())
+    };
+    let found = find(variant);
     if found.is_ok() || variant.is_some() {
         return Ok(found?);
     }
-    let half = find_weights(folder, stems, Some("fp16"));
+    let half = find(Some("fp16"));
     Ok(half.or(found)?)
 }
 

@@ -2,18 +2,18 @@
 //! [`DDIMPipeline`]: Song et al. 2020, <https://arxiv.org/abs/2010.02502>).
 
 use std::ops::ControlFlow;
-use std::path::Path;
-use std::time::Instant;
 
 use burn::tensor::{DType, Tensor, backend::Backend};
+use diffuse_nn::ModelPath;
 use diffuse_nn::checkpoint::float_dtype;
 use diffuse_schedulers::{
     NoiseSource, Overrides, Scheduler, StepOptions, TimestepRequest, randn_tensor,
     scheduler_from_config,
 };
 use diffuse_unet::{LoadOptions, Pretrained, PretrainedError, UNet2DConfig, UNet2DModel};
+use web_time::Instant;
 
-use crate::components::{check_class_labels, component_folder};
+use crate::components::{check_class_labels, component_path};
 use crate::folder::{ModelIndex, PipelineKind, load_scheduler, pipeline_folder};
 use crate::generation::{
     StageTimes, check_finite, check_generators, check_pixels, seeds_or_random,
@@ -60,7 +60,7 @@ impl<B: Backend> DDPMPipeline<B> {
     /// # Errors
     /// If a file is missing or damaged, or asks for something that is not computed here.
     pub fn from_pretrained(
-        folder: impl AsRef<Path>,
+        folder: impl Into<ModelPath>,
         device: &B::Device,
     ) -> Result<Self, PipelineError> {
         Self::from_pretrained_with(folder, &LoadOptions::default(), device)
@@ -71,16 +71,16 @@ impl<B: Backend> DDPMPipeline<B> {
     /// # Errors
     /// As [`from_pretrained`](Self::from_pretrained).
     pub fn from_pretrained_with(
-        folder: impl AsRef<Path>,
+        folder: impl Into<ModelPath>,
         options: &LoadOptions,
         device: &B::Device,
     ) -> Result<Self, PipelineError> {
         let kind = PipelineKind::Unconditional;
-        let folder = pipeline_folder(folder.as_ref(), kind, options.variant.as_deref(), true)?;
+        let folder = pipeline_folder(folder.into(), kind, options.variant.as_deref(), true)?;
         let index = ModelIndex::read(&folder)?;
         kind.check(&index)?;
         let scheduler = load_scheduler(&folder, &index)?;
-        let folder = component_folder(&folder, "unet");
+        let folder = component_path(&folder, "unet");
         let (config, weights) = UNet2DModel::<B>::open(folder, options)?;
         check_unet(&config)?;
         let unet = UNet2DModel::from_checkpoint(&config, &weights, options, device)?;
@@ -306,7 +306,7 @@ impl<B: Backend> DDIMPipeline<B> {
     /// # Errors
     /// If a file is missing or damaged, or asks for something that is not computed here.
     pub fn from_pretrained(
-        folder: impl AsRef<Path>,
+        folder: impl Into<ModelPath>,
         device: &B::Device,
     ) -> Result<Self, PipelineError> {
         Self::new(DDPMPipeline::from_pretrained(folder, device)?)

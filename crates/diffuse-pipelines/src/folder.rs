@@ -1,18 +1,18 @@
 //! The layout of a published pipeline: `model_index.json`, and a folder a component.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::Backend;
-use diffuse_nn::files::read_text;
+use diffuse_nn::ModelPath;
 use diffuse_schedulers::{
-    Overrides, SCHEDULER_CONFIG_NAME, Scheduler, SchedulerConfig, scheduler_from_config,
+    Overrides, SCHEDULER_CONFIG_NAME, Scheduler, SchedulerConfig, SchedulerError,
+    scheduler_from_config,
 };
 use serde_json::{Map, Value};
 
-use crate::components::FEATURE_EXTRACTORS;
-use crate::{PipelineError, component_folder};
+use crate::PipelineError;
+use crate::components::{FEATURE_EXTRACTORS, component_path};
 
 /// The file that says which components a pipeline has.
 pub const MODEL_INDEX_NAME: &str = "model_index.json";
@@ -32,15 +32,17 @@ impl ModelIndex {
     ///
     /// # Errors
     /// If the folder or the file does not exist, or the file is not a JSON object.
-    pub fn read(folder: &Path) -> Result<Self, PipelineError> {
+    pub fn read(folder: impl Into<ModelPath>) -> Result<Self, PipelineError> {
+        let folder = folder.into();
         if !folder.is_dir() {
-            return Err(PipelineError::NoFolder(folder.to_path_buf()));
+            return Err(PipelineError::NoFolder(folder.path().to_path_buf()));
         }
-        let path = folder.join(MODEL_INDEX_NAME);
-        let text = read_text(&path).map_err(|source| match source.kind() {
+        let file = folder.join(MODEL_INDEX_NAME);
+        let path = file.path().to_path_buf();
+        let text = file.read_text().map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => PipelineError::NoIndex {
-                folder: folder.to_path_buf(),
-                hint: what_is(folder),
+                folder: folder.path().to_path_buf(),
+                hint: what_is(&folder),
             },
             _ => PipelineError::Read {
                 path: path.clone(),
@@ -105,8 +107,8 @@ impl ModelIndex {
 }
 
 /// What a folder without an index is, as far as its files tell: the end of an error's message.
-fn what_is(folder: &Path) -> String {
-    let config = read_text(&folder.join("config.json")).ok();
+fn what_is(folder: &ModelPath) -> String {
+    let config = folder.join("config.json").read_text().ok();
     let config: Option<Value> = config.and_then(|text| serde_json::from_str(&text).ok());
     let class = config.as_ref().and_then(|config| {
         let class = config.get("_class_name").and_then(Value::as_str);
@@ -123,18 +125,16 @@ fn what_is(folder: &Path) -> String {
         };
         return format!("it holds a {class}, which is one component of a pipeline{advice}");
     }
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut names: Vec<PathBuf> = entries.map(|entry| entry.file_name().into()).collect();
-    names.sort();
-    let is_single_file = |name: &&PathBuf| {
-        let extension = name.extension().and_then(|extension| extension.to_str());
+    let is_single_file = |name: &String| {
+        let extension = Path::new(name).extension();
+        let extension = extension.and_then(|extension| extension.to_str());
         matches!(extension, Some("ckpt" | "safetensors"))
     };
-    match names.iter().find(is_single_file) {
+    match folder.names().into_iter().find(is_single_file) {
         Some(file) => format!(
             "`{}` may be a single-file checkpoint, which cannot be read; look for one in \
              Diffusers' format",
-            file.display()
+            file
         ),
         None => "it is not a pipeline in Diffusers' format".to_string(),
     }
@@ -259,17 +259,22 @@ fn check_class(component: &str, class: &str, classes: &[&str]) -> Result<(), Str
 /// # Errors
 /// If the index names none, or it is not supported.
 pub(crate) fn load_scheduler<B: Backend>(
-    folder: &Path,
+    folder: &ModelPath,
     index: &ModelIndex,
 ) -> Result<Box<dyn Scheduler<B>>, PipelineError> {
     let Some(class) = index.class_of("scheduler") else {
         return Err(index.error("it has no `scheduler`".into()));
     };
-    let folder = component_folder(folder, "scheduler");
-    let path = folder.join(SCHEDULER_CONFIG_NAME);
-    // Also where it is no JSON at all, which the scheduler's error cannot explain.
-    read_text(&path).map_err(|source| PipelineError::Read { path, source })?;
-    let config = SchedulerConfig::from_file(folder)?;
+    let file = component_path(folder, "scheduler").join(SCHEDULER_CONFIG_NAME);
+    let path = || file.path().to_path_buf();
+    let text = file.read_text().map_err(|source| PipelineError::Read {
+        path: path(),
+        source,
+    })?;
+    let config = SchedulerConfig::from_json_str(&text).map_err(|error| SchedulerError::File {
+        path: path(),
+        source: Box::new(error),
+    })?;
     Ok(scheduler_from_config(
         &config,
         Some(class),
@@ -280,23 +285,26 @@ pub(crate) fn load_scheduler<B: Backend>(
 /// The folder that a pipeline is loaded from: the one that is named or, with the feature `hub`, the
 /// snapshot in the cache of a repository that is named.
 pub(crate) fn pipeline_folder(
-    folder: &Path,
+    folder: ModelPath,
     _kind: PipelineKind,
     _variant: Option<&str>,
     _no_safety_checker: bool,
-) -> Result<PathBuf, PipelineError> {
+) -> Result<ModelPath, PipelineError> {
     #[cfg(feature = "hub")]
-    if let Some(id) = crate::hub::as_hub_id(folder) {
+    if let Some(id) = crate::hub::as_hub_id(folder.path()).filter(|_| folder.is_on_disk()) {
         let wanted = crate::hub::PipelineFiles {
             pipeline: Some(_kind),
             variant: _variant.map(String::from),
             no_safety_checker: _no_safety_checker,
         };
         let options = crate::hub::FetchOptions::from_env();
-        return crate::hub::resolve(id, &wanted, &options).map_err(|source| PipelineError::Hub {
-            id: id.to_string(),
-            source: Box::new(source),
-        });
+        let resolved = crate::hub::resolve(id, &wanted, &options);
+        return resolved
+            .map(ModelPath::from)
+            .map_err(|source| PipelineError::Hub {
+                id: id.to_string(),
+                source: Box::new(source),
+            });
     }
-    Ok(folder.to_path_buf())
+    Ok(folder)
 }

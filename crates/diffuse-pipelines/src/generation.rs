@@ -6,6 +6,7 @@ use std::time::Duration;
 use burn::tensor::{Tensor, backend::Backend};
 use diffuse_schedulers::Generator;
 use image::RgbImage;
+use web_time::SystemTime;
 
 use crate::PipelineError;
 
@@ -64,9 +65,10 @@ pub fn generators(seeds: &[u64]) -> Vec<Generator> {
     seeds.iter().map(|seed| Generator::new(*seed)).collect()
 }
 
-/// A seed from the operating system, below 2³², which is what torch's generator takes of a seed.
+/// A seed from the operating system and the time, below 2³², which is what torch's generator takes
+/// of a seed. WebAssembly in a browser has only the time.
 pub fn random_seed() -> u64 {
-    RandomState::new().hash_one(()) & 0xffff_ffff
+    RandomState::new().hash_one(SystemTime::now()) & 0xffff_ffff
 }
 
 /// Checks the number of generators before anything is computed.

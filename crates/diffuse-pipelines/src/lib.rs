@@ -52,6 +52,8 @@ pub use diffuse_schedulers as schedulers;
 pub use diffuse_unet as unet;
 pub use diffuse_vae as vae;
 
+pub use diffuse_nn::ModelPath;
+pub use diffuse_nn::checkpoint::TensorSource;
 pub use diffuse_nn::files::{check_regular, replace_file};
 pub use diffuse_nn::pretrained::{LoadOptions, Pretrained};
 
@@ -64,4 +66,6 @@ mod documents {
     struct Tutorial;
     #[doc = include_str!("../../../docs/image-to-image.md")]
     struct ImageToImage;
+    #[doc = include_str!("../../../docs/browser.md")]
+    struct Browser;
 }

@@ -9,22 +9,20 @@
 //! that need special care, come first: if one of their scores is above zero, the adjustment is 0.01
 //! from there on, else 0.
 
-use std::path::Path;
-
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 use diffuse_clip::{CLIPVisionConfig, CLIPVisionModel};
 use diffuse_nn::checkpoint::float_dtype;
 use diffuse_nn::config::{ConfigError, MAX_CHANNELS, ModelConfig, check_size};
 use diffuse_nn::pretrained::{LoadOptions, Pretrained, PretrainedError};
-use diffuse_nn::{Linear, LinearConfig};
+use diffuse_nn::{Linear, LinearConfig, ModelPath};
 use image::{Rgb, RgbImage};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::PipelineError;
 use crate::clip_image_processor::CLIPImageProcessor;
-use crate::components::component_folder;
+use crate::components::component_path;
 
 /// Number of concepts.
 const CONCEPTS: usize = 17;
@@ -277,11 +275,12 @@ impl<B: Backend> SafetyChecker<B> {
     /// # Errors
     /// If a file is missing or damaged, or asks for something that is not computed here.
     pub fn from_pretrained(
-        folder: impl AsRef<Path>,
+        folder: impl Into<ModelPath>,
         options: &LoadOptions,
         device: &B::Device,
     ) -> Result<Self, PipelineError> {
-        let component = |name| component_folder(folder.as_ref(), name);
+        let folder = folder.into();
+        let component = |name| component_path(&folder, name);
         let feature_extractor = CLIPImageProcessor::from_pretrained(component("feature_extractor"))
             .map_err(PretrainedError::from)?;
         let folder = component("safety_checker");

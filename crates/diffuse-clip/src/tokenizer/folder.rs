@@ -10,7 +10,7 @@
 
 use std::path::{Path, PathBuf};
 
-use diffuse_nn::files::read_text;
+use diffuse_nn::ModelPath;
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{Merges, Vocab};
@@ -55,17 +55,19 @@ fn shorten(text: String) -> String {
 /// A JSON file, which need not exist.
 pub(super) struct Object {
     pub path: PathBuf,
+    pub exists: bool,
     pub map: Map<String, Value>,
 }
 
 impl Object {
-    fn read(path: PathBuf) -> Result<Self, TokenizerError> {
-        if !path.exists() {
+    fn read(file: ModelPath) -> Result<Self, TokenizerError> {
+        let (path, exists) = (file.path().to_path_buf(), file.exists());
+        if !exists {
             let map = Map::new();
-            return Ok(Self { path, map });
+            return Ok(Self { path, exists, map });
         }
-        match serde_json::from_str(&read(&path)?) {
-            Ok(Value::Object(map)) => Ok(Self { path, map }),
+        match serde_json::from_str(&read(&file)?) {
+            Ok(Value::Object(map)) => Ok(Self { path, exists, map }),
             Ok(_) => Err(parse_error(&path, "it is not a JSON object")),
             Err(error) => Err(parse_error(&path, error)),
         }
@@ -90,7 +92,7 @@ impl Object {
 }
 
 impl Folder {
-    pub(super) fn read(folder: &Path) -> Result<Self, TokenizerError> {
+    pub(super) fn read(folder: &ModelPath) -> Result<Self, TokenizerError> {
         let config = Object::read(folder.join("tokenizer_config.json"))?;
         let special = Object::read(folder.join("special_tokens_map.json"))?;
         let added = Object::read(folder.join("added_tokens.json"))?;
@@ -192,9 +194,9 @@ fn max_length(config: &Object) -> Result<usize, TokenizerError> {
     }
 }
 
-pub(super) fn read(path: &Path) -> Result<String, TokenizerError> {
-    read_text(path).map_err(|source| TokenizerError::Read {
-        path: path.to_path_buf(),
+pub(super) fn read(file: &ModelPath) -> Result<String, TokenizerError> {
+    file.read_text().map_err(|source| TokenizerError::Read {
+        path: file.path().to_path_buf(),
         source,
     })
 }

@@ -9,9 +9,10 @@ mod save;
 mod vocabulary;
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use diffuse_nn::ModelPath;
 use thiserror::Error;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::{Lowercase, NFC, Replace, replace::ReplacePattern};
@@ -139,8 +140,8 @@ impl CLIPTokenizer {
     ///
     /// # Errors
     /// If a file is missing or damaged, or asks for something that is not supported.
-    pub fn from_pretrained(folder: impl AsRef<Path>) -> Result<Self, TokenizerError> {
-        Self::new(Folder::read(folder.as_ref())?)
+    pub fn from_pretrained(folder: impl Into<ModelPath>) -> Result<Self, TokenizerError> {
+        Self::new(Folder::read(&folder.into())?)
     }
 
     /// The tokenizer of Stable Diffusion 1, which fills up with its end token.

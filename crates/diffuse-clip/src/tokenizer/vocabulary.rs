@@ -1,8 +1,9 @@
 //! Tokens, their ids and their merges, in a tokenizer's folder.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use diffuse_nn::ModelPath;
 use serde_json::Value;
 use tokenizers::models::bpe::{Merges, Vocab};
 
@@ -11,21 +12,21 @@ use super::folder::{Object, parse_error, read};
 
 /// The vocabulary's file, its tokens with their ids, and its merges.
 pub(super) fn read_vocabulary(
-    folder: &Path,
+    folder: &ModelPath,
     whole: &Object,
 ) -> Result<(PathBuf, Vocab, Merges), TokenizerError> {
     let vocab = folder.join("vocab.json");
     let merges = folder.join("merges.txt");
-    if whole.path.exists() {
+    if whole.exists {
         let (vocab, merges) = vocabulary_of(whole)?;
         Ok((whole.path.clone(), vocab, merges))
     } else if vocab.is_file() && merges.is_file() {
-        let ids: HashMap<String, u32> =
-            serde_json::from_str(&read(&vocab)?).map_err(|error| parse_error(&vocab, error))?;
+        let ids: HashMap<String, u32> = serde_json::from_str(&read(&vocab)?)
+            .map_err(|error| parse_error(vocab.path(), error))?;
         let pairs = read_merges(&merges)?;
-        Ok((vocab, ids.into_iter().collect(), pairs))
+        Ok((vocab.path().to_path_buf(), ids.into_iter().collect(), pairs))
     } else {
-        Err(TokenizerError::NoVocabulary(folder.to_path_buf()))
+        Err(TokenizerError::NoVocabulary(folder.path().to_path_buf()))
     }
 }
 
@@ -74,14 +75,15 @@ fn vocabulary_of(whole: &Object) -> Result<(Vocab, Merges), TokenizerError> {
 }
 
 /// Pairs of tokens, the first to be merged first.
-fn read_merges(path: &Path) -> Result<Merges, TokenizerError> {
-    let text = read(path)?;
+fn read_merges(file: &ModelPath) -> Result<Merges, TokenizerError> {
+    let text = read(file)?;
     let lines = text.lines().enumerate();
     let pairs = lines.filter(|(_, line)| !line.starts_with("#version"));
     pairs
         .map(|(index, line)| {
-            pair(line)
-                .ok_or_else(|| parse_error(path, format!("line {} is not two tokens", index + 1)))
+            pair(line).ok_or_else(|| {
+                parse_error(file.path(), format!("line {} is not two tokens", index + 1))
+            })
         })
         .collect()
 }

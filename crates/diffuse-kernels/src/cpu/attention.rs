@@ -12,7 +12,7 @@ use super::matrix::{Matrix, TASKS_PER_THREAD, pack_columns, split_columns};
 use super::memory::PooledBuffer;
 use super::micro_kernel::{MR, NR, PanelColumn, PanelRow, RegisterBlock, Start, micro_kernel};
 use super::weights::WeightSlice;
-use super::{Values, exp2, tensor, vectorized};
+use super::{Values, exp2, mul_add, tensor, vectorized};
 use crate::Attention;
 
 /// Blocks of [`NR`] queries of a task, at most.
@@ -268,7 +268,7 @@ impl QueryBlock {
         }
         for lane in 0..NR {
             self.rescale[lane] = exp2(before[lane] - max[lane]);
-            self.sum[lane] = self.sum[lane].mul_add(self.rescale[lane], sums[lane]);
+            self.sum[lane] = mul_add(self.sum[lane], self.rescale[lane], sums[lane]);
         }
         self.max = max;
     }

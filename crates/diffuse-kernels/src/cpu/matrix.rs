@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::memory::PooledBuffer;
 use super::micro_kernel::{MR, NR, PanelColumn, PanelRow, Start, micro_kernel, transpose};
 use super::weights::{Weight, WeightSlice};
-use super::{Values, gelu_of, tensor, vectorized};
+use super::{Values, gelu_of, mul_add, tensor, vectorized};
 use crate::{Linear, LinearGeglu, LinearToImage};
 
 /// Rows of packed panels of `B` in memory at once, 4 MB: they stay in the cache that all cores
@@ -533,7 +533,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<NR>(), b.as_chunks::<NR>());
     for (a, b) in a.iter().zip(b) {
         for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum = a.mul_add(*b, *sum);
+            *sum = mul_add(*a, *b, *sum);
         }
     }
     let rest = a_rest.iter().zip(b_rest).map(|(a, b)| a * b);

@@ -162,8 +162,8 @@ impl Values {
     }
 }
 
-/// Whether a tensor is `f32` and the CPU has FMA instructions: without, each fused multiply-add is
-/// a function call.
+/// Whether a tensor is `f32` and an x86 CPU has FMA instructions: without, each fused multiply-add
+/// is a function call.
 fn is_supported<const D: usize>(tensor: &Tensor<Flex, D>) -> bool {
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
     let has_instructions = is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2");
@@ -174,6 +174,16 @@ fn is_supported<const D: usize>(tensor: &Tensor<Flex, D>) -> bool {
 
 fn tensor<const D: usize>(values: PooledBuffer, shape: [usize; D]) -> Tensor<Flex, D> {
     Values::new(values, shape).tensor()
+}
+
+/// `a · b + c`. WebAssembly has no instruction that rounds once, and a function call takes longer.
+#[inline(always)]
+fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+    if cfg!(target_family = "wasm") {
+        a * b + c
+    } else {
+        a.mul_add(b, c)
+    }
 }
 
 /// 1.5 · 2²³. Adding it rounds a number to an integer, which is then in the low bits.
@@ -196,9 +206,9 @@ fn exp(x: f32) -> f32 {
     // ln 2 in two parts: the first has so few digits that its product with `n` is exact.
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     let x = x.clamp(-87.3, 88.3);
-    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let shifted = mul_add(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = n.mul_add(-LN_2[1], n.mul_add(-LN_2[0], x));
+    let r = mul_add(n, -LN_2[1], mul_add(n, -LN_2[0], x));
     exp2_of_parts(shifted, r * std::f32::consts::LOG2_E)
 }
 
@@ -218,7 +228,7 @@ fn exp2_of_parts(shifted: f32, r: f32) -> f32 {
         0.693_147,
         1.000_000_1,
     ] {
-        sum = r.mul_add(sum, coefficient);
+        sum = mul_add(r, sum, coefficient);
     }
     // The exponent starts at bit 23.
     f32::from_bits(sum.to_bits().wrapping_add(shifted.to_bits() << 23))
@@ -235,10 +245,10 @@ fn silu_of(x: f32) -> f32 {
 #[inline(always)]
 fn gelu_of(x: f32) -> f32 {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
-    let t = 1.0 / z.mul_add(0.327_591_1, 1.0);
+    let t = 1.0 / mul_add(z, 0.327_591_1, 1.0);
     let mut sum = 1.061_405_4;
     for coefficient in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
-        sum = t.mul_add(sum, coefficient);
+        sum = mul_add(t, sum, coefficient);
     }
     // 1 - erf(z)
     let rest = sum * t * exp(-z * z);

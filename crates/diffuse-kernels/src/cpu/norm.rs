@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use burn_flex::Flex;
 use rayon::prelude::*;
 
-use super::{Values, memory::PooledBuffer, silu_of, tensor, vectorized};
+use super::{Values, memory::PooledBuffer, mul_add, silu_of, tensor, vectorized};
 use crate::{GroupNorm, LayerNorm};
 
 /// Independent partial sums, for the vectoriser.
@@ -83,7 +83,7 @@ pub fn group_norm(operation: GroupNorm<Flex>) -> Result<Tensor<Flex, 4>, GroupNo
                     let scale = factor * weight.as_slice()[first + channel];
                     let shift = bias.as_slice()[first + channel] - mean * scale;
                     for value in values {
-                        let y = value.mul_add(scale, shift);
+                        let y = mul_add(*value, scale, shift);
                         *value = if silu { silu_of(y) } else { y };
                     }
                 }
@@ -136,7 +136,7 @@ fn normalize_rows(x: &[f32], weight: &[f32], bias: &[f32], eps: f64, out: &mut [
                 let (mean, factor) = statistics(x, eps);
                 let affine = weight.iter().zip(bias);
                 for ((out, x), (weight, bias)) in out.iter_mut().zip(x).zip(affine) {
-                    *out = ((x - mean) * factor).mul_add(*weight, *bias);
+                    *out = mul_add((x - mean) * factor, *weight, *bias);
                 }
             },
         );

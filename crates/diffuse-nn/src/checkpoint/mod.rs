@@ -16,16 +16,17 @@ mod write;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::files::{check_contents, check_regular};
-use source::{Concatenated, FileSource};
+use crate::ModelPath;
+use crate::files::check_contents;
+use source::Concatenated;
 
 pub use error::{CheckpointError, name_some};
 pub use load::{Parameter, arrange_weights, cast, float_dtype, parameters};
 pub use save::save_safetensors;
+pub(crate) use source::FileSource;
 pub use source::TensorSource;
 pub use tensor::{Patch, TensorInfo};
 
@@ -60,18 +61,16 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If a file cannot be read, is damaged, or is a pickle that names anything but tensors.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
-        let path = path.as_ref();
-        if shards::is_index(path) {
-            return shards::open(path);
+    pub fn open(path: impl Into<ModelPath>) -> Result<Self, CheckpointError> {
+        let file = path.into();
+        if shards::is_index(file.path()) {
+            return shards::open(&file);
         }
-        let read = |source| CheckpointError::Read {
-            path: path.to_path_buf(),
+        let source = file.open().map_err(|source| CheckpointError::Read {
+            path: file.path().to_path_buf(),
             source,
-        };
-        check_regular(path).map_err(read)?;
-        let file = File::open(path).and_then(FileSource::new).map_err(read)?;
-        Self::from_source(path, Arc::new(file))
+        })?;
+        Self::from_source(file.path(), source)
     }
 
     /// The tensors of a source in a format by the extension of `path`, which also stands for it in

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::{Checkpoint, CheckpointError};
-use crate::files::read_text;
+use crate::ModelPath;
 
 #[derive(Deserialize)]
 struct Index {
@@ -22,13 +22,14 @@ pub(super) fn is_index(path: &Path) -> bool {
 }
 
 /// The tensors of all shards of an index. Index and shards must agree on every tensor.
-pub(super) fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
+pub(super) fn open(file: &ModelPath) -> Result<Checkpoint, CheckpointError> {
+    let path = file.path();
     let format = |message: String| CheckpointError::Format {
         path: path.to_path_buf(),
         format: "index",
         message,
     };
-    let text = read_text(path).map_err(|source| CheckpointError::Read {
+    let text = file.read_text().map_err(|source| CheckpointError::Read {
         path: path.to_path_buf(),
         source,
     })?;
@@ -46,7 +47,7 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
         if shard.file_name() != Some(name.as_ref()) || is_index(shard) {
             return Err(format(format!("`{name}` is not the name of a shard")));
         }
-        let shard = Checkpoint::open(path.with_file_name(name))?;
+        let shard = Checkpoint::open(file.with_file_name(name))?;
         for key in shard.tensors.keys() {
             if index.weight_map.get(key) != Some(name) {
                 return Err(format(format!(

@@ -21,7 +21,7 @@ pub trait TensorSource: Debug + Send + Sync {
 
 /// A file that is read where and when a tensor is needed. If it shrinks meanwhile, reading fails.
 #[derive(Debug)]
-pub(super) struct FileSource {
+pub(crate) struct FileSource {
     #[cfg(any(unix, windows))]
     file: File,
     #[cfg(not(any(unix, windows)))]
@@ -75,11 +75,25 @@ impl TensorSource for Vec<u8> {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let start = usize::try_from(offset).ok();
-        let bytes = start.and_then(|start| self.get(start..)?.get(..buffer.len()));
-        buffer.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
+        copy_from(self, buffer, offset)
     }
+}
+
+impl TensorSource for &'static [u8] {
+    fn len(&self) -> u64 {
+        <[u8]>::len(self) as u64
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        copy_from(self, buffer, offset)
+    }
+}
+
+fn copy_from(bytes: &[u8], buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    let start = usize::try_from(offset).ok();
+    let bytes = start.and_then(|start| bytes.get(start..)?.get(..buffer.len()));
+    buffer.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+    Ok(())
 }
 
 /// Ranges of other sources, one after the other.

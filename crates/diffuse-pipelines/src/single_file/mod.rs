@@ -329,12 +329,12 @@ pub fn load_vae<B: Backend>(
     let options = vae_options::<B>(options);
     if !path.is_file() {
         let kind = PipelineKind::StableDiffusion;
-        let options = component_options(path, kind, "vae", &options);
+        let options = component_options(&path.into(), kind, "vae", &options);
         let folder = component_folder(path, "vae");
         let class = class_of(&folder.join("config.json"));
         return Ok(load_autoencoder(
             class.as_deref(),
-            &folder,
+            &folder.into(),
             &options,
             device,
         )?);

@@ -1,12 +1,12 @@
 //! The denoising loop.
 
 use std::ops::ControlFlow;
-use std::time::Instant;
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 use diffuse_nn::checkpoint::float_dtype;
 use diffuse_schedulers::{NoiseSource, Scheduler, StepOptions};
 use diffuse_unet::{DeepCache, UNet2DConditionOptions};
+use web_time::Instant;
 
 use super::inpaint::Inpainting;
 use super::options::timestep_request;

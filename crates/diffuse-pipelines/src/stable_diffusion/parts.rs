@@ -1,10 +1,10 @@
 //! The parts of the pipeline: loading them, and whether they fit together.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use burn::tensor::{FloatDType, backend::Backend};
 use diffuse_clip::{CLIPTextModel, CLIPTokenizer};
+use diffuse_nn::ModelPath;
 use diffuse_nn::checkpoint::Checkpoint;
 use diffuse_nn::ops::has_gpu_kernels;
 use diffuse_schedulers::{Overrides, Scheduler, scheduler_from_config};
@@ -14,9 +14,7 @@ use diffuse_unet::{
 };
 use diffuse_vae::Autoencoder;
 
-use crate::components::{
-    check_class_labels, component_folder, component_options, load_autoencoder,
-};
+use crate::components::{check_class_labels, component_options, component_path, load_autoencoder};
 use crate::folder::{ModelIndex, PipelineKind, load_scheduler, pipeline_folder};
 use crate::{PipelineError, SafetyChecker};
 
@@ -125,7 +123,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
     /// # Errors
     /// If a file is missing or damaged, or asks for something that is not computed here.
     pub fn from_pretrained(
-        folder: impl AsRef<Path>,
+        folder: impl Into<ModelPath>,
         device: &B::Device,
     ) -> Result<Self, PipelineError> {
         Self::from_pretrained_with(folder, &LoadOptions::default(), device)
@@ -139,11 +137,11 @@ impl<B: Backend> StableDiffusionPipeline<B> {
     /// # Errors
     /// As [`from_pretrained`](Self::from_pretrained).
     pub fn from_pretrained_with(
-        folder: impl AsRef<Path>,
+        folder: impl Into<ModelPath>,
         options: &LoadOptions,
         device: &B::Device,
     ) -> Result<Self, PipelineError> {
-        Self::load(folder.as_ref(), options, false, device)
+        Self::load(folder.into(), options, false, device)
     }
 
     /// [`from_pretrained_with`](Self::from_pretrained_with) without the safety checker, which is
@@ -152,15 +150,15 @@ impl<B: Backend> StableDiffusionPipeline<B> {
     /// # Errors
     /// As [`from_pretrained`](Self::from_pretrained).
     pub fn from_pretrained_without_safety_checker(
-        folder: impl AsRef<Path>,
+        folder: impl Into<ModelPath>,
         options: &LoadOptions,
         device: &B::Device,
     ) -> Result<Self, PipelineError> {
-        Self::load(folder.as_ref(), options, true, device)
+        Self::load(folder.into(), options, true, device)
     }
 
     fn load(
-        folder: &Path,
+        folder: ModelPath,
         options: &LoadOptions,
         no_safety_checker: bool,
         device: &B::Device,
@@ -170,7 +168,7 @@ impl<B: Backend> StableDiffusionPipeline<B> {
         let folder = pipeline_folder(folder, kind, variant, no_safety_checker)?;
         let index = ModelIndex::read(&folder)?;
         kind.check(&index)?;
-        let component = |name| component_folder(&folder, name);
+        let component = |name| component_path(&folder, name);
 
         // Small files first: their errors come before gigabytes are read.
         let tokenizer = CLIPTokenizer::from_pretrained(component("tokenizer"))?;

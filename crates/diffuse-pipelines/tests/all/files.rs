@@ -52,7 +52,8 @@ fn weights<M: Pretrained<B>>(path: PathBuf) -> PathBuf {
     if path.is_file() {
         path
     } else {
-        find_weights(&path, M::Config::WEIGHTS, None).unwrap()
+        let found = find_weights(&path.into(), M::Config::WEIGHTS, None);
+        found.unwrap().path().to_path_buf()
     }
 }
 

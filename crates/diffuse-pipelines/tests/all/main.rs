@@ -12,6 +12,7 @@ mod full_size;
 mod half;
 mod hub;
 mod image_to_image;
+mod in_memory;
 mod refused;
 mod safety_checker;
 mod saving;

@@ -130,7 +130,11 @@ fn micro_kernel_is_a_sum_of_products() {
                     let terms = a.iter().zip(b);
                     let terms = terms.map(|(a, b)| f64::from(a[row]) * f64::from(b[column]));
                     let start = f64::from(before[row][column] * factor);
-                    assert!((f64::from(*sum) - start - terms.sum::<f64>()).abs() < 1e-5);
+                    let error = f64::from(*sum) - start - terms.sum::<f64>();
+                    assert!(
+                        error.abs() < 1e-5,
+                        "depth {depth}, row {row}, column {column}: {error}"
+                    );
                 }
             }
         };

@@ -1,7 +1,8 @@
 //! Times operations and networks on the CPU, one for each line of input. `cargo xtask bench cpu`
 //! runs it and PyTorch in turns.
 //!
-//! A line is a name and sizes, as in `conv 2 320 320 64 64 3`; the output is its seconds.
+//! A line is a name and sizes, as in `conv 2 320 320 64 64 3`; the output is its seconds. With the
+//! argument `avx2`, nothing uses AVX-512.
 
 use std::hint::black_box;
 use std::io::{self, BufRead, Write};
@@ -20,12 +21,20 @@ use rayon::prelude::*;
 const AT_LEAST: f64 = 0.2;
 
 fn main() -> Result<()> {
+    let is_avx2 = match std::env::args().nth(1).as_deref() {
+        None => false,
+        Some("avx2") => true,
+        Some(other) => bail!("unknown argument `{other}`"),
+    };
+    if is_avx2 {
+        diffuse_kernels::disable_avx512();
+    }
     for line in io::stdin().lock().lines() {
         let line = line?;
         let words: Vec<&str> = line.split_whitespace().collect();
         let (name, rest) = words.split_first().context("an empty line")?;
         let seconds = if *name == "peak" {
-            peak()
+            peak(is_avx2)
         } else {
             let mut operation = operation(name, rest)?;
             // As in a network.
@@ -176,24 +185,34 @@ fn numbers(words: &[&str]) -> Result<Vec<usize>> {
 }
 
 /// The least seconds of a GFLOP, on all threads.
-fn peak() -> f64 {
+fn peak(is_avx2: bool) -> f64 {
     // Independent accumulators that fill the registers.
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
-        return (0..5)
-            .map(|_| chains::<192>())
-            .fold(f64::INFINITY, f64::min);
+    if let pulp::Arch::V4(_) = pulp::Arch::new()
+        && !is_avx2
+    {
+        return fastest::<192>(pulp::Arch::new());
     }
-    (0..5).map(|_| chains::<96>()).fold(f64::INFINITY, f64::min)
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = pulp::x86::V3::try_new() {
+        return fastest::<96>(pulp::Arch::V3(simd));
+    }
+    fastest::<96>(pulp::Arch::new())
+}
+
+fn fastest<const LANES: usize>(arch: pulp::Arch) -> f64 {
+    (0..5)
+        .map(|_| chains::<LANES>(arch))
+        .fold(f64::INFINITY, f64::min)
 }
 
 /// Multiply-adds of values in registers.
-fn chains<const LANES: usize>() -> f64 {
+fn chains<const LANES: usize>(arch: pulp::Arch) -> f64 {
     const ROUNDS: usize = 1_000_000;
     let threads = rayon::current_num_threads();
     let start = Instant::now();
     (0..threads).into_par_iter().for_each(|_| {
-        let result = pulp::Arch::new().dispatch(
+        let result = arch.dispatch(
             #[inline(always)]
             || {
                 let (factor, mut lanes) = (black_box(0.999_f32), [1.0_f32; LANES]);

@@ -15,7 +15,7 @@ use crate::{cargo, root, run, target};
 
 const USAGE: &str = "usage: cargo xtask bench cpu [--reference PYTHON] \
                      [--runtime torch|compile|openvino|onnxruntime|candle] \
-                     [--models FOLDER] [--threads N] [--rounds N]";
+                     [--models FOLDER] [--threads N] [--rounds N] [--isa avx2]";
 
 /// Networks, their folders in `--models`, and their sizes.
 const NETWORKS: [(&str, &str, &str); 3] = [
@@ -25,7 +25,7 @@ const NETWORKS: [(&str, &str, &str); 3] = [
 ];
 
 pub fn bench(arguments: &[String]) -> Result<()> {
-    let names = ["reference", "runtime", "models", "threads", "rounds"];
+    let names = ["reference", "runtime", "models", "threads", "rounds", "isa"];
     let arguments = Arguments::parse(arguments, &names)?;
     if !arguments.positional.is_empty() {
         bail!("{USAGE}");
@@ -40,6 +40,11 @@ pub fn bench(arguments: &[String]) -> Result<()> {
         "openvino" => ("OpenVINO", Vec::new()),
         "onnxruntime" => ("ONNX Runtime", Vec::new()),
         "candle" => ("candle", Vec::new()),
+        _ => bail!("{USAGE}"),
+    };
+    let is_avx2 = match arguments.get("isa") {
+        None => false,
+        Some("avx2") if ["torch", "compile"].contains(&runtime) => true,
         _ => bail!("{USAGE}"),
     };
     let python = arguments.get("reference");
@@ -78,7 +83,11 @@ pub fn bench(arguments: &[String]) -> Result<()> {
         command.env("RAYON_NUM_THREADS", threads.to_string());
         command
     };
-    let mut ours = Timer::start(with_threads(Command::new(program)))?;
+    let mut command = with_threads(Command::new(program));
+    if is_avx2 {
+        command.arg("avx2");
+    }
+    let mut ours = Timer::start(command)?;
     // Before the other program starts and uses a core for a while.
     let peak = 1.0 / seconds(&mut ours, "peak")?;
     let mut reference = match python {
@@ -86,6 +95,11 @@ pub fn bench(arguments: &[String]) -> Result<()> {
             let mut command = Command::new(python);
             command.arg(root().join("xtask/bench/cpu.py"));
             command.args([&threads.to_string(), runtime]);
+            if is_avx2 {
+                command.env("ATEN_CPU_CAPABILITY", "avx2");
+                command.env("ONEDNN_MAX_CPU_ISA", "AVX2");
+                command.env("MKL_ENABLE_INSTRUCTIONS", "AVX2");
+            }
             Some(Timer::start(command)?)
         }
         None if runtime == "candle" => {

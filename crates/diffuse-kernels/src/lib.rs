@@ -11,8 +11,10 @@ pub use operations::*;
 
 use burn::tensor::backend::Backend;
 
+#[cfg(all(feature = "tuning", feature = "flex"))]
+pub use cpu::disable_avx512;
 /// Measures the tiling of products on GPUs.
-#[cfg(feature = "tuning")]
+#[cfg(all(feature = "tuning", feature = "gpu"))]
 pub use gpu::tuning;
 
 /// Whether a backend is one of the GPU backends that have kernels.

@@ -6,6 +6,8 @@
 //! decides how much of the register block is computed at once.
 
 use std::sync::LazyLock;
+#[cfg(feature = "tuning")]
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -130,8 +132,35 @@ pub fn inlined<Op: WithSimd>(op: Op) -> Op::Output {
 
 #[inline(always)]
 fn arch() -> Arch {
-    static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
     *ARCH
+}
+
+static ARCH: LazyLock<Arch> = LazyLock::new(|| {
+    #[cfg(all(feature = "tuning", target_arch = "x86_64"))]
+    if IS_AVX512_DISABLED.load(Ordering::Relaxed)
+        && let Some(simd) = pulp::x86::V3::try_new()
+    {
+        return Arch::V3(simd);
+    }
+    Arch::new()
+});
+
+#[cfg(feature = "tuning")]
+static IS_AVX512_DISABLED: AtomicBool = AtomicBool::new(false);
+
+/// Has the CPU kernels compute with AVX2 at most, to measure how they do on other machines. Does
+/// nothing where there is no AVX-512.
+///
+/// # Panics
+/// If an operation has run before.
+#[cfg(feature = "tuning")]
+pub fn disable_avx512() {
+    IS_AVX512_DISABLED.store(true, Ordering::Relaxed);
+    #[cfg(target_arch = "x86_64")]
+    assert!(
+        !matches!(arch(), Arch::V4(_)),
+        "called before any operation"
+    );
 }
 
 /// [`micro_kernel`] for a given instruction set.

@@ -6,7 +6,7 @@
 //! Linear layers and convolutions are matrix products with one micro-kernel (`micro_kernel.rs`);
 //! they differ in how they pack their panels. Other loops rely on the compiler's vectoriser;
 //! [`vectorized`] compiles them for each generation of vector instructions. `unsafe` is only in
-//! `memory.rs`: pooled buffers, and a hint to the system.
+//! `memory.rs` (pooled buffers, and a hint to the system) and in `avx2.rs` (assembly).
 
 mod attention;
 #[cfg(target_arch = "x86_64")]
@@ -34,6 +34,9 @@ pub use elementwise::{
 pub use matrix::{linear, linear_geglu, linear_to_image};
 pub use memory::free_pooled_memory;
 pub use norm::{group_norm, layer_norm};
+
+#[cfg(feature = "tuning")]
+pub use micro_kernel::disable_avx512;
 
 use memory::PooledBuffer;
 use micro_kernel::vectorized;

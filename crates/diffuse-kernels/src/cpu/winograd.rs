@@ -18,7 +18,9 @@ use rayon::prelude::*;
 use super::conv::{Images, Outputs};
 use super::matrix::{Matrix, TASKS_PER_THREAD, split_columns};
 use super::memory::PooledBuffer;
-use super::micro_kernel::{MR, NR, PanelColumn, PanelRow, RegisterBlock, Start, micro_kernel};
+use super::micro_kernel::{
+    MR, NR, PanelColumn, PanelRow, RegisterBlock, Start, micro_kernel, transpose,
+};
 use super::transform::{FilterTransform, InputTransform, OutputTransform, transform};
 use super::vectorized;
 use super::weights::WeightSlice;
@@ -108,8 +110,10 @@ fn gather(
     lane: usize,
     inputs: &mut [[PanelRow; INPUT_TILE]; INPUT_TILE],
 ) {
-    /// Tiles that are read at once, a number known to the compiler.
-    const AT_ONCE: usize = 4;
+    /// Tiles that are read at once.
+    const AT_ONCE: usize = MR;
+    /// Pixels of a row that are read for them: as many as a tile of [`MR`] columns would have.
+    const WINDOW: usize = OUTPUT_TILE * (AT_ONCE - 1) + MR;
     let (tile, count) = (tiles[0], tiles.len());
     let from = x.channel(tile.image, channel);
     for (dy, inputs) in inputs.iter_mut().enumerate() {
@@ -121,27 +125,33 @@ fn gather(
             continue;
         };
         let row = &from[row * x.width..][..x.width];
-        let mut index = 0;
-        while index < count {
+        for index in (0..count).step_by(AT_ONCE) {
+            // The first pixel is the one before.
             let start = tile.left + OUTPUT_TILE * index;
-            let first = lane + index;
-            let values = start.checked_sub(1).and_then(|start| row.get(start..));
-            let values =
-                values.and_then(|values| values.first_chunk::<{ OUTPUT_TILE * AT_ONCE + 2 }>());
-            if let Some(values) = values.filter(|_| index + AT_ONCE <= count) {
-                for (dx, lanes) in inputs.iter_mut().enumerate() {
-                    let lanes = lanes[first..].first_chunk_mut::<AT_ONCE>();
-                    let inputs = std::array::from_fn(|tile| values[OUTPUT_TILE * tile + dx]);
-                    *lanes.expect("a lane for each tile") = inputs;
+            let inside = start.checked_sub(1).and_then(|start| row.get(start..));
+            let mut padded = [0.0; WINDOW];
+            let window = match inside.and_then(<[f32]>::first_chunk) {
+                Some(window) => window,
+                None => {
+                    let padding = usize::from(start == 0);
+                    let row = &row[start.saturating_sub(1)..];
+                    let length = row.len().min(WINDOW - padding);
+                    padded[padding..padding + length].copy_from_slice(&row[..length]);
+                    &padded
                 }
-                index += AT_ONCE;
-                continue;
+            };
+            let rows = std::array::from_fn(|tile| {
+                let row = window[OUTPUT_TILE * tile..].first_chunk();
+                *row.expect("a window has the rows of all tiles")
+            });
+            let count = AT_ONCE.min(count - index);
+            for (lanes, column) in inputs.iter_mut().zip(transpose(rows)) {
+                let lanes = &mut lanes[lane + index..][..count];
+                match lanes.first_chunk_mut() {
+                    Some(lanes) => *lanes = column,
+                    None => lanes.copy_from_slice(&column[..count]),
+                }
             }
-            for (dx, lanes) in inputs.iter_mut().enumerate() {
-                let value = (start + dx).checked_sub(1).and_then(|x| row.get(x));
-                lanes[first] = value.copied().unwrap_or(0.0);
-            }
-            index += 1;
         }
     }
 }

@@ -261,7 +261,7 @@ fn unet_that_takes_the_guidance_scale() {
         unet.unwrap().forward_with(
             sample.narrow(0, 0, 1).cast(dtype),
             values.list("timestep")[0],
-            &context.narrow(0, 0, 1).cast(dtype),
+            &context.narrow(0, 0, 1).cast(dtype).into(),
             options,
         )
     });

@@ -4,7 +4,7 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
-use crate::{GroupNorm, GroupNormConfig, Linear, LinearConfig, ops};
+use crate::{GroupNorm, GroupNormConfig, Linear, LinearConfig, TextContext, ops};
 
 /// Configuration of an [`Attention`].
 #[derive(Config, Debug)]
@@ -87,7 +87,7 @@ impl<B: Backend> Attention<B> {
     /// - `x`: `[batch, tokens, query_dim]`
     /// - `context`: `[batch, context tokens, cross_attention_dim]`
     /// - output: `[batch, tokens, query_dim]`
-    pub fn forward(&self, x: Tensor<B, 3>, context: Option<&Tensor<B, 3>>) -> Tensor<B, 3> {
+    pub fn forward(&self, x: Tensor<B, 3>, context: Option<&TextContext<B>>) -> Tensor<B, 3> {
         self.to_out[0].forward(self.attend(x, context))
     }
 
@@ -95,21 +95,23 @@ impl<B: Backend> Attention<B> {
     pub fn forward_add(
         &self,
         x: Tensor<B, 3>,
-        context: Option<&Tensor<B, 3>>,
+        context: Option<&TextContext<B>>,
         residual: Tensor<B, 3>,
     ) -> Tensor<B, 3> {
         self.to_out[0].forward_add(self.attend(x, context), residual)
     }
 
     /// All but the last projection.
-    fn attend(&self, x: Tensor<B, 3>, context: Option<&Tensor<B, 3>>) -> Tensor<B, 3> {
+    fn attend(&self, x: Tensor<B, 3>, context: Option<&TextContext<B>>) -> Tensor<B, 3> {
         let (query, key, value) = match context {
             None => {
                 let [query, key, value] = project([&self.to_q, &self.to_k, &self.to_v], x);
                 (query, key, value)
             }
             Some(context) => {
-                let [key, value] = project([&self.to_k, &self.to_v], context.clone());
+                let layers = [&self.to_k, &self.to_v];
+                let [key, value] = context
+                    .keys_and_values(self.to_k.weight.id, |context| project(layers, context));
                 (self.to_q.forward(x), key, value)
             }
         };

@@ -9,7 +9,7 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use crate::{
     Attention, AttentionConfig, Downsample2D, Downsample2DConfig, FreeUFactors, ResnetBlock2D,
-    ResnetBlock2DConfig, Transformer2DModel, Transformer2DModelConfig, Upsample2D,
+    ResnetBlock2DConfig, TextContext, Transformer2DModel, Transformer2DModelConfig, Upsample2D,
     Upsample2DConfig, ops,
 };
 
@@ -51,7 +51,7 @@ impl<B: Backend> SpatialAttention<B> {
     ///
     /// # Panics
     /// If the variant that sees the text gets no `context`.
-    pub fn forward(&self, x: Tensor<B, 4>, context: Option<&Tensor<B, 3>>) -> Tensor<B, 4> {
+    pub fn forward(&self, x: Tensor<B, 4>, context: Option<&TextContext<B>>) -> Tensor<B, 4> {
         match self {
             SpatialAttention::Image(attention) => attention.forward_image(x),
             SpatialAttention::Text(transformer) => {
@@ -164,7 +164,7 @@ impl<B: Backend> DownBlock2D<B> {
         &self,
         x: Tensor<B, 4>,
         temb: Option<&Tensor<B, 2>>,
-        context: Option<&Tensor<B, 3>>,
+        context: Option<&TextContext<B>>,
         skips: &mut Vec<Tensor<B, 4>>,
     ) -> Tensor<B, 4> {
         let mut x = self.forward_layers(x, temb, context, skips, self.resnets.len());
@@ -180,7 +180,7 @@ impl<B: Backend> DownBlock2D<B> {
         &self,
         x: Tensor<B, 4>,
         temb: Option<&Tensor<B, 2>>,
-        context: Option<&Tensor<B, 3>>,
+        context: Option<&TextContext<B>>,
         skips: &mut Vec<Tensor<B, 4>>,
         layers: usize,
     ) -> Tensor<B, 4> {
@@ -253,7 +253,7 @@ impl<B: Backend> MidBlock2D<B> {
         &self,
         x: Tensor<B, 4>,
         temb: Option<&Tensor<B, 2>>,
-        context: Option<&Tensor<B, 3>>,
+        context: Option<&TextContext<B>>,
     ) -> Tensor<B, 4> {
         let mut x = self.resnets[0].forward(x, temb);
         for (layer, resnet) in self.resnets[1..].iter().enumerate() {
@@ -370,7 +370,7 @@ impl<B: Backend> UpBlock2D<B> {
         &self,
         x: Tensor<B, 4>,
         temb: Option<&Tensor<B, 2>>,
-        context: Option<&Tensor<B, 3>>,
+        context: Option<&TextContext<B>>,
         skips: &mut Vec<Tensor<B, 4>>,
     ) -> Tensor<B, 4> {
         self.forward_freeu(x, temb, context, skips, None)
@@ -384,7 +384,7 @@ impl<B: Backend> UpBlock2D<B> {
         &self,
         x: Tensor<B, 4>,
         temb: Option<&Tensor<B, 2>>,
-        context: Option<&Tensor<B, 3>>,
+        context: Option<&TextContext<B>>,
         skips: &mut Vec<Tensor<B, 4>>,
         freeu: Option<FreeUFactors>,
     ) -> Tensor<B, 4> {
@@ -408,7 +408,7 @@ impl<B: Backend> UpBlock2D<B> {
         &self,
         x: Tensor<B, 4>,
         temb: Option<&Tensor<B, 2>>,
-        context: Option<&Tensor<B, 3>>,
+        context: Option<&TextContext<B>>,
         skips: &mut Vec<Tensor<B, 4>>,
         freeu: Option<FreeUFactors>,
         layers: Range<usize>,

@@ -11,6 +11,7 @@ mod model_path;
 mod norm;
 mod resnet;
 mod sampling;
+mod text_context;
 mod time_embedding;
 mod transformer;
 
@@ -34,6 +35,7 @@ pub use model_path::ModelPath;
 pub use norm::{GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig};
 pub use resnet::{ResnetBlock2D, ResnetBlock2DConfig, TimeScaleShift};
 pub use sampling::{Downsample2D, Downsample2DConfig, Upsample2D, Upsample2DConfig};
+pub use text_context::TextContext;
 pub use time_embedding::{
     GaussianFourierProjection, GaussianFourierProjectionConfig, Timestep, TimestepEmbedding,
     TimestepEmbeddingConfig, Timesteps, guidance_embedding,

@@ -8,7 +8,7 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use crate::{
     Attention, AttentionConfig, Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, LayerNorm,
-    LayerNormConfig, Linear, LinearConfig, ops,
+    LayerNormConfig, Linear, LinearConfig, TextContext, ops,
 };
 
 /// A linear layer to twice the size, one half gated by the GELU of the other (Shazeer 2020,
@@ -131,7 +131,7 @@ impl<B: Backend> BasicTransformerBlock<B> {
     /// # Shapes
     /// - `x`, output: `[batch, tokens, dim]`
     /// - `context`: `[batch, text tokens, cross_attention_dim]`
-    pub fn forward(&self, x: Tensor<B, 3>, context: &Tensor<B, 3>) -> Tensor<B, 3> {
+    pub fn forward(&self, x: Tensor<B, 3>, context: &TextContext<B>) -> Tensor<B, 3> {
         let first = self.only_cross_attention.then_some(context);
         let x = self
             .attn1
@@ -255,7 +255,7 @@ impl<B: Backend> Transformer2DModel<B> {
     /// # Shapes
     /// - `x`, output: `[batch, channels, height, width]`
     /// - `context`: `[batch, text tokens, cross_attention_dim]`
-    pub fn forward(&self, x: Tensor<B, 4>, context: &Tensor<B, 3>) -> Tensor<B, 4> {
+    pub fn forward(&self, x: Tensor<B, 4>, context: &TextContext<B>) -> Tensor<B, 4> {
         let tokens = ops::image_to_tokens(self.norm.forward(x.clone()));
         let tokens = self
             .transformer_blocks

@@ -345,12 +345,13 @@ impl<B: Backend> ControlNetModel<B> {
         let timesteps = timestep.into().rows(batch);
         let temb = time_proj.forward(&timesteps, sample.dtype(), &sample.device());
         let temb = self.time_embedding.forward(temb, None);
+        let context = encoder_hidden_states.clone().into();
         ops::on_worker::<B, _>(move || {
             let temb = &self.config.act_fn.forward(temb);
             let x = self.conv_in.forward(sample) + condition;
             let mut skips = Vec::new();
             let (down_blocks, mid_block) = (&self.down_blocks, Some(&self.mid_block));
-            let context = Some(encoder_hidden_states);
+            let context = Some(&context);
             let x = encode(x, down_blocks, mid_block, temb, context, &mut skips);
             let residuals = skips.into_iter().zip(&self.controlnet_down_blocks);
             let output = ControlNetOutput {

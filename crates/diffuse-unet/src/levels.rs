@@ -5,8 +5,8 @@ use burn::tensor::{Tensor, backend::Backend};
 use diffuse_nn::config::{ConfigError, MAX_CHANNELS, MAX_LAYERS, MAX_LEVELS, check_size};
 use diffuse_nn::{
     Activation, Conv2d, DownBlock2D, DownBlock2DConfig, DownsamplerConfig, GroupNorm, MidBlock2D,
-    ResnetBlock2DConfig, SpatialAttentionConfig, TimeScaleShift, UpBlock2D, UpBlock2DConfig,
-    UpsamplerConfig, ops,
+    ResnetBlock2DConfig, SpatialAttentionConfig, TextContext, TimeScaleShift, UpBlock2D,
+    UpBlock2DConfig, UpsamplerConfig, ops,
 };
 use serde::{Deserialize, Serialize};
 
@@ -180,7 +180,7 @@ pub(crate) fn encode<B: Backend>(
     down_blocks: &[DownBlock2D<B>],
     mid_block: Option<&MidBlock2D<B>>,
     temb: &Tensor<B, 2>,
-    context: Option<&Tensor<B, 3>>,
+    context: Option<&TextContext<B>>,
     skips: &mut Vec<Tensor<B, 4>>,
 ) -> Tensor<B, 4> {
     skips.push(x.clone());
@@ -235,7 +235,7 @@ impl<B: Backend> Network<'_, B> {
         &self,
         sample: Tensor<B, 4>,
         temb: &Tensor<B, 2>,
-        context: Option<&Tensor<B, 3>>,
+        context: Option<&TextContext<B>>,
         options: NetworkOptions<'_, B>,
     ) -> Tensor<B, 4> {
         ops::on_worker::<B, _>(move || {

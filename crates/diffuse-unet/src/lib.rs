@@ -23,6 +23,6 @@ pub use unet_2d_condition::{
     UNet2DConditionUpBlock,
 };
 
-pub use diffuse_nn::Timestep;
 pub use diffuse_nn::config::{ConfigError, ModelConfig, PerLevel, SampleSize};
 pub use diffuse_nn::pretrained::{LoadOptions, Pretrained, PretrainedError};
+pub use diffuse_nn::{TextContext, Timestep};

@@ -9,8 +9,9 @@ use diffuse_nn::config::{
 use diffuse_nn::pretrained::Pretrained;
 use diffuse_nn::{
     Activation, Conv2d, Conv2dConfig, DownBlock2D, GroupNorm, GroupNormConfig, MidBlock2D,
-    MidBlock2DConfig, SpatialAttentionConfig, TimeScaleShift, Timestep, TimestepEmbedding,
-    TimestepEmbeddingConfig, Timesteps, Transformer2DModelConfig, UpBlock2D, guidance_embedding,
+    MidBlock2DConfig, SpatialAttentionConfig, TextContext, TimeScaleShift, Timestep,
+    TimestepEmbedding, TimestepEmbeddingConfig, Timesteps, Transformer2DModelConfig, UpBlock2D,
+    guidance_embedding,
 };
 use serde::{Deserialize, Serialize};
 
@@ -535,12 +536,21 @@ impl<B: Backend> UNet2DConditionModel<B> {
         timestep: impl Into<Timestep>,
         encoder_hidden_states: &Tensor<B, 3>,
     ) -> Tensor<B, 4> {
-        let options = UNet2DConditionOptions::default();
-        self.forward_with(sample, timestep, encoder_hidden_states, options)
+        let context = encoder_hidden_states.clone().into();
+        self.forward_with(
+            sample,
+            timestep,
+            &context,
+            UNet2DConditionOptions::default(),
+        )
     }
 
     /// [`forward`](Self::forward) with what some networks are conditioned on, with ControlNets, and
-    /// with changes of the computation.
+    /// with changes of the computation. With the same `context` in all steps of a run, its keys and
+    /// values are computed once.
+    ///
+    /// # Shapes
+    /// - `context`: `[batch, text tokens, cross_attention_dim]`
     ///
     /// # Panics
     /// If the network needs class labels and gets none, takes none, others, or not as many; or if
@@ -549,7 +559,7 @@ impl<B: Backend> UNet2DConditionModel<B> {
         &self,
         sample: Tensor<B, 4>,
         timestep: impl Into<Timestep>,
-        encoder_hidden_states: &Tensor<B, 3>,
+        context: &TextContext<B>,
         options: UNet2DConditionOptions<'_, B>,
     ) -> Tensor<B, 4> {
         let temb = self.embed_time(&sample, &timestep.into(), options.guidance_scale);
@@ -588,7 +598,7 @@ impl<B: Backend> UNet2DConditionModel<B> {
             freeu: options.freeu,
             deep_cache: options.deep_cache,
         };
-        network.forward(sample, &temb, Some(encoder_hidden_states), options)
+        network.forward(sample, &temb, Some(context), options)
     }
 
     /// The time embedding for a batch like `sample`: `[batch, time_embed_dim]`.

@@ -112,6 +112,7 @@ fn check_unet_2d_condition<B: Backend>(folder: &str, stage: &str, blocks: usize)
         expected = first_row(&values.tensor::<B, 4>("output", &device)).into_data();
     }
 
+    let context = context.into();
     let temb = unet.embed_time(&sample, &timestep, guidance);
     blocks.check("time_embedding", &temb);
     // Blocks use it after its activation.
@@ -165,7 +166,7 @@ fn check_controlnet<B: Backend>(name: &str) {
         control: Some(&output),
         ..UNet2DConditionOptions::default()
     };
-    let output = unet.forward_with(sample, timestep, &context, options);
+    let output = unet.forward_with(sample, timestep, &context.into(), options);
     assert_stage("output", output, &values.data("output"));
 }
 

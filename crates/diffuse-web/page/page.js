@@ -52,8 +52,9 @@ const answers = {
   async generate({ steps, stepSeconds, seconds, image }) {
     show(image);
     $("shown").setAttribute("aria-label", request.prompt || "The generated image");
+    const count = steps === 1 ? "1 step" : `${steps} steps`;
     $("facts").textContent =
-      `${image.width} x ${image.height} pixels, seed ${request.seed}. ${steps} steps of ` +
+      `${image.width} x ${image.height} pixels, seed ${request.seed}. ${count} of ` +
       `${stepSeconds.toFixed(2)} s, ${seconds.toFixed(1)} s in all.`;
     const blob = await new Promise((resolve) => $("shown").toBlob(resolve));
     URL.revokeObjectURL($("download").href);

@@ -177,11 +177,12 @@ impl<B: Backend> Controls<'_, B> {
             let pools = model.config().global_pool_conditions;
             // Without the unconditional half: the prompt is not what counts.
             let conditional = prompt.guided && (self.guess_mode || pools);
-            let [rows, _, _] = prompt.context.dims();
+            let embeddings = prompt.context.embeddings();
+            let [rows, _, _] = embeddings.dims();
             let (context, copies) = match (conditional, prompt.guided) {
-                (true, _) => (prompt.context.clone().narrow(0, rows / 2, rows / 2), 1),
-                (false, true) => (prompt.context.clone(), 2),
-                (false, false) => (prompt.context.clone(), 1),
+                (true, _) => (embeddings.clone().narrow(0, rows / 2, rows / 2), 1),
+                (false, true) => (embeddings.clone(), 2),
+                (false, false) => (embeddings.clone(), 1),
             };
             let own = float_dtype(model);
             let latents = latents.clone().cast(own).repeat_dim(0, copies);

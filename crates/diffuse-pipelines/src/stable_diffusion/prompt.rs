@@ -2,6 +2,7 @@
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use diffuse_clip::{PromptChunks, TextualInversion};
+use diffuse_nn::TextContext;
 use diffuse_nn::checkpoint::float_dtype;
 use diffuse_unet::Pretrained;
 
@@ -22,7 +23,7 @@ pub struct EncodedPrompt<B: Backend> {
 pub struct PreparedPrompt<B: Backend> {
     /// What the UNet is called with: negative rows before positive ones where there is guidance,
     /// else the positive rows: `[batch or 2 · batch, tokens, hidden_size]`.
-    pub context: Tensor<B, 3>,
+    pub context: TextContext<B>,
     /// Whether there are negative rows.
     pub guided: bool,
     /// For each text that was too long, the part that was cut.
@@ -89,7 +90,9 @@ impl<B: Backend> StableDiffusionPipeline<B> {
             repeated.reshape([texts * images, tokens, dim])
         });
         Ok(PreparedPrompt {
-            context: Tensor::cat(rows.collect(), 0).cast(float_dtype(&self.unet)),
+            context: Tensor::cat(rows.collect(), 0)
+                .cast(float_dtype(&self.unet))
+                .into(),
             guided,
             truncated,
         })

@@ -159,7 +159,7 @@ fn evaluate_unet_2d_condition(folder: &Path, values: &Values) -> Tensor<B, 4> {
                 class_labels: Some(&labels),
                 ..UNet2DConditionOptions::default()
             };
-            unet.forward_with(sample, timestep, &context, options)
+            unet.forward_with(sample, timestep, &context.into(), options)
         }
     }
 }

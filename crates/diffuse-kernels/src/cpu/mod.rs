@@ -8,6 +8,11 @@
 //! [`vectorized`] compiles them for each generation of vector instructions. `unsafe` is only in
 //! `memory.rs` (pooled buffers, and a hint to the system) and in `avx2.rs` (assembly).
 
+#![expect(
+    clippy::result_large_err,
+    reason = "an operation without a kernel is given back"
+)]
+
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -270,7 +270,7 @@ mod tests {
     fn rendered_scenes_are_read_right() {
         let mut rng = StdRng::seed_from_u64(20_000);
         for size in [64, 128] {
-            let scenes = 1_000;
+            let scenes = 250;
             let (mut right, mut attributes, mut all) = (0, 0, 0);
             let mut wrong = Vec::new();
             for _ in 0..scenes {

@@ -17,8 +17,8 @@ use diffuse_pipelines::{
 use crate::args::{Model, StableDiffusionWeights};
 use crate::model::Source;
 
-/// Loads a pipeline with the checkpoint's scheduler. Names of LoRAs are taken out of the prompts, if
-/// there is a folder for them.
+/// Loads a pipeline with the checkpoint's scheduler. Names of LoRAs are taken out of the prompts,
+/// if there is a folder for them.
 pub fn load<B: Backend>(
     source: &Source,
     weights: &StableDiffusionWeights,

@@ -1,8 +1,9 @@
 //! Times operations and networks on the CPU, one for each line of input. `cargo xtask bench cpu`
 //! runs it and PyTorch in turns.
 //!
-//! A line is a name and sizes, as in `conv 2 320 320 64 64 3`; the output is its seconds. With the
-//! argument `avx2`, nothing uses AVX-512.
+//! A line is a name and sizes, as in `conv 2 320 320 64 64 3`; the output is its seconds. After
+//! `parts`, it is the seconds of each part of its kernel. With the argument `avx2`, nothing uses
+//! AVX-512.
 
 use std::hint::black_box;
 use std::io::{self, BufRead, Write};
@@ -33,14 +34,16 @@ fn main() -> Result<()> {
         let line = line?;
         let words: Vec<&str> = line.split_whitespace().collect();
         let (name, rest) = words.split_first().context("an empty line")?;
-        let seconds = if *name == "peak" {
-            peak(is_avx2)
-        } else {
-            let mut operation = operation(name, rest)?;
-            // As in a network.
-            ops::on_worker::<Flex, _>(|| time(&mut *operation))
-        };
-        println!("{seconds}");
+        match (*name, rest) {
+            ("peak", []) => println!("{}", peak(is_avx2)),
+            ("parts", [name, rest @ ..]) => println!("{}", parts(&mut *operation(name, rest)?)),
+            (name, rest) => {
+                let mut operation = operation(name, rest)?;
+                // As in a network.
+                let seconds = ops::on_worker::<Flex, _>(|| time(&mut *operation));
+                println!("{seconds}");
+            }
+        }
         io::stdout().flush()?;
     }
     Ok(())
@@ -56,6 +59,24 @@ fn time(operation: &mut (dyn FnMut() + Send)) -> f64 {
         calls += 1;
     }
     start.elapsed().as_secs_f64() / f64::from(calls)
+}
+
+/// Name and seconds of each part of a call, as a mean of the threads.
+fn parts(operation: &mut (dyn FnMut() + Send)) -> String {
+    let mut calls = 0;
+    operation();
+    let parts = diffuse_kernels::measure_parts(|| {
+        let start = Instant::now();
+        while calls == 0 || start.elapsed().as_secs_f64() < AT_LEAST {
+            ops::on_worker::<Flex, _>(&mut *operation);
+            calls += 1;
+        }
+    });
+    let divisor = f64::from(calls) * rayon::current_num_threads() as f64;
+    let parts = parts
+        .into_iter()
+        .map(|(name, seconds)| format!("{name}={}", seconds / divisor));
+    parts.collect::<Vec<_>>().join(",")
 }
 
 fn random<const D: usize>(shape: [usize; D]) -> Tensor<Flex, D> {
@@ -217,9 +238,10 @@ fn chains<const LANES: usize>(arch: pulp::Arch) -> f64 {
             || {
                 let (factor, mut lanes) = (black_box(0.999_f32), [1.0_f32; LANES]);
                 for _ in 0..ROUNDS {
-                    lanes
-                        .iter_mut()
-                        .for_each(|lane| *lane = lane.mul_add(factor, factor));
+                    // Not a closure, which would be compiled without the instructions.
+                    for lane in &mut lanes {
+                        *lane = lane.mul_add(factor, factor);
+                    }
                 }
                 lanes
             },

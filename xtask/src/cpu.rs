@@ -24,6 +24,16 @@ const NETWORKS: [(&str, &str, &str); 3] = [
     ("ddpm", "ddpm/unet", "1 256 256"),
 ];
 
+/// The parts of kernels.
+const PARTS: [&str; 6] = [
+    "packing",
+    "input transform",
+    "filter transform",
+    "products",
+    "epilogue",
+    "softmax",
+];
+
 pub fn bench(arguments: &[String]) -> Result<()> {
     let names = ["reference", "runtime", "models", "threads", "rounds", "isa"];
     let arguments = Arguments::parse(arguments, &names)?;
@@ -111,31 +121,62 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     say!("{threads} threads, at most {peak:.0} GFLOP/s, medians of {rounds}\n");
     say!("| | diffuse, ms | {other}, ms | ratio | GFLOP/s | of the peak |");
     say!("|---|---|---|---|---|---|");
-    for line in lines {
+    for line in &lines {
         let (mut times, mut others) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
-            times.push(seconds(&mut ours, &line)?);
+            times.push(seconds(&mut ours, line)?);
             if let Some(reference) = &mut reference {
-                others.push(seconds(reference, &line)?);
+                others.push(seconds(reference, line)?);
             }
         }
         let ratio = ratio(&times, &others).map_or(String::new(), |ratio| format!("{ratio:.2}"));
         let time = median(times).unwrap_or(f64::NAN);
         let other = median(others).map_or(String::new(), |other| format!("{:.2}", other * 1e3));
-        let (rate, share) = match flops(&line) {
+        let (rate, share) = match flops(line) {
             Some(flops) => {
                 let rate = flops / time / 1e9;
                 (format!("{rate:.0}"), format!("{:.2}", rate / peak))
             }
             None => Default::default(),
         };
-        let name = shown(&line);
+        let name = shown(line);
         say!(
             "| {name} | {:.2} | {other} | {ratio} | {rate} | {share} |",
             time * 1e3
         );
     }
+    // The other program's threads may still spin on a core.
+    drop(reference);
+    say!("\nShares of the time of diffuse:\n");
+    say!("| | {} | products of the peak |", PARTS.join(" | "));
+    say!("|---{}|---|", "|---".repeat(PARTS.len()));
+    for line in &lines {
+        let Some(flops) = flops(line) else { continue };
+        let answer = ours.ask(&format!("parts {line}"), Duration::MAX)?;
+        let time = seconds(&mut ours, line)?;
+        let parts = PARTS.map(|part| seconds_of_part(&answer, part));
+        let shares = parts.map(|seconds| match seconds {
+            Some(seconds) if seconds > 0.0 => format!("{:.2}", seconds / time),
+            _ => String::new(),
+        });
+        // The products have a quarter of a direct convolution's operations.
+        let flops = if parts[1].is_some_and(|seconds| seconds > 0.0) {
+            flops / 4.0
+        } else {
+            flops
+        };
+        let share = parts[3].map_or(String::new(), |seconds| {
+            format!("{:.2}", flops / seconds / 1e9 / peak)
+        });
+        say!("| {} | {} | {share} |", shown(line), shares.join(" | "));
+    }
     Ok(())
+}
+
+/// The seconds of a part, in a list such as `packing=0.1,products=2`.
+fn seconds_of_part(list: &str, name: &str) -> Option<f64> {
+    let mut parts = list.split(',').filter_map(|part| part.split_once('='));
+    parts.find(|part| part.0 == name)?.1.trim().parse().ok()
 }
 
 /// Builds the candle program, which is not part of this workspace.

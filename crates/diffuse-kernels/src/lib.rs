@@ -12,7 +12,7 @@ pub use operations::*;
 use burn::tensor::backend::Backend;
 
 #[cfg(all(feature = "tuning", feature = "flex"))]
-pub use cpu::disable_avx512;
+pub use cpu::{disable_avx512, measure_parts};
 /// Measures the tiling of products on GPUs.
 #[cfg(all(feature = "tuning", feature = "gpu"))]
 pub use gpu::tuning;

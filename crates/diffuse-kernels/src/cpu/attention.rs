@@ -4,6 +4,8 @@
 //! Scores are computed as `k qᵀ`, a row for each key and a column for each query: softmax works on
 //! vectors of queries, and its weights are already a packed panel for the product with the values.
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 use burn_flex::Flex;
 use rayon::prelude::*;
@@ -11,14 +13,19 @@ use rayon::prelude::*;
 use super::matrix::{Matrix, TASKS_PER_THREAD, pack_columns, split_columns};
 use super::memory::PooledBuffer;
 use super::micro_kernel::{MR, NR, PanelColumn, PanelRow, RegisterBlock, Start, micro_kernel};
+use super::parts::{Part, part, vectorized_part};
 use super::weights::WeightSlice;
-use super::{Values, exp2, mul_add, tensor, vectorized};
+use super::{Values, exp2, tensor, vectorized};
 use crate::Attention;
 
 /// Blocks of [`NR`] queries of a task, at most.
 const QUERY_BLOCKS: usize = 4;
 /// Keys of a block: their scores with a block of queries stay in a core's own cache.
 const KEY_BLOCK: usize = 128;
+
+/// How much larger a score may be than `max`, as a power of 2: rescaling earlier results takes time,
+/// and weights of up to 256 are as exact as those of up to 1.
+const MAX_RISE: f32 = 8.0;
 
 /// Keys, or columns of values, that a task packs.
 const PACKED_AT_ONCE: usize = 128;
@@ -80,10 +87,10 @@ fn attend(operation: &Attention<Flex>) -> Option<Tensor<Flex, 3>> {
     }
     let tasks = tasks.into_par_iter();
     tasks.for_each_init(Vec::new, |blocks, mut task| {
-        for part in 0..task.out[0].len() / heads.d {
+        for nth in 0..task.out[0].len() / heads.d {
             vectorized(
                 #[inline(always)]
-                || heads.attend(&mut task, part, blocks),
+                || heads.attend(&mut task, nth, blocks),
             );
         }
     });
@@ -140,7 +147,8 @@ impl<'a> PackedHeads<'a> {
                 || {
                     let panels = to_keys.par_chunks_mut(PACKED_AT_ONCE / MR * d).enumerate();
                     panels.for_each(|(index, to)| {
-                        vectorized(
+                        vectorized_part(
+                            Part::Packing,
                             #[inline(always)]
                             || keys.pack_panels(index * PACKED_AT_ONCE, to),
                         );
@@ -150,7 +158,8 @@ impl<'a> PackedHeads<'a> {
                     let panels = to_values.par_chunks_mut(PACKED_AT_ONCE / MR * context);
                     panels.enumerate().for_each(|(index, to)| {
                         let columns = first + index * PACKED_AT_ONCE..first + d;
-                        vectorized(
+                        vectorized_part(
+                            Part::Packing,
                             #[inline(always)]
                             || pack_columns(values, inner, columns, context, to),
                         );
@@ -168,11 +177,11 @@ impl<'a> PackedHeads<'a> {
         }
     }
 
-    /// Computes one head of a task.
+    /// Computes the `nth` head of a task.
     #[inline(always)]
-    fn attend(&self, task: &mut Task<'_>, part: usize, blocks: &mut Vec<QueryBlock>) {
+    fn attend(&self, task: &mut Task<'_>, nth: usize, blocks: &mut Vec<QueryBlock>) {
         let Self { context, d, .. } = *self;
-        let head = task.head + part;
+        let head = task.head + nth;
         let index = task.batch * self.count + head;
         let (size, panels) = (context.div_ceil(MR) * d, d.div_ceil(MR));
         let keys = &self.keys[index * size..(index + 1) * size];
@@ -181,7 +190,11 @@ impl<'a> PackedHeads<'a> {
         let scale = (d as f32).powf(-0.5) * std::f32::consts::LOG2_E;
         blocks.resize_with(task.out.len().div_ceil(NR), QueryBlock::default);
         for (index, block) in blocks.iter_mut().enumerate() {
-            block.reset(query, index * NR, scale, d);
+            part(
+                Part::Packing,
+                #[inline(always)]
+                || block.reset(query, index * NR, scale, d),
+            );
         }
         let mut scores = [[[0.0; NR]; MR]; KEY_BLOCK / MR];
         for start in (0..context).step_by(KEY_BLOCK) {
@@ -198,24 +211,39 @@ impl<'a> PackedHeads<'a> {
                     continue;
                 }
                 let register_blocks = scores.iter_mut().take(count.div_ceil(MR));
-                for (scores, keys) in register_blocks.zip(keys.clone()) {
-                    micro_kernel(keys, &block.query, Start::Zero, scores);
-                }
+                part(
+                    Part::Products,
+                    #[inline(always)]
+                    || {
+                        for (scores, keys) in register_blocks.zip(keys.clone()) {
+                            micro_kernel(keys, &block.query, Start::Zero, scores);
+                        }
+                    },
+                );
                 let scores = &mut scores.as_flattened_mut()[..count];
                 if self.causal {
                     for (key, scores) in (start..).zip(&mut *scores).filter(|(key, _)| *key > own) {
                         scores[..key - own].fill(f32::NEG_INFINITY);
                     }
                 }
-                block.update(scores);
-                for (output, values) in block.output.iter_mut().zip(values.chunks(context)) {
-                    let values = &values[start..start + count];
-                    micro_kernel(values, scores, Start::Scaled(&block.rescale), output);
-                }
+                let is_rescaled = part(
+                    Part::Softmax,
+                    #[inline(always)]
+                    || block.update(scores),
+                );
+                part(
+                    Part::Products,
+                    #[inline(always)]
+                    || block.add_values(values, start..start + count, scores, is_rescaled),
+                );
             }
         }
         for (block, out) in blocks.iter().zip(task.out.chunks_mut(NR)) {
-            block.write(part * d, d, out);
+            part(
+                Part::Epilogue,
+                #[inline(always)]
+                || block.write(nth * d, d, out),
+            );
         }
     }
 }
@@ -227,7 +255,7 @@ struct QueryBlock {
     query: Vec<PanelRow>,
     /// `[d / MR]`: weighted sums of the values.
     output: Vec<RegisterBlock>,
-    /// Largest scores.
+    /// Largest scores, or [`MAX_RISE`] less.
     max: PanelRow,
     /// Sums of the weights.
     sum: PanelRow,
@@ -248,17 +276,29 @@ impl QueryBlock {
         self.sum = [0.0; NR];
     }
 
-    /// Replaces the scores of a block of keys by their weights, `2^(score - max)`.
+    /// Replaces the scores of a block of keys by their weights, `2^(score - max)`. Returns whether
+    /// there is a new `max`, so that earlier results must be rescaled.
     #[inline(always)]
-    fn update(&mut self, scores: &mut [PanelRow]) {
-        let before = self.max;
-        let mut max = before;
+    fn update(&mut self, scores: &mut [PanelRow]) -> bool {
+        let mut max = self.max;
         for scores in &*scores {
             for (max, score) in max.iter_mut().zip(scores) {
                 // Not `f32::max`, which is vectorised with a second comparison for NaN.
                 *max = if *max > *score { *max } else { *score };
             }
         }
+        let rises = max.iter().zip(&self.max);
+        let is_new = rises.fold(false, |is_new, (max, before)| {
+            is_new | (*max > before + MAX_RISE)
+        });
+        if is_new {
+            for lane in 0..NR {
+                self.rescale[lane] = exp2(self.max[lane] - max[lane]);
+                self.sum[lane] *= self.rescale[lane];
+            }
+            self.max = max;
+        }
+        let max = self.max;
         let mut sums = [0.0; NR];
         for scores in scores {
             for ((score, max), sum) in scores.iter_mut().zip(&max).zip(&mut sums) {
@@ -266,11 +306,29 @@ impl QueryBlock {
                 *sum += *score;
             }
         }
-        for lane in 0..NR {
-            self.rescale[lane] = exp2(before[lane] - max[lane]);
-            self.sum[lane] = mul_add(self.sum[lane], self.rescale[lane], sums[lane]);
+        for (sum, more) in self.sum.iter_mut().zip(sums) {
+            *sum += more;
         }
-        self.max = max;
+        is_new
+    }
+
+    /// Adds the values of some keys, times their weights.
+    #[inline(always)]
+    fn add_values(
+        &mut self,
+        values: &[PanelColumn],
+        keys: Range<usize>,
+        weights: &[PanelRow],
+        is_rescaled: bool,
+    ) {
+        let start = match is_rescaled {
+            true => Start::Scaled(&self.rescale),
+            false => Start::Values,
+        };
+        let context = values.len() / self.output.len();
+        for (output, values) in self.output.iter_mut().zip(values.chunks(context)) {
+            micro_kernel(&values[keys.clone()], weights, start, output);
+        }
     }
 
     /// Writes the weighted means of the values to one head's columns.

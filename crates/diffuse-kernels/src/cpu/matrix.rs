@@ -6,8 +6,9 @@ use burn::tensor::Tensor;
 use burn_flex::Flex;
 use rayon::prelude::*;
 
-use super::memory::PooledBuffer;
+use super::memory::{PooledBuffer, prefetch};
 use super::micro_kernel::{MR, NR, PanelColumn, PanelRow, Start, micro_kernel, transpose};
+use super::parts::{Part, part, vectorized_part};
 use super::weights::{Weight, WeightSlice};
 use super::{Values, gelu_of, mul_add, tensor, vectorized};
 use crate::{Linear, LinearGeglu, LinearToImage};
@@ -75,6 +76,8 @@ impl<'a> Matrix<'a> {
             for (index, to) in panel.chunks_mut(PACKED_COLUMNS).enumerate() {
                 for (row, block) in block[..rows].iter_mut().enumerate() {
                     let start = (first + left + row) * self.row_stride + index * PACKED_COLUMNS;
+                    let next = start + MR * self.row_stride;
+                    self.values.prefetch(next..next + to.len());
                     if to.len() == PACKED_COLUMNS {
                         *block = self.values.block(start);
                     } else {
@@ -173,7 +176,8 @@ pub fn product<const MATRICES: usize>(
             let panels_per_task = count.div_ceil(tasks).min(PANELS_PER_TASK);
             let panels = packed.par_chunks_mut(panels_per_task * MATRICES * depth);
             panels.enumerate().for_each(|(index, panels)| {
-                vectorized(
+                vectorized_part(
+                    Part::Packing,
                     #[inline(always)]
                     || pack_b((start + index * panels_per_task) * NR, panels),
                 );
@@ -182,7 +186,8 @@ pub fn product<const MATRICES: usize>(
         let pack_all_a = |packed: &mut [PanelColumn]| {
             let panels = packed.par_chunks_mut(depth).enumerate();
             panels.for_each(|(index, panel)| {
-                vectorized(
+                vectorized_part(
+                    Part::Packing,
                     #[inline(always)]
                     || a.pack_panel(index * MR, panel),
                 );
@@ -221,7 +226,11 @@ pub fn product<const MATRICES: usize>(
                             Some(packed_a) => &packed_a[first_a_panel * depth..][..len],
                             None => {
                                 let (panels, _) = buffer.resize(len * MR).as_chunks_mut();
-                                a.pack_panels(first_a_panel * MR, panels);
+                                part(
+                                    Part::Packing,
+                                    #[inline(always)]
+                                    || a.pack_panels(first_a_panel * MR, panels),
+                                );
                                 &*panels
                             }
                         };
@@ -249,17 +258,32 @@ fn macro_kernel<const MATRICES: usize>(
         let left = panel * NR;
         let blocks = a.chunks(depth).zip(out.chunks_mut(MR));
         for (index, (a, out)) in blocks.enumerate() {
-            for (sums, b) in sums.iter_mut().zip(b.chunks(depth)) {
-                micro_kernel(a, b, Start::Zero, sums);
+            for out in out.iter() {
+                prefetch(&out[left..out.len().min(left + NR)]);
             }
-            for (block_row, out) in out.iter_mut().enumerate() {
-                let end = out.len().min(left + NR);
-                finish(
-                    [row + index * MR + block_row, column + left],
-                    sums.each_ref().map(|sums| &sums[block_row]),
-                    &mut out[left..end],
-                );
-            }
+            part(
+                Part::Products,
+                #[inline(always)]
+                || {
+                    for (sums, b) in sums.iter_mut().zip(b.chunks(depth)) {
+                        micro_kernel(a, b, Start::Zero, sums);
+                    }
+                },
+            );
+            part(
+                Part::Epilogue,
+                #[inline(always)]
+                || {
+                    for (block_row, out) in out.iter_mut().enumerate() {
+                        let end = out.len().min(left + NR);
+                        finish(
+                            [row + index * MR + block_row, column + left],
+                            sums.each_ref().map(|sums| &sums[block_row]),
+                            &mut out[left..end],
+                        );
+                    }
+                },
+            );
         }
     }
 }

@@ -22,6 +22,7 @@ mod matrix;
 mod memory;
 mod micro_kernel;
 mod norm;
+mod parts;
 mod transform;
 mod weights;
 mod winograd;
@@ -42,6 +43,8 @@ pub use norm::{group_norm, layer_norm};
 
 #[cfg(feature = "tuning")]
 pub use micro_kernel::disable_avx512;
+#[cfg(feature = "tuning")]
+pub use parts::measure_parts;
 
 use memory::PooledBuffer;
 use micro_kernel::vectorized;

@@ -8,7 +8,7 @@ use burn_flex::{Flex, FlexTensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::memory::PooledBuffer;
+use super::memory::{PooledBuffer, prefetch};
 
 /// The contiguous values of a weight.
 pub struct Weight(FlexTensor);
@@ -82,6 +82,16 @@ impl<'a> WeightSlice<'a> {
         let mut block = [0.0; N];
         self.slice(first..first + N).copy_to(&mut block);
         block
+    }
+
+    /// Has the CPU fetch values that will be read soon, if there are any in the range.
+    #[inline(always)]
+    pub fn prefetch(self, range: Range<usize>) {
+        match self {
+            WeightSlice::F32(values) => prefetch(values.get(range).unwrap_or_default()),
+            WeightSlice::F16(values) => prefetch(values.get(range).unwrap_or_default()),
+            WeightSlice::BF16(values) => prefetch(values.get(range).unwrap_or_default()),
+        }
     }
 
     /// Copies all values, converted to `f32`.

@@ -21,8 +21,8 @@ use super::memory::PooledBuffer;
 use super::micro_kernel::{
     MR, NR, PanelColumn, PanelRow, RegisterBlock, Start, micro_kernel, transpose,
 };
+use super::parts::{Part, vectorized_part};
 use super::transform::{FilterTransform, InputTransform, OutputTransform, transform};
-use super::vectorized;
 use super::weights::WeightSlice;
 
 /// Height and width of a tile of outputs.
@@ -37,7 +37,8 @@ const LANES: usize = NR;
 const MAX_INPUTS: usize = 1 << 23;
 /// Values of transformed filters up to which all are in memory at once: 64 MB.
 const MAX_FILTERS: usize = 1 << 24;
-/// Input channels of a block of transformed filters for [`LANES`] output channels: 600 KB.
+/// Input channels that are multiplied at once: 16 KB of a panel of `B`, which stay in the first-level
+/// cache, and 600 KB of transformed filters for [`LANES`] output channels.
 const CHANNEL_BLOCK: usize = 128;
 /// Tiles of a task, or half as many if that makes fewer than two tasks a thread.
 const TILES_PER_TASK: usize = 64;
@@ -364,7 +365,8 @@ fn finish_by_tiles<const ACCUMULATE: bool>(
 ) {
     let a_panels = bias.len().div_ceil(MR);
     let blocks = tiles.len().div_ceil(LANES) * a_panels;
-    vectorized(
+    vectorized_part(
+        Part::Epilogue,
         #[inline(always)]
         || {
             for (panel, tiles) in tiles.chunks(LANES).enumerate() {
@@ -534,7 +536,8 @@ fn finish_by_outputs<const ACCUMULATE: bool>(
     tile_rows: &mut [&mut [&mut [f32]]],
 ) {
     let a_panels = products.len() / PRODUCTS;
-    vectorized(
+    vectorized_part(
+        Part::Epilogue,
         #[inline(always)]
         || {
             for (index, tile) in tiles.iter().enumerate() {
@@ -558,7 +561,8 @@ fn transform_inputs(
     channels: Range<usize>,
     mut store: impl FnMut(usize, usize, usize, &[f32]),
 ) {
-    vectorized(
+    vectorized_part(
+        Part::InputTransform,
         #[inline(always)]
         || {
             let mut inputs = [[[0.0; LANES]; INPUT_TILE]; INPUT_TILE];
@@ -606,7 +610,8 @@ fn multiply(
     accumulate: bool,
     products: &mut [RegisterBlock],
 ) {
-    vectorized(
+    vectorized_part(
+        Part::Products,
         #[inline(always)]
         || {
             let start = if accumulate {
@@ -618,9 +623,13 @@ fn multiply(
             for (product, blocks) in products.enumerate() {
                 for (b_panel, blocks) in blocks.chunks_mut(a.count).enumerate() {
                     let b = b.get(b_panel, product);
-                    for (a_panel, block) in blocks.iter_mut().enumerate() {
-                        let a = a.get(a_panel, product);
-                        micro_kernel(a, b, start, block);
+                    for (index, b) in b.chunks(CHANNEL_BLOCK).enumerate() {
+                        let first = index * CHANNEL_BLOCK;
+                        let start = if first > 0 { Start::Values } else { start };
+                        for (a_panel, block) in blocks.iter_mut().enumerate() {
+                            let a = &a.get(a_panel, product)[first..][..b.len()];
+                            micro_kernel(a, b, start, block);
+                        }
                     }
                 }
             }
@@ -650,7 +659,8 @@ fn transform_filters(
     channels: usize,
     mut store: impl FnMut(usize, usize, usize, &[f32]),
 ) {
-    vectorized(
+    vectorized_part(
+        Part::FilterTransform,
         #[inline(always)]
         || {
             let mut packed = [[[0.0; LANES]; 9]; FILTER_BLOCK];

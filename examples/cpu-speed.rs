@@ -16,6 +16,7 @@ use burn_flex::Flex;
 use diffuse_nn::ops::{self, ConvGeometry};
 use diffuse_pipelines::unet::{PerLevel, Pretrained, UNet2DConditionModel, UNet2DModel};
 use diffuse_pipelines::vae::AutoencoderKL;
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 /// An operation is repeated for this time.
@@ -207,46 +208,42 @@ fn numbers(words: &[&str]) -> Result<Vec<usize>> {
 
 /// The least seconds of a GFLOP, on all threads.
 fn peak(is_avx2: bool) -> f64 {
-    // Independent accumulators that fill the registers.
+    let arch = pulp::Arch::new();
     #[cfg(target_arch = "x86_64")]
-    if let pulp::Arch::V4(_) = pulp::Arch::new()
-        && !is_avx2
-    {
-        return fastest::<192>(pulp::Arch::new());
-    }
-    #[cfg(target_arch = "x86_64")]
-    if let Some(simd) = pulp::x86::V3::try_new() {
-        return fastest::<96>(pulp::Arch::V3(simd));
-    }
-    fastest::<96>(pulp::Arch::new())
-}
-
-fn fastest<const LANES: usize>(arch: pulp::Arch) -> f64 {
-    (0..5)
-        .map(|_| chains::<LANES>(arch))
-        .fold(f64::INFINITY, f64::min)
-}
-
-/// Multiply-adds of values in registers.
-fn chains<const LANES: usize>(arch: pulp::Arch) -> f64 {
-    const ROUNDS: usize = 1_000_000;
+    let arch = match pulp::x86::V3::try_new() {
+        Some(simd) if is_avx2 => pulp::Arch::V3(simd),
+        _ => arch,
+    };
     let threads = rayon::current_num_threads();
-    let start = Instant::now();
-    (0..threads).into_par_iter().for_each(|_| {
-        let result = arch.dispatch(
-            #[inline(always)]
-            || {
-                let (factor, mut lanes) = (black_box(0.999_f32), [1.0_f32; LANES]);
-                for _ in 0..ROUNDS {
-                    // Not a closure, which would be compiled without the instructions.
-                    for lane in &mut lanes {
-                        *lane = lane.mul_add(factor, factor);
-                    }
-                }
-                lanes
-            },
-        );
-        black_box(result);
-    });
-    start.elapsed().as_secs_f64() * 1e9 / (2 * LANES * ROUNDS * threads) as f64
+    let seconds = |_| {
+        let start = Instant::now();
+        let lanes = (0..threads).into_par_iter().map(|_| arch.dispatch(Chains));
+        let flops = 2 * CHAINS * ROUNDS * lanes.sum::<usize>();
+        start.elapsed().as_secs_f64() * 1e9 / flops as f64
+    };
+    (0..5).map(seconds).fold(f64::INFINITY, f64::min)
+}
+
+/// Enough to hide how long a multiply-add takes.
+const CHAINS: usize = 12;
+const ROUNDS: usize = 1_000_000;
+
+/// Chains of multiply-adds of vectors in registers. Returns the lanes of a vector.
+struct Chains;
+
+impl WithSimd for Chains {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> usize {
+        let factor = simd.splat_f32s(black_box(0.999));
+        let mut values = [factor; CHAINS];
+        for _ in 0..ROUNDS {
+            for value in &mut values {
+                *value = simd.mul_add_e_f32s(*value, factor, factor);
+            }
+        }
+        black_box(values);
+        S::F32_LANES
+    }
 }

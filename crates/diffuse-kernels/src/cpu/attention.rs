@@ -267,7 +267,7 @@ impl QueryBlock {
     #[inline(always)]
     fn reset(&mut self, rows: Matrix<'_>, first: usize, scale: f32, d: usize) {
         self.query.resize(d, [0.0; NR]);
-        rows.pack_panel(first, &mut self.query);
+        rows.pack_panels(first, &mut self.query);
         let values = self.query.as_flattened_mut().iter_mut();
         values.for_each(|value| *value *= scale);
         self.output.clear();

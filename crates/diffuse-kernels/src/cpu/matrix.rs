@@ -66,18 +66,22 @@ impl<'a> Matrix<'a> {
     }
 
     /// Packs `N` rows from `first` on into a panel, `[columns, N]`, with zeros for rows beyond the
-    /// last.
+    /// last. `next` is the index of the first value that will be packed after this panel.
     #[inline(always)]
-    pub fn pack_panel<const N: usize>(self, first: usize, panel: &mut [[f32; N]]) {
+    pub fn pack_panel<const N: usize>(self, first: usize, panel: &mut [[f32; N]], next: usize) {
         let count = self.rows.saturating_sub(first).min(N);
         for left in (0..N).step_by(MR) {
             let rows = count.saturating_sub(left).min(MR);
             let mut block = [[0.0; PACKED_COLUMNS]; MR];
+            let next = match left + MR < N {
+                true => (first + left + MR) * self.row_stride,
+                false => next,
+            };
             for (index, to) in panel.chunks_mut(PACKED_COLUMNS).enumerate() {
                 for (row, block) in block[..rows].iter_mut().enumerate() {
-                    let start = (first + left + row) * self.row_stride + index * PACKED_COLUMNS;
-                    let next = start + MR * self.row_stride;
-                    self.values.prefetch(next..next + to.len());
+                    let offset = row * self.row_stride + index * PACKED_COLUMNS;
+                    self.values.prefetch(next + offset, to.len());
+                    let start = (first + left) * self.row_stride + offset;
                     if to.len() == PACKED_COLUMNS {
                         *block = self.values.block(start);
                     } else {
@@ -98,11 +102,17 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// The index of a value.
+    pub fn index(self, row: usize, column: usize) -> usize {
+        row * self.row_stride + column
+    }
+
     /// Packs rows from `first` on into panels of `N` rows, as many as `panels` holds.
     #[inline(always)]
     pub fn pack_panels<const N: usize>(self, first: usize, panels: &mut [[f32; N]]) {
         for (index, panel) in panels.chunks_mut(self.columns).enumerate() {
-            self.pack_panel(first + index * N, panel);
+            let first = first + index * N;
+            self.pack_panel(first, panel, (first + N) * self.row_stride);
         }
     }
 }
@@ -189,7 +199,7 @@ pub fn product<const MATRICES: usize>(
                 vectorized_part(
                     Part::Packing,
                     #[inline(always)]
-                    || a.pack_panel(index * MR, panel),
+                    || a.pack_panels(index * MR, panel),
                 );
             });
         };
@@ -591,7 +601,7 @@ fn geglu(operation: &LinearGeglu<Flex>) -> Option<Tensor<Flex, 3>> {
         |column, panels| {
             for (index, panels) in panels.chunks_mut(2 * d_input).enumerate() {
                 for (half, panel) in halves.iter().zip(panels.chunks_mut(d_input)) {
-                    half.pack_panel(column + index * NR, panel);
+                    half.pack_panels(column + index * NR, panel);
                 }
             }
         },

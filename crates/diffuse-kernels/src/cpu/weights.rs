@@ -84,9 +84,10 @@ impl<'a> WeightSlice<'a> {
         block
     }
 
-    /// Has the CPU fetch values that will be read soon, if there are any in the range.
+    /// Has the CPU fetch values from `first` on, if there are as many.
     #[inline(always)]
-    pub fn prefetch(self, range: Range<usize>) {
+    pub fn prefetch(self, first: usize, len: usize) {
+        let range = first..first + len;
         match self {
             WeightSlice::F32(values) => prefetch(values.get(range).unwrap_or_default()),
             WeightSlice::F16(values) => prefetch(values.get(range).unwrap_or_default()),

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 
 use super::conv::{Images, Outputs};
 use super::matrix::{Matrix, TASKS_PER_THREAD, split_columns};
-use super::memory::PooledBuffer;
+use super::memory::{PooledBuffer, prefetch};
 use super::micro_kernel::{
     MR, NR, PanelColumn, PanelRow, RegisterBlock, Start, micro_kernel, transpose,
 };
@@ -157,6 +157,18 @@ fn gather(
     }
 }
 
+/// Has the CPU fetch what [`gather`] reads.
+#[inline(always)]
+fn prefetch_inputs(x: &Images<'_>, channel: usize, tiles: &[Tile]) {
+    let tile = tiles[0];
+    let columns = tile.left..x.width.min(tile.left + OUTPUT_TILE * tiles.len());
+    let rows = tile.top.saturating_sub(1)..x.height.min(tile.top + OUTPUT_TILE + 1);
+    let from = x.channel(tile.image, channel);
+    for row in rows {
+        prefetch(&from[row * x.width..][columns.clone()]);
+    }
+}
+
 /// Writes the outputs of neighbouring tiles, in the lanes from `lane` on, to their rows of one
 /// output channel; with `ACCUMULATE`, adds them.
 #[inline(always)]
@@ -233,7 +245,7 @@ pub fn winograd(x: Images<'_>, weight: WeightSlice<'_>, bias: &[f32], out: Outpu
     let filter_reads = tiles.div_ceil(tiles_per_task(tiles) * threads) * bias.len();
     let input_reads = bias.len().div_ceil(LANES * threads) * tiles;
     let fits = PRODUCTS * x.channels * bias.len() <= MAX_FILTERS;
-    if fits && tiles >= threads * TILES_PER_TASK / 2 && filter_reads <= input_reads {
+    if fits && tiles >= threads * TILES_PER_TASK / 2 && filter_reads < input_reads {
         by_tiles(x, weight, bias, out);
     } else {
         by_outputs(x, weight, bias, out);
@@ -281,7 +293,11 @@ pub fn by_tiles(x: Images<'_>, weight: Matrix<'_>, bias: &[f32], out: Outputs<'_
                     0..channels,
                     #[inline(always)]
                     |channel, product, lane, values| {
-                        copy_lanes(&mut panels[product * stride + channel], lane, values);
+                        let rows = &mut panels[product * stride + channel..];
+                        if let Some(ahead) = rows.get(4) {
+                            prefetch(&ahead[lane..lane + values.len()]);
+                        }
+                        copy_lanes(&mut rows[0], lane, values);
                     },
                 );
             }
@@ -566,9 +582,12 @@ fn transform_inputs(
         #[inline(always)]
         || {
             let mut inputs = [[[0.0; LANES]; INPUT_TILE]; INPUT_TILE];
-            for channel in channels {
+            for channel in channels.clone() {
                 let mut lane = 0;
                 for tiles in tiles.chunk_by(Tile::is_left_of) {
+                    if channel + 1 < channels.end {
+                        prefetch_inputs(x, channel + 1, tiles);
+                    }
                     gather(x, channel, tiles, lane, &mut inputs);
                     lane += tiles.len();
                 }
@@ -667,7 +686,8 @@ fn transform_filters(
             for start in (0..channels).step_by(FILTER_BLOCK) {
                 let count = (channels - start).min(FILTER_BLOCK);
                 let filters = weight.slice_columns(start * 9, count * 9);
-                filters.pack_panel(first, &mut packed.as_flattened_mut()[..count * 9]);
+                let packed_filters = &mut packed.as_flattened_mut()[..count * 9];
+                filters.pack_panel(first, packed_filters, filters.index(first, count * 9));
                 for (channel, filter) in (start..start + count).zip(&packed) {
                     transform::<FilterTransform, 3, INPUT_TILE>(
                         #[inline(always)]

@@ -474,10 +474,7 @@ fn files() {
     assert!(std::error::Error::source(&missing).is_some());
     let not_json =
         SchedulerConfig::from_file(file!().replace("crates/diffuse-schedulers/", "")).unwrap_err();
-    assert_eq!(
-        not_json.to_string(),
-        "`tests/refusals.rs` is no scheduler configuration"
-    );
+    assert_eq!(not_json.to_string(), "cannot use `tests/refusals.rs`");
     let SchedulerError::File { source, .. } = not_json else {
         panic!("{not_json}");
     };

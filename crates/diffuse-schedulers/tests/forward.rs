@@ -7,8 +7,8 @@ use burn::tensor::DType;
 use burn_flex::Flex;
 use common::{SHAPE, Tensors, another_set, check_close, numbers, object, rows, values, wave};
 use diffuse_schedulers::{
-    DDPMConfig, DDPMScheduler, Generator, Overrides, Scheduler, SchedulerConfig, SchedulerError,
-    randn_tensor, scheduler_from_config,
+    DDPMConfig, DDPMScheduler, Generator, Overrides, Scheduler, SchedulerConfig, randn_tensor,
+    scheduler_from_config,
 };
 
 fn draw(generator: &mut Generator) -> Tensor<Flex, 4> {

@@ -7,8 +7,8 @@ use burn_flex::Flex;
 use common::{another_set, check_close, numbers, object, read, rows};
 use diffuse_schedulers::{
     BetaOptions, ClipOptions, DDIMConfig, DDIMScheduler, Generator, Overrides, Scheduler,
-    SchedulerConfig, SchedulerError, StepOptions, TimestepRequest, scheduler_catalog,
-    scheduler_from_config, scheduler_names,
+    SchedulerConfig, StepOptions, TimestepRequest, scheduler_catalog, scheduler_from_config,
+    scheduler_names,
 };
 use serde_json::{Map, Value, json};
 

@@ -5,7 +5,7 @@ mod common;
 use burn::tensor::DType;
 use burn_flex::Flex;
 use common::{Tensors, another_set, check_close, rows, values};
-use diffuse_schedulers::{Generator, NoiseSource, SchedulerError, randn_tensor};
+use diffuse_schedulers::{Generator, NoiseSource, randn_tensor};
 
 #[test]
 fn draws_of_every_size() {

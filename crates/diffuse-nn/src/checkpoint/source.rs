@@ -210,7 +210,7 @@ mod tests {
             let mut rest = Vec::new();
             reader.read_to_end(&mut rest).unwrap();
             assert_eq!(rest, [97, 98, 99]);
-            assert!(reader.seek(SeekFrom::Start(0)).is_ok());
+            assert_eq!(reader.seek(SeekFrom::Start(0)).unwrap(), 0);
             let error = reader.seek(SeekFrom::Current(-1)).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         }

@@ -179,7 +179,8 @@ mod tests {
         let mut timer = Timer::start(command).unwrap();
         let limit = Duration::from_secs(10);
         assert_eq!(timer.seconds("2.5", limit).unwrap(), 2.5);
-        assert!(timer.seconds("word", limit).is_err());
+        let error = timer.seconds("word", limit).unwrap_err();
+        assert_eq!(error.to_string(), "`word` was not timed: `word`");
         let error = timer.ask("sleep", Duration::from_millis(50)).unwrap_err();
         assert!(error.is::<TimedOut>(), "{error:#}");
         let error = timer.ask("end", limit).unwrap_err();

@@ -918,9 +918,23 @@ mod tests {
             read(&["schedulers"]).unwrap(),
             Command::Schedulers
         ));
-        let message = read(&["shedulers"]).unwrap_err().to_string();
-        assert!(message.contains("`diffuse schedulers`"), "{message}");
-        assert!(read(&["--nonsense"]).is_err());
+        assert_eq!(
+            error(&["shedulers"]),
+            "error: there is no command `shedulers`: for the command, `diffuse schedulers`; for an \
+             image of it, `diffuse txt2img shedulers`\n"
+        );
+        assert_eq!(
+            error(&["--nonsense"]),
+            "error: unexpected argument '--nonsense' found\n\n  \
+             tip: to pass '--nonsense' as a value, use '-- --nonsense'\n\n\
+             Usage: diffuse txt2img [OPTIONS] [PROMPT]...\n\n\
+             For more information, try '--help'.\n"
+        );
+    }
+
+    #[track_caller]
+    fn error(arguments: &[&str]) -> String {
+        read(arguments).unwrap_err().to_string()
     }
 
     fn read(arguments: &[&str]) -> Result<Command, clap::Error> {
@@ -999,7 +1013,7 @@ mod tests {
             ["ddpm", "--scheduler-option", "a=1", "a boat"],
         ] {
             assert_eq!(
-                read(&arguments).unwrap_err().to_string(),
+                error(&arguments),
                 "error: `a boat` is not an option of the scheduler: `--scheduler-option` takes \
                  KEY=VALUE, as in `use_karras_sigmas=true`\n"
             );
@@ -1016,9 +1030,13 @@ mod tests {
         check("-1,5,-9223372036854775808", &[u64::MAX, 5, 1 << 63]);
         check("18446744073709551615", &[u64::MAX]);
         for text in ["-9223372036854775809", "18446744073709551616", "1.5", ""] {
-            let message = read(&["a", "--seed", text]).unwrap_err().to_string();
-            let expected = "a seed is a whole number from -2^63 to 2^64-1";
-            assert!(message.contains(expected), "{text}: {message}");
+            assert_eq!(
+                error(&["a", "--seed", text]),
+                format!(
+                    "error: invalid value '{text}' for '--seed <S[,S...]>': a seed is a whole \
+                     number from -2^63 to 2^64-1\n\nFor more information, try '--help'.\n"
+                )
+            );
         }
     }
 
@@ -1032,33 +1050,60 @@ mod tests {
         assert_eq!(args.model.model, Some(PathBuf::from("-m")));
         assert_eq!(args.sigmas, Some(vec![-1.0, -2.0]));
         assert_eq!(txt2img(&["--", "--seed", "-1"]).prompts, ["--seed", "-1"]);
-        let message = read(&["a", "--steps", "-1"]).unwrap_err().to_string();
-        let expected =
-            "invalid value '-1' for '--steps <N>': it has to be a whole number, 0 or more";
-        assert!(message.contains(expected), "{message}");
+        assert_eq!(
+            error(&["a", "--steps", "-1"]),
+            "error: invalid value '-1' for '--steps <N>': it has to be a whole number, 0 or \
+             more\n\nFor more information, try '--help'.\n"
+        );
         // An option is no value of another.
-        assert!(read(&["a", "--model", "--seed", "3"]).is_err());
+        assert_eq!(
+            error(&["a", "--model", "--seed", "3"]),
+            "error: a value is required for '--model <MODEL>' but none was supplied\n\n\
+             For more information, try '--help'.\n"
+        );
     }
 
     #[test]
     fn help_states_the_defaults_of_the_code() {
-        let help = |name: &str| {
+        let check = |name: &str, option: &str, expected: &str, default: &[&str]| {
             let mut command = Cli::command();
             let command = command.find_subcommand_mut(name).unwrap();
-            let text = command.render_long_help().to_string();
-            text.split_whitespace().collect::<Vec<_>>().join(" ")
+            let mut options = command.get_arguments();
+            let option = options.find(|it| it.get_long() == Some(option)).unwrap();
+            assert_eq!(option.get_help().unwrap().to_string(), expected);
+            assert_eq!(option.get_default_values(), default, "{expected}");
         };
-        let text = help("txt2img");
-        for part in [
-            "[default: 50, of the built-in model 25]",
-            "no guidance [default: 7.5, of the built-in model 2]",
-        ] {
-            assert!(text.contains(part), "{text}");
-        }
-        assert!(help("img2img").contains("the part of the steps that are taken [default: 0.8]"));
-        assert!(help("inpaint").contains("the part of the steps that are taken [default: 1]"));
-        let part = "[default: 1000 with DDPM, of the built-in model 100; else 50]";
-        assert!(help("ddpm").contains(part));
+        check(
+            "txt2img",
+            "steps",
+            "Number of steps [default: 50, of the built-in model 25]",
+            &[],
+        );
+        check(
+            "txt2img",
+            "guidance-scale",
+            "How closely to follow the prompt; 1 and less is no guidance [default: 7.5, of the \
+             built-in model 2]",
+            &[],
+        );
+        check(
+            "img2img",
+            "strength",
+            "How much to change the image, 0 to 1: the part of the steps that are taken",
+            &["0.8"],
+        );
+        check(
+            "inpaint",
+            "strength",
+            "How much to change the white part, 0 to 1: the part of the steps that are taken",
+            &["1"],
+        );
+        check(
+            "ddpm",
+            "steps",
+            "Number of steps [default: 1000 with DDPM, of the built-in model 100; else 50]",
+            &[],
+        );
     }
 
     #[test]

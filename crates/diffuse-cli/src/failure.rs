@@ -134,9 +134,24 @@ mod tests {
         assert_eq!(message(&"a word"), "a word");
         assert_eq!(message(&String::from(" a word\n")), "a word");
         assert_eq!(message(&7), "the backend stopped without a word");
-        assert!(advise("wgpu error: Out of Memory").starts_with("the device has not enough"));
-        assert!(advise("BufferTooBig(9)").starts_with("the device has not enough memory"));
-        assert!(advise("Os { code: 28, kind: StorageFull }").starts_with("no space is left"));
-        assert!(advise("no such kernel").starts_with("no such kernel ("));
+        for memory in ["wgpu error: Out of Memory", "BufferTooBig(9)"] {
+            assert_eq!(
+                advise(memory),
+                format!(
+                    "the device has not enough memory; a smaller image, fewer images at once, \
+                     `--vae-tiling on`, `--weights f16` or `--dtype f16` need less, `--backend \
+                     flex` needs none ({memory})"
+                )
+            );
+        }
+        assert_eq!(
+            advise("Os { code: 28, kind: StorageFull }"),
+            "no space is left where `diffuse devices` says that kernels are kept (Os { code: 28, \
+             kind: StorageFull })"
+        );
+        assert_eq!(
+            advise("no such kernel"),
+            "no such kernel (RUST_BACKTRACE=1 shows where)"
+        );
     }
 }

@@ -275,7 +275,10 @@ fn a_batch_of_json_lines_has_options_a_line() {
         refused(r#"{"seed": 1}"#),
         "error: line 1 of `wrong.jsonl` has no `prompt`\n"
     );
-    assert!(refused(r#"{"prompt": "a", "stpes": 1}"#).starts_with(
-        "error: line 1 of `wrong.jsonl`: unknown field `stpes`, expected one of `id`, `prompt`,"
-    ));
+    assert_eq!(
+        refused(r#"{"prompt": "a", "stpes": 1}"#),
+        "error: line 1 of `wrong.jsonl`: unknown field `stpes`, expected one of `id`, `prompt`, \
+         `negative_prompt`, `seed`, `steps`, `guidance_scale`, `scheduler`, `width`, `height` at \
+         line 1 column 23\n"
+    );
 }

@@ -3,7 +3,6 @@
 mod common;
 
 use std::fs;
-use std::io::BufReader;
 use std::path::Path;
 
 use diffuse_testing::reference;
@@ -30,11 +29,8 @@ fn open(folder: &TempDir, name: &str) -> RgbImage {
     image::open(folder.path().join(name)).unwrap().into_rgb8()
 }
 
-/// The JSON in a PNG's text chunk.
 fn record(folder: &TempDir, name: &str) -> Value {
-    let file = BufReader::new(fs::File::open(folder.path().join(name)).unwrap());
-    let reader = png::Decoder::new(file).read_info().unwrap();
-    serde_json::from_str(&reader.info().utf8_text[0].get_text().unwrap()).unwrap()
+    common::record(folder.path().join(name))
 }
 
 /// Where an image is in another.
@@ -141,7 +137,8 @@ fn all_axes_and_a_choice_of_columns() {
         "a.png",
     ];
     let told = run(&folder, &sweep).unwrap();
-    assert!(told.ends_with("a-7.png\nsheet.png\n"), "{told}");
+    let images: String = (0..8).map(|index| format!("a-{index}.png\n")).collect();
+    assert_eq!(told, format!("seed 3\n{images}sheet.png\n"));
     let shown = record(&folder, "sheet.png");
     assert_eq!(shown["columns"], "prompt");
     assert_eq!(shown["rows"], json!(["steps", "guidance_scale"]));
@@ -198,9 +195,10 @@ fn what_a_sweep_refuses() {
         assert_eq!(message, format!("error: {expected}\n"), "{arguments:?}");
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
     };
-    let message = run(&folder, &["sweep", "a boat", "--scheduler", "euler,eular"]).unwrap_err();
-    let expected = "error: unknown scheduler `eular`, expected one of `ddpm`, ";
-    assert!(message.starts_with(expected), "{message}");
+    check(
+        &["--scheduler", "euler,eular"],
+        &common::unknown_scheduler("eular"),
+    );
     check(
         &["--scheduler", "ddim,euler", "--steps", "3,0"],
         "ddim, 0 steps: `num_inference_steps` is `0`, `DDIMScheduler` supports 1 to 1000 \
@@ -283,7 +281,10 @@ fn grids_have_all_images_of_a_run() {
         run(&folder, &arguments).unwrap()
     };
     let told = txt2img(&["--num-images", "4"]);
-    assert!(told.ends_with("out-3.png\ngrid.png\n"), "{told}");
+    assert_eq!(
+        told,
+        "seed 4\nout-0.png\nout-1.png\nout-2.png\nout-3.png\ngrid.png\n"
+    );
     check_grid(&folder, 4, 2);
     let shown = record(&folder, "grid.png");
     assert_eq!(

@@ -205,8 +205,14 @@ fn single_files_and_vaes() {
         .output()
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let expected = "not supported:\n  sdxl.safetensors: Stable Diffusion XL cannot be used here\n";
-    assert!(text.ends_with(expected), "{text}");
+    assert_eq!(
+        text,
+        "  sdxl.safetensors  it is Stable Diffusion XL
+    sdxl.safetensors: 6 tensors, 336 F16
+not supported:
+  sdxl.safetensors: Stable Diffusion XL cannot be used here
+"
+    );
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub enum HubError {
     /// No connection.
     #[error(
         "cannot reach the hub at `{endpoint}`: check the connection, `HTTPS_PROXY` and \
-         `HF_ENDPOINT`; to work without one, fetch the model elsewhere and copy its folder here"
+         `HF_ENDPOINT`; to work without it, fetch the model elsewhere and copy its folder here"
     )]
     Unreachable {
         /// The URL of the hub.

@@ -56,6 +56,11 @@ mod tests {
 
     #[test]
     fn unknown_function_is_an_error() {
-        assert!(serde_json::from_str::<Activation>("\"relu6\"").is_err());
+        let error = serde_json::from_str::<Activation>("\"relu6\"").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "unknown variant `relu6`, expected one of `silu`, `swish`, `gelu`, `quick_gelu` at \
+             line 1 column 7"
+        );
     }
 }

@@ -142,10 +142,8 @@ pub trait ModelConfig: Serialize + DeserializeOwned {
         let mut map = Self::section(map);
         match map.get("_class_name") {
             Some(Value::String(class)) if class != Self::CLASS => {
-                return Err(invalid(format!(
-                    "it describes a {class}, not a {}",
-                    Self::CLASS
-                )));
+                let message = format!("its class is {class}, not {}", Self::CLASS);
+                return Err(invalid(message));
             }
             _ => {}
         }

@@ -57,8 +57,8 @@ pub fn check_contents(contents: &[u8]) -> io::Result<()> {
         start.is_some_and(|start| start.eq_ignore_ascii_case(text.as_bytes()))
     };
     let message = if starts_with("version https://git-lfs.github.com/spec/") {
-        "it is a git-lfs pointer, which stands for the file: install git-lfs and run `git lfs pull` in the folder that \
-         was cloned"
+        "it is a git-lfs pointer, which stands for the file: install git-lfs and run `git lfs \
+         pull` in the folder that was cloned"
     } else if starts_with("<!doctype html") || starts_with("<html") {
         "it is a web page, perhaps of a login or an error, and not the file: fetch the file again"
     } else {
@@ -111,7 +111,7 @@ mod tests {
             fs::write(path, "half")?;
             Err(io::Error::other("the disk is full"))
         });
-        assert!(failed.is_err());
+        assert_eq!(failed.unwrap_err().to_string(), "the disk is full");
         assert_eq!(read_text(&path).unwrap(), "old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
@@ -126,9 +126,18 @@ mod tests {
                 .unwrap_or_default()
         };
         let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n";
-        assert!(message(pointer).starts_with("it is a git-lfs pointer"));
+        assert_eq!(
+            message(pointer),
+            "it is a git-lfs pointer, which stands for the file: install git-lfs and run `git lfs \
+             pull` in the folder that was cloned"
+        );
         for page in ["<!DOCTYPE html>\n<html>", "\n <html lang=\"en\">", "<HTML>"] {
-            assert!(message(page).starts_with("it is a web page"), "{page}");
+            assert_eq!(
+                message(page),
+                "it is a web page, perhaps of a login or an error, and not the file: fetch the \
+                 file again",
+                "{page}"
+            );
         }
         for other in ["", "<", "{}", "version 2", "#version: 0.2\n"] {
             assert_eq!(message(other), "");
@@ -147,8 +156,13 @@ mod tests {
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
 
         let device = Path::new("/dev/zero");
-        assert!(replace_file(device, |_| Ok(())).is_err());
-        assert!(read_text(device).is_err());
-        assert!(read_text(folder.path()).is_err());
+        let written = replace_file(device, |_| Ok(())).unwrap_err();
+        assert_eq!(written.to_string(), "it is not a regular file");
+        for (path, expected) in [
+            (device, "it is not a regular file"),
+            (folder.path(), "is a directory"),
+        ] {
+            assert_eq!(read_text(path).unwrap_err().to_string(), expected);
+        }
     }
 }

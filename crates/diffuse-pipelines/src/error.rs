@@ -46,13 +46,13 @@ pub enum PipelineError {
         /// What it is instead.
         hint: String,
     },
-    /// There is no such folder, nor can a repository of that name be had from the hub.
+    /// There is no such folder, and no repository of that name can be fetched from the hub.
     #[cfg(feature = "hub")]
-    #[error("there is no folder `{id}`, nor can it be had from the hub")]
+    #[error("there is no folder `{id}`, and it cannot be fetched from the hub")]
     Hub {
         /// The folder, or the repository's name.
         id: String,
-        /// Why it cannot be had.
+        /// Why it cannot be fetched.
         source: Box<crate::hub::HubError>,
     },
     /// A file of the model's folder cannot be read.

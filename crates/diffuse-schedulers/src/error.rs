@@ -31,7 +31,7 @@ pub enum SchedulerError {
         source: serde_json::Error,
     },
     /// A file has no valid configuration.
-    #[error("`{}` is no scheduler configuration", path.display())]
+    #[error("cannot use `{}`", path.display())]
     File {
         /// The file.
         path: PathBuf,

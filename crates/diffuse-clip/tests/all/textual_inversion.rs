@@ -225,6 +225,13 @@ fn damaged_files_are_errors() {
     for length in (0..bytes.len()).step_by(97) {
         let path = folder.path().join("cut.pt");
         fs::write(&path, &bytes[..length]).unwrap();
-        assert!(TextualInversion::open(&path).is_err(), "{length}");
+        let reason = match length {
+            0 => "it is neither a zip archive nor a file of PyTorch before 1.6",
+            _ => "it is truncated or damaged (invalid Zip archive: Could not find EOCD)",
+        };
+        assert_eq!(
+            TextualInversion::open(&path).unwrap_err().to_string(),
+            format!("`{}` is not a valid PyTorch file: {reason}", path.display())
+        );
     }
 }

@@ -47,7 +47,7 @@ pub(super) fn list(file: &dyn TensorSource) -> Result<Listed, String> {
 
 fn list_archive(file: &dyn TensorSource) -> Result<BTreeMap<String, TensorInfo>, String> {
     let mut archive = ZipArchive::new(BufReader::new(SourceReader::new(file)))
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| format!("it is truncated or damaged ({error})"))?;
     let pickle_name = archive
         .file_names()
         .find(|name| *name == "data.pkl" || name.ends_with("/data.pkl"))
@@ -663,7 +663,8 @@ impl<'a> Machine<'a> {
             });
             return Err(match unknown {
                 Some(name) => format!(
-                    "its pickle is no dictionary of tensors; it calls `{name}`, which was not done"
+                    "its pickle is no dictionary of tensors; it calls `{name}`, which was not \
+                     executed"
                 ),
                 None => "its pickle is no dictionary of tensors".into(),
             });
@@ -722,6 +723,9 @@ impl<'a> Machine<'a> {
 mod tests {
     use super::*;
 
+    const NO_DICTIONARY: &str = "its pickle is no dictionary of tensors";
+    const TOO_FEW: &str = "its pickle takes more values than there are";
+
     #[track_caller]
     fn check_error(code: &[u8], expected: &str) {
         let mut machine = Machine::new(code);
@@ -729,56 +733,68 @@ mod tests {
             .run()
             .and_then(|id| machine.tensors(id, &HashMap::new()).map(drop))
             .unwrap_err();
-        assert!(message.contains(expected), "{message}");
+        assert_eq!(message, expected);
     }
 
     #[test]
     fn code_is_not_executed() {
         check_error(
             b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00id\x85R.",
-            "os.system",
+            "its pickle is no dictionary of tensors; it calls `os.system`, which was not executed",
         );
-        check_error(b"\x80\x02c__builtin__\neval\n.", "no dictionary of tensors");
+        check_error(b"\x80\x02c__builtin__\neval\n.", NO_DICTIONARY);
     }
 
     #[test]
     fn broken_programs_are_errors() {
-        check_error(b"", "truncated");
-        check_error(b"\x80\x02}", "truncated");
-        check_error(b"\x80\x02.", "more values");
-        check_error(b"\x80\x02u.", "mark");
-        check_error(b"\x80\x02h\x07.", "not stored");
-        check_error(b"\x80\x02X\xff\xff\xff\xffabc.", "truncated");
-        check_error(b"\x80\x02X\x01\x00\x00\x00\xff.", "UTF-8");
-        check_error(b"\x80\x02N.", "no dictionary");
-        check_error(b"\x80\x02}K\x01K\x02s.", "no dictionary");
-        check_error(b"\x80\x02}X\x01\x00\x00\x00aK\x02s.", "no dictionary");
-        check_error(b"\x80\x02i", "0x69");
-        check_error(b"(K\x01(0", "0x30");
+        check_error(b"", "its pickle is truncated");
+        check_error(b"\x80\x02}", "its pickle is truncated");
+        check_error(b"\x80\x02.", TOO_FEW);
+        check_error(b"\x80\x02u.", "its pickle lacks a mark");
+        check_error(
+            b"\x80\x02h\x07.",
+            "its pickle refers to a value that it has not stored",
+        );
+        check_error(b"\x80\x02X\xff\xff\xff\xffabc.", "its pickle is truncated");
+        check_error(
+            b"\x80\x02X\x01\x00\x00\x00\xff.",
+            "its pickle has a string that is not UTF-8",
+        );
+        check_error(b"\x80\x02N.", NO_DICTIONARY);
+        check_error(b"\x80\x02}K\x01K\x02s.", NO_DICTIONARY);
+        check_error(b"\x80\x02}X\x01\x00\x00\x00aK\x02s.", NO_DICTIONARY);
+        check_error(
+            b"\x80\x02i",
+            "its pickle uses instruction 0x69, which no dictionary of tensors needs",
+        );
+        check_error(
+            b"(K\x01(0",
+            "its pickle uses instruction 0x30, which no dictionary of tensors needs",
+        );
     }
 
     #[test]
     fn cycles_and_depth_do_no_harm() {
         // A list that contains itself.
-        check_error(b"\x80\x02]q\x00h\x00a.", "no dictionary");
+        check_error(b"\x80\x02]q\x00h\x00a.", NO_DICTIONARY);
         // A dictionary that contains itself, again and again.
-        check_error(b"}q\x00X\x01\x00\x00\x00ah\x00s.", "no dictionary");
+        check_error(b"}q\x00X\x01\x00\x00\x00ah\x00s.", NO_DICTIONARY);
 
         // A million tuples, one in another.
         let mut deep = b"\x80\x02N".to_vec();
         deep.extend(std::iter::repeat_n(0x85, 1_000_000));
         deep.push(b'.');
-        check_error(&deep, "no dictionary");
+        check_error(&deep, NO_DICTIONARY);
     }
 
     #[test]
     fn small_programs_stay_small() {
         let nothings = |count| std::iter::repeat_n(b'N', count);
         let many: Vec<u8> = nothings(2 << 20).collect();
-        check_error(&many, "more than");
+        check_error(&many, "its pickle has more than 1048576 values");
         let mut text = b"X\x00\x00\x10\x00".to_vec();
         text.extend(std::iter::repeat_n(b'a', 1 << 20));
-        check_error(&text, "a string of");
+        check_error(&text, "its pickle has a string of 1048576 bytes");
         // Dictionaries of dictionaries, each of which has the next a hundred times.
         let mut wide = b"}q\x00".to_vec();
         for level in 0..4_u8 {
@@ -789,13 +805,13 @@ mod tests {
             wide.extend([b'q', level + 1]);
         }
         wide.push(b'.');
-        check_error(&wide, "items");
+        check_error(&wide, "its dictionaries have more than 1048576 items");
     }
 
     #[test]
     fn values_below_a_mark_are_out_of_reach() {
-        check_error(b"K\x01(R.", "more values");
-        check_error(b"K\x01(q\x00.", "more values");
-        check_error(b"K\x01(Nb.", "more values");
+        check_error(b"K\x01(R.", TOO_FEW);
+        check_error(b"K\x01(q\x00.", TOO_FEW);
+        check_error(b"K\x01(Nb.", TOO_FEW);
     }
 }

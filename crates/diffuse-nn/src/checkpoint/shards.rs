@@ -50,9 +50,8 @@ pub(super) fn open(file: &ModelPath) -> Result<Checkpoint, CheckpointError> {
         let shard = Checkpoint::open(file.with_file_name(name))?;
         for key in shard.tensors.keys() {
             if index.weight_map.get(key) != Some(name) {
-                return Err(format(format!(
-                    "`{name}` has `{key}`, which is not said of it"
-                )));
+                let message = format!("`{name}` has `{key}`, which the index does not list there");
+                return Err(format(message));
             }
         }
         all = all.join(shard)?;
@@ -95,15 +94,19 @@ mod tests {
         let check_error = |map: &str, expected: &str| {
             index(map);
             let error = Checkpoint::open(&path).unwrap_err().to_string();
-            assert!(error.ends_with(expected), "{error}");
+            let path = path.display();
+            assert_eq!(
+                error,
+                format!("`{path}` is not a valid index file: {expected}")
+            );
         };
         check_error(
             r#"{"weight_map":{"a":"1.safetensors","c":"1.safetensors"}}"#,
-            "is not a valid index file: no file has `c`",
+            "no file has `c`",
         );
         check_error(
             r#"{"weight_map":{"c":"1.safetensors"}}"#,
-            "`1.safetensors` has `a`, which is not said of it",
+            "`1.safetensors` has `a`, which the index does not list there",
         );
         check_error(
             r#"{"weight_map":{"a":"../1.safetensors"}}"#,
@@ -113,6 +116,9 @@ mod tests {
             r#"{"weight_map":{"a":"model.safetensors.index.json"}}"#,
             "`model.safetensors.index.json` is not the name of a shard",
         );
-        check_error(r#"{"weight_map":[]}"#, "expected a map at line 1 column 14");
+        check_error(
+            r#"{"weight_map":[]}"#,
+            "invalid type: sequence, expected a map at line 1 column 14",
+        );
     }
 }

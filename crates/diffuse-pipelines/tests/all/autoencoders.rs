@@ -87,8 +87,7 @@ fn a_pipeline_with_a_tiny_autoencoder_is_loaded_inspected_and_converted() {
     assert_eq!(
         error.unwrap_err().to_string(),
         format!(
-            "`{}` is not a valid configuration: it describes a AutoencoderTiny, not a \
-             AutoencoderKL",
+            "`{}` is not a valid configuration: its class is AutoencoderTiny, not AutoencoderKL",
             checkpoint.path().join("vae/config.json").display()
         )
     );
@@ -100,8 +99,7 @@ fn a_pipeline_with_a_tiny_autoencoder_is_loaded_inspected_and_converted() {
     assert_eq!(
         error.err().unwrap().to_string(),
         format!(
-            "`{}` is not a valid configuration: it describes a AutoencoderKL, not a \
-             AutoencoderTiny",
+            "`{}` is not a valid configuration: its class is AutoencoderKL, not AutoencoderTiny",
             config.display()
         )
     );

@@ -135,22 +135,31 @@ mod tests {
 
     #[test]
     fn broken_text_is_an_error() {
-        for text in [
-            "",
-            "{",
-            "{\"a\": Infinityy}",
-            "{\"a\": \"\\",
-            "-Infinity-",
-            "\u{feff}{}",
+        for (text, expected) in [
+            ("", "EOF while parsing a value at line 1 column 0"),
+            ("{", "EOF while parsing an object at line 1 column 1"),
+            (
+                "{\"a\": Infinityy}",
+                "expected `,` or `}` at line 1 column 17",
+            ),
+            (
+                "{\"a\": \"\\",
+                "EOF while parsing a string at line 1 column 8",
+            ),
+            ("-Infinity-", "trailing characters at line 1 column 12"),
+            ("\u{feff}{}", "expected value at line 1 column 1"),
         ] {
-            assert!(parse(text).is_err(), "{text:?} was read");
+            assert_eq!(parse(text).unwrap_err().to_string(), expected, "{text:?}");
         }
     }
 
     #[test]
     fn null_is_false_but_not_a_number() {
         assert!(!from_value::<bool>(&Value::Null).unwrap());
-        assert!(from_value::<f64>(&Value::Null).is_err());
+        assert_eq!(
+            from_value::<f64>(&Value::Null).unwrap_err().to_string(),
+            "invalid type: null, expected f64"
+        );
         assert_eq!(from_value::<Option<f64>>(&Value::Null).unwrap(), None);
     }
 }

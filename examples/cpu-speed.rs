@@ -62,20 +62,23 @@ fn time(operation: &mut (dyn FnMut() + Send)) -> f64 {
     start.elapsed().as_secs_f64() / f64::from(calls)
 }
 
-/// Name and seconds of each part of a call, as a mean of the threads.
+/// Name and seconds of each part of a call, as a mean of the threads, and of all of it.
 fn parts(operation: &mut (dyn FnMut() + Send)) -> String {
-    let mut calls = 0;
+    let (mut calls, mut total) = (0, 0.0);
     operation();
     let parts = diffuse_kernels::measure_parts(|| {
         let start = Instant::now();
-        while calls == 0 || start.elapsed().as_secs_f64() < AT_LEAST {
+        while total < AT_LEAST {
             ops::on_worker::<Flex, _>(&mut *operation);
             calls += 1;
+            total = start.elapsed().as_secs_f64();
         }
     });
-    let divisor = f64::from(calls) * rayon::current_num_threads() as f64;
+    let threads = rayon::current_num_threads() as f64;
+    let divisor = f64::from(calls) * threads;
     let parts = parts
         .into_iter()
+        .chain([("total", total * threads)])
         .map(|(name, seconds)| format!("{name}={}", seconds / divisor));
     parts.collect::<Vec<_>>().join(",")
 }

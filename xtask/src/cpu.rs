@@ -147,27 +147,34 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     }
     // The other program's threads may still spin on a core.
     drop(reference);
+    print_parts(&mut ours, &lines, peak)
+}
+
+/// Prints what share of its time each part of an operation takes, and the rate of its products.
+fn print_parts(ours: &mut Timer, lines: &[String], peak: f64) -> Result<()> {
     say!("\nShares of the time of diffuse:\n");
     say!("| | {} | products of the peak |", PARTS.join(" | "));
     say!("|---{}|---|", "|---".repeat(PARTS.len()));
-    for line in &lines {
+    for line in lines {
         let Some(flops) = flops(line) else { continue };
         let answer = ours.ask(&format!("parts {line}"), Duration::MAX)?;
-        let time = seconds(&mut ours, line)?;
-        let parts = PARTS.map(|part| seconds_of_part(&answer, part));
-        let shares = parts.map(|seconds| match seconds {
-            Some(seconds) if seconds > 0.0 => format!("{:.2}", seconds / time),
-            _ => String::new(),
-        });
-        // The products have a quarter of a direct convolution's operations.
-        let flops = if parts[1].is_some_and(|seconds| seconds > 0.0) {
-            flops / 4.0
-        } else {
-            flops
+        let seconds = |part| seconds_of_part(&answer, part).filter(|seconds| *seconds > 0.0);
+        let Some(total) = seconds("total") else {
+            bail!("`{line}` has no parts: `{answer}`");
         };
-        let share = parts[3].map_or(String::new(), |seconds| {
-            format!("{:.2}", flops / seconds / 1e9 / peak)
+        let shares = PARTS.map(|part| match seconds(part) {
+            Some(seconds) => format!("{:.2}", seconds / total),
+            None => String::new(),
         });
+        // Winograd's products have a quarter of a direct convolution's operations.
+        let flops = match seconds("input transform") {
+            Some(_) => flops / 4.0,
+            None => flops,
+        };
+        let share = match seconds("products") {
+            Some(seconds) => format!("{:.2}", flops / seconds / 1e9 / peak),
+            None => String::new(),
+        };
         say!("| {} | {} | {share} |", shown(line), shares.join(" | "));
     }
     Ok(())
@@ -205,6 +212,14 @@ fn seconds(timer: &mut Timer, line: &str) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_are_found_by_name() {
+        let list = "packing=0.5,input transform=2e-3,total=1\n";
+        assert_eq!(seconds_of_part(list, "input transform"), Some(2e-3));
+        assert_eq!(seconds_of_part(list, "total"), Some(1.0));
+        assert_eq!(seconds_of_part(list, "products"), None);
+    }
 
     #[test]
     fn folders_are_not_shown() {

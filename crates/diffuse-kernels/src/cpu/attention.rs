@@ -292,8 +292,8 @@ impl QueryBlock {
             is_new | (*max > before + MAX_RISE)
         });
         if is_new {
-            for lane in 0..NR {
-                self.rescale[lane] = exp2(self.max[lane] - max[lane]);
+            for (lane, max) in max.into_iter().enumerate() {
+                self.rescale[lane] = exp2(self.max[lane] - max);
                 self.sum[lane] *= self.rescale[lane];
             }
             self.max = max;

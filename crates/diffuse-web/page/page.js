@@ -94,12 +94,14 @@ function fail(task, { message, broken }) {
 function fallBack(message, broken) {
   onGpu = false;
   if (broken) {
+    // Of a panic, the text without the place.
+    message = `the GPU failed, ${message.split("\n").at(-1)}`;
     start();
     again = true;
   } else {
     generate();
   }
-  $("note").textContent = `Computed on the CPU: ${message}.`;
+  $("note").textContent = `Computed on the CPU: ${message}`;
   $("note").hidden = false;
 }
 

@@ -10,7 +10,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::backend::Wgpu;
-use burn::backend::wgpu::{RuntimeOptions, WgpuDevice, WgpuSetup, init_device};
+use burn::backend::wgpu::{RuntimeOptions, WgpuSetup, init_device};
 use burn::tensor::{Tensor, backend::Backend};
 use burn_flex::Flex;
 use diffuse_pipelines::schedulers::{Generator, Scheduler, SchedulerConfig, StepOptions};
@@ -39,6 +39,7 @@ pub struct Gpu {
 
 struct Loaded {
     pipeline: Pipeline<Wgpu>,
+    device: wgpu::Device,
     /// The first error of the device.
     failure: Failure,
 }
@@ -67,22 +68,21 @@ impl Gpu {
             Some(loaded) => loaded,
             None => load(&self.folder).await?,
         };
-        let failure = &loaded.failure;
         let mut on_gpu = Denoiser::new(&loaded.pipeline, &run)?;
         let timesteps = on_gpu.scheduler.timesteps().to_vec();
         for (step, &timestep) in timesteps.iter().enumerate() {
             let output = on_gpu.predict(timestep)?;
             if step == 0 {
                 let expected = on_cpu.predict(timestep)?;
-                check_agreement(expected, read(output.clone(), failure).await?)?;
+                check_agreement(expected, read(output.clone(), &loaded).await?)?;
             }
             let predicted = on_gpu.step(output, timestep)?;
-            let predicted = read(predicted, failure).await?;
+            let predicted = read(predicted, &loaded).await?;
             if step == 0 {
                 let expected = on_cpu.decode(corner(predicted.clone()));
                 let device = on_gpu.sample.device();
                 let latents = Tensor::from_data(corner(predicted.clone()).into_data(), &device);
-                check_agreement(expected, read(on_gpu.decode(latents), failure).await?)?;
+                check_agreement(expected, read(on_gpu.decode(latents), &loaded).await?)?;
             }
             let preview = match run.cpu {
                 Pipeline::StableDiffusion(_) => run.preview.images(&predicted),
@@ -92,7 +92,7 @@ impl Gpu {
                 return Err(JsError::new("`on_step` threw an exception"));
             }
         }
-        let mut images = to_images(read(on_gpu.decode(on_gpu.sample.clone()), failure).await?)?;
+        let mut images = to_images(read(on_gpu.decode(on_gpu.sample.clone()), &loaded).await?)?;
         if let Pipeline::StableDiffusion(pipeline) = run.cpu
             && let Some(checker) = &pipeline.safety_checker
         {
@@ -209,9 +209,14 @@ fn corner<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
 
 /// Reads a tensor of the GPU, and checks that the device has reported no error and that the values
 /// are finite.
-async fn read(x: Tensor<Wgpu, 4>, failure: &Failure) -> Result<Tensor<Flex, 4>, JsError> {
+async fn read(x: Tensor<Wgpu, 4>, loaded: &Loaded) -> Result<Tensor<Flex, 4>, JsError> {
     let data = x.into_data_async().await;
-    if let Some(message) = failure.message() {
+    // After this answer of the device, all errors of earlier commands are reported.
+    let scope = loaded
+        .device
+        .push_error_scope(wgpu::ErrorFilter::Validation);
+    scope.pop().await;
+    if let Some(message) = loaded.failure.message() {
         return Err(JsError::new(&message));
     }
     let data = data.map_err(|error| JsError::new(&error.to_string()))?;
@@ -277,13 +282,16 @@ async fn load(folder: &ModelPath) -> Result<Loaded, JsError> {
     let setup = WgpuSetup {
         instance,
         adapter,
-        device,
+        device: device.clone(),
         queue,
         backend,
     };
-    let device: WgpuDevice = init_device(setup, RuntimeOptions::default());
-    let pipeline = Pipeline::load(folder, &device)?;
-    Ok(Loaded { pipeline, failure })
+    let pipeline = Pipeline::load(folder, &init_device(setup, RuntimeOptions::default()))?;
+    Ok(Loaded {
+        pipeline,
+        device,
+        failure,
+    })
 }
 
 /// The first error that a device reported.

@@ -5,6 +5,9 @@
 
 Serves the folder, uses the page as a person would, and compares its images with those of the
 program. Messages in the browser's console are failures. The screenshots are for the eye.
+
+A page that was built with WebGPU also computes on the GPU that Chromium simulates on the CPU, and
+on some that fail.
 """
 
 import contextlib
@@ -28,6 +31,9 @@ PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touc
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
 # The most milliseconds of an image.
 TIMEOUT = 120_000
+# Chromium's GPU is simulated on the CPU: 30 s for its shaders, and 8 s a step.
+GPU_TIMEOUT = 600_000
+GPU = ["--enable-unsafe-webgpu"]
 
 
 def main():
@@ -38,23 +44,37 @@ def main():
     Path(screenshots).mkdir(parents=True, exist_ok=True)
     check_instructions(folder)
     with sync_playwright() as playwright, served(folder) as address:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for check in CHECKS:
-            page = browser.new_page(**(PHONE if check is on_a_phone else DESKTOP))
-            errors = []
-            page.on("pageerror", lambda error: errors.append(str(error)))
-            page.on("console", lambda message: errors.append(message.text))
-            started = time.monotonic()
-            page.goto(address)
-            expect(page.locator("#generate")).to_be_enabled(timeout=TIMEOUT)
-            loaded = time.monotonic() - started
-            facts = check(page, program)
-            page.screenshot(path=Path(screenshots) / f"web_{check.__name__}.png")
-            assert not errors, f"{check.__name__}: {errors}"
-            print(f"{check.__name__}: loaded in {loaded:.1f} s. {facts}")
-            page.close()
+        options = {"executable_path": chromium, "args": ["--no-sandbox"]}
+        browser = playwright.chromium.launch(**options)
+        has_webgpu = b"generateOnGpu" in (Path(folder) / "diffuse_web.js").read_bytes()
+        for check in CHECKS + has_webgpu * CHECKS_WITHOUT_A_GPU:
+            run(check, browser, address, program, screenshots)
         browser.close()
+        if has_webgpu:
+            options["args"] += GPU
+            browser = playwright.chromium.launch(**options)
+            for check in CHECKS_WITH_A_GPU:
+                run(check, browser, address, program, screenshots)
+            browser.close()
     print("all checks of the page in the browser passed")
+
+
+def run(check, browser, address, program, screenshots):
+    page = browser.new_page(**(PHONE if check is on_a_phone else DESKTOP))
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text))
+    if check in FAILURES:
+        replace_gpu(page, FAILURES[check])
+    started = time.monotonic()
+    page.goto(address)
+    expect(page.locator("#generate")).to_be_enabled(timeout=TIMEOUT)
+    loaded = time.monotonic() - started
+    facts = check(page, program)
+    page.screenshot(path=Path(screenshots) / f"web_{check.__name__}.png")
+    assert not errors, f"{check.__name__}: {errors}"
+    print(f"{check.__name__}: loaded in {loaded:.1f} s. {facts}")
+    page.close()
 
 
 @contextlib.contextmanager
@@ -88,10 +108,10 @@ def native(program, *arguments):
         return Image.open(path).convert("RGB")
 
 
-def generate(page):
+def generate(page, timeout=TIMEOUT):
     """Generates an image, and returns it and what the page says of it."""
     page.locator("#generate").click()
-    expect(page.locator("#about")).to_be_visible(timeout=TIMEOUT)
+    expect(page.locator("#about")).to_be_visible(timeout=timeout)
     return shown(page), page.locator("#facts").inner_text()
 
 
@@ -99,7 +119,10 @@ def shown(page):
     """The pixels of the image that is shown."""
     code = """(canvas) => {
         const { width, height } = canvas;
-        return [width, height, [...canvas.getContext("2d").getImageData(0, 0, width, height).data]];
+        const options = { willReadFrequently: true };
+        const copy = new OffscreenCanvas(width, height).getContext("2d", options);
+        copy.drawImage(canvas, 0, 0);
+        return [width, height, [...copy.getImageData(0, 0, width, height).data]];
     }"""
     width, height, pixels = page.locator("#shown").evaluate(code)
     return Image.frombytes("RGBA", (width, height), bytes(pixels)).convert("RGB")
@@ -208,12 +231,12 @@ def drop(page, path):
         devtools.send("Input.dispatchDragEvent", event)
 
 
-def generate_with_tiny(page, program):
+def generate_with_tiny(page, program, timeout=TIMEOUT):
     expect(page.locator("#steps")).to_have_value("50", timeout=TIMEOUT)
     page.locator("#prompt").fill("a red fox")
     page.locator("#steps").fill("3")
     page.locator("#seed").fill("1")
-    image, facts = generate(page)
+    image, facts = generate(page, timeout)
     options = ["--model", TINY, "--seed", "1", "--steps", "3"]
     expected = native(program, "txt2img", "a red fox", *options)
     assert_same(image, expected)
@@ -262,6 +285,122 @@ def on_a_phone(page, program):
     return f"{width} pixels wide."
 
 
+# With WebGPU
+
+
+def on_the_gpu(page, program):
+    """The same images, with and without loading the model; the switch is off at first."""
+    page.locator("#prompt").fill(PROMPT)
+    page.locator("#seed").fill("3")
+    page.locator("#steps").fill("2")
+    expect(page.locator("#on-gpu")).not_to_be_checked()
+    page.get_by_label("Use the GPU (WebGPU)").check()
+    image, facts = generate(page, GPU_TIMEOUT)
+    assert facts.endswith(" s in all, on the GPU."), facts
+    assert_same(image, native(program, "txt2img", PROMPT, "--seed", "3", "--steps", "2"))
+    page.locator("#seed").fill("4")
+    page.locator("#scheduler").select_option("euler-a")
+    image, again = generate(page, GPU_TIMEOUT)
+    options = ["--seed", "4", "--steps", "2", "--scheduler", "euler-a"]
+    assert_same(image, native(program, "txt2img", PROMPT, *options))
+    expect(page.locator("#note")).to_be_hidden()
+    page.locator("#on-gpu").uncheck()
+    _, last = generate(page)
+    assert "GPU" not in last, last
+    return f"{facts} {again}"
+
+
+def without_a_prompt_on_the_gpu(page, program):
+    page.locator("#model").select_option("scenes-ddpm")
+    expect(page.locator("#prompt")).to_be_hidden(timeout=TIMEOUT)
+    page.locator("#seed").fill("1")
+    page.locator("#steps").fill("4")
+    page.locator("#on-gpu").check()
+    image, facts = generate(page, GPU_TIMEOUT)
+    assert facts.endswith(" s in all, on the GPU."), facts
+    assert_same(image, native(program, "ddpm", "--seed", "1", "--steps", "4"))
+    return facts
+
+
+def no_webgpu(page, program):
+    return check_fallback(page, program, "the browser offers no GPU")
+
+
+def no_adapter(page, program):
+    return check_fallback(page, program, "the browser offers no GPU")
+
+
+def wrong_results(page, program):
+    return check_fallback(
+        page, program,
+        r"the GPU's first step differs from the CPU's by \d\.\de-?\d standard deviations")
+
+
+def broken_shader(page, program):
+    reason = r'\[Invalid ShaderModule "\w+"\] is invalid due to a previous error\.'
+    return check_fallback(page, program, f"the GPU reports an error, {reason}")
+
+
+def lost_device(page, program):
+    return check_fallback(
+        page, program, "the GPU failed, Failed to map buffer: BufferAsyncError")
+
+
+def check_fallback(page, program, reason):
+    """The image is the CPU's, and a line says why; the next run has no such line."""
+    page.locator("#on-gpu").check()
+    page.locator("#folder").set_input_files(TINY)
+    facts = generate_with_tiny(page, program, GPU_TIMEOUT)
+    assert "GPU" not in facts, facts
+    note = page.locator("#note").inner_text()
+    assert re.fullmatch(f"Computed on the CPU: {reason}", note), note
+    page.locator("#on-gpu").uncheck()
+    generate(page)
+    expect(page.locator("#note")).to_be_hidden()
+    return f"{facts} {note}"
+
+
+def replace_gpu(page, code):
+    """Runs code in the worker, before the library."""
+
+    def answer(route):
+        response = route.fetch()
+        route.fulfill(response=response, body=f"{response.text()}\n{code}")
+
+    page.route("**/worker.js", answer)
+
+
+SHADERS = """
+const { createShaderModule } = GPUDevice.prototype;
+GPUDevice.prototype.createShaderModule = function (descriptor) {
+  return createShaderModule.call(this, { ...descriptor, code: changed(descriptor.code) });
+};
+"""
+
+# What is replaced in the worker.
+FAILURES = {
+    no_webgpu: "delete WorkerNavigator.prototype.gpu;",
+    # A GPU that computes, but not what it should.
+    wrong_results: SHADERS + """
+        const changed = (code) => code.replaceAll(/\\bexp\\(/g, "exp(1.01 * ");
+    """,
+    broken_shader: SHADERS + """const changed = (code) => `${code}\n!`;""",
+    lost_device: """
+        const { requestDevice } = GPUAdapter.prototype;
+        let device;
+        GPUAdapter.prototype.requestDevice = async function (descriptor) {
+          return (device = await requestDevice.call(this, descriptor));
+        };
+        const { mapAsync } = GPUBuffer.prototype;
+        let reads = 0;
+        GPUBuffer.prototype.mapAsync = function (...options) {
+          reads += 1;
+          if (reads === 4) device.destroy();
+          return mapAsync.apply(this, options);
+        };
+    """,
+}
+
 CHECKS = [
     same_image_as_the_program,
     another_scheduler,
@@ -272,6 +411,14 @@ CHECKS = [
     a_folder_that_is_no_model,
     wrong_settings,
     on_a_phone,
+]
+CHECKS_WITHOUT_A_GPU = [no_webgpu, no_adapter]
+CHECKS_WITH_A_GPU = [
+    on_the_gpu,
+    without_a_prompt_on_the_gpu,
+    wrong_results,
+    broken_shader,
+    lost_device,
 ]
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ pub fn run_all(arguments: &[String]) -> Result<()> {
         command.arg(path).arg(&program);
         match script {
             "page.py" => command.arg(target().join("page")),
-            "web.py" => command.arg(web::build()?).arg(target().join("page")),
+            "web.py" => command.arg(web::build(false)?).arg(target().join("page")),
             _ => &mut command,
         };
         run(&mut command)?;

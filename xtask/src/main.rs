@@ -60,7 +60,7 @@ usage: cargo xtask COMMAND
   golden [--python PYTHON] record the expected values of the tests again, from Diffusers
   clients [--python PYTHON] [--program FILE] [SCRIPT ...]
                            run real clients against the server, see docs/testing.md
-  web [--open]             build the page that computes in the browser; --open shows it
+  web [--open] [--webgpu]  build the page that computes in the browser; --open shows it
 
 The features `wgpu` and `cuda` extend `test` and `check` to the code of that backend, and `bench`
 measures on that GPU unless `--backend` is given:

@@ -16,8 +16,8 @@ use crate::{cargo, output, root, target};
 const TARGET: &str = "wasm32-unknown-unknown";
 /// The program's name, as that of its files.
 const NAME: &str = "diffuse_web";
-/// The most bytes of the folder.
-const MAX_BYTES: u64 = 16_000_000;
+/// The most bytes of the folder, without and with WebGPU.
+const MAX_BYTES: [u64; 2] = [16_000_000, 20_000_000];
 /// Settings that make the program smaller, and not slower: those packages take little of the time.
 const SMALL: [(&str, &str); 6] = [
     ("burn-backend", "opt-level='s'"),
@@ -36,12 +36,15 @@ const PAGE: [&str; 4] = [
 ];
 
 pub fn run(arguments: &[String]) -> Result<()> {
-    let open = match arguments {
-        [] => false,
-        [option] if option == "--open" => true,
-        _ => bail!("usage: cargo xtask web [--open]"),
-    };
-    let folder = build()?;
+    let (mut open, mut webgpu) = (false, false);
+    for argument in arguments {
+        match argument.as_str() {
+            "--open" => open = true,
+            "--webgpu" => webgpu = true,
+            _ => bail!("usage: cargo xtask web [--open] [--webgpu]"),
+        }
+    }
+    let folder = build(webgpu)?;
     if open {
         serve(&folder)?;
     }
@@ -51,7 +54,9 @@ pub fn run(arguments: &[String]) -> Result<()> {
 /// Checks that the libraries compile for browsers, or says that there is no compiler.
 pub fn check() -> Result<()> {
     match Toolchain::find() {
-        Some(toolchain) => crate::run(toolchain.cargo("check").arg("--quiet")),
+        Some(toolchain) => [false, true]
+            .into_iter()
+            .try_for_each(|webgpu| crate::run(toolchain.cargo("check", webgpu).arg("--quiet"))),
         None => {
             say!("the target {TARGET} is not installed: the page is not checked");
             Ok(())
@@ -59,15 +64,15 @@ pub fn check() -> Result<()> {
     }
 }
 
-/// Builds the folder.
-pub fn build() -> Result<PathBuf> {
+/// Builds the folder; with `webgpu` the page can compute on the visitor's GPU.
+pub fn build(webgpu: bool) -> Result<PathBuf> {
     let Some(toolchain) = Toolchain::find() else {
         bail!(
             "the target {TARGET} is not installed: run `rustup target add {TARGET}` or, with \
              Debian's Rust, `apt-get install rustc-web cargo-web rust-web-src rust-web-llvm lld-22`"
         );
     };
-    let mut command = toolchain.cargo("build");
+    let mut command = toolchain.cargo("build", webgpu);
     for (package, setting) in SMALL {
         let setting = format!("profile.release.package.{package}.{setting}");
         command.args(["--config", &setting]);
@@ -100,8 +105,9 @@ pub fn build() -> Result<PathBuf> {
         bytes += entry?.metadata()?.len();
     }
     say!("{}: {:.1} MB", folder.display(), bytes as f64 / 1e6);
-    if bytes > MAX_BYTES {
-        bail!("the page has {bytes} bytes, more than {MAX_BYTES}");
+    let most = MAX_BYTES[usize::from(webgpu)];
+    if bytes > most {
+        bail!("the page has {bytes} bytes, more than {most}");
     }
     Ok(folder)
 }
@@ -147,13 +153,16 @@ impl Toolchain {
     }
 
     /// A command of cargo on the page's program.
-    fn cargo(&self, command: &str) -> Command {
+    fn cargo(&self, command: &str, webgpu: bool) -> Command {
         let mut cargo = Command::new(&self.cargo);
         cargo
             .current_dir(root())
             .env("RUSTC", &self.rustc)
             .args([command, "--release", "--package", "diffuse-web"])
             .args(["--target", TARGET]);
+        if webgpu {
+            cargo.args(["--features", "webgpu"]);
+        }
         if self.builds_std {
             // Cargo's name for what only development versions take.
             cargo

@@ -11,6 +11,10 @@ let source = { builtin: $("model").value };
 let described;
 /** The settings of the last run. */
 let request;
+/** Whether the last run is on the GPU. */
+let onGpu;
+/** Whether the last run starts again once the model is loaded. */
+let again;
 
 // ---------------------------------------------------------------------------------------------
 // The worker
@@ -18,6 +22,7 @@ let request;
 /** Has a new worker load the source. The former one is stopped, whatever it computes. */
 function start() {
   worker?.terminate();
+  again = false;
   showRunning("Loading the model");
   $("generate").disabled = true;
   worker = new Worker("worker.js", { type: "module" });
@@ -31,7 +36,9 @@ function start() {
 
 const answers = {
   load(model) {
+    if (again) return generate();
     showIdle();
+    $("gpu").hidden = !model.gpu;
     if (described === source) return;
     described = source;
     $("prompted").hidden = !model.takesPrompt;
@@ -55,7 +62,7 @@ const answers = {
     const count = steps === 1 ? "1 step" : `${steps} steps`;
     $("facts").textContent =
       `${image.width} x ${image.height} pixels, seed ${request.seed}. ${count} of ` +
-      `${stepSeconds.toFixed(2)} s, ${seconds.toFixed(1)} s in all.`;
+      `${stepSeconds.toFixed(2)} s, ${seconds.toFixed(1)} s in all${onGpu ? ", on the GPU" : ""}.`;
     const blob = await new Promise((resolve) => $("shown").toBlob(resolve));
     URL.revokeObjectURL($("download").href);
     $("download").href = URL.createObjectURL(blob);
@@ -67,6 +74,8 @@ const answers = {
 
 /** Shows an error. A worker whose memory is in no known state is replaced. */
 function fail(task, { message, broken }) {
+  if (task === "generate" && onGpu) return fallBack(message, broken);
+  $("note").hidden = true;
   if (task === "load" && !source.builtin) {
     $("model").selectedIndex = 0;
     source = { builtin: $("model").value };
@@ -79,6 +88,21 @@ function fail(task, { message, broken }) {
     showIdle();
   }
   showError(message);
+}
+
+/** Starts the run again, on the CPU. */
+function fallBack(message, broken) {
+  onGpu = false;
+  if (broken) {
+    // Of a panic, the text without the place.
+    message = `the GPU failed, ${message.split("\n").at(-1)}`;
+    start();
+    again = true;
+  } else {
+    generate();
+  }
+  $("note").textContent = `Computed on the CPU: ${message}`;
+  $("note").hidden = false;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -128,13 +152,20 @@ $("form").addEventListener("submit", (event) => {
     guidance_scale: Number($("guidance").value),
     scheduler: $("scheduler").value || null,
   };
+  onGpu = $("on-gpu").checked;
+  $("note").hidden = true;
+  generate();
+});
+
+/** Has the worker compute the last run. */
+function generate() {
   showRunning("Starting");
   $("about").hidden = true;
   $("generate").hidden = true;
   $("cancel").hidden = false;
   $("cancel").focus();
-  worker.postMessage({ task: "generate", argument: request });
-});
+  worker.postMessage({ task: "generate", argument: { request, onGpu } });
+}
 
 $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
@@ -142,6 +173,7 @@ $("prompt").addEventListener("keydown", (event) => {
 
 function cancel() {
   if ($("cancel").hidden) return;
+  $("note").hidden = true;
   $("generate").hidden = false;
   start();
 }

@@ -4,6 +4,17 @@ import init, { Model, schedulerNames } from "./diffuse_web.js";
 
 let model;
 
+/** Rejects at a panic of an asynchronous function, whose own promise then never settles. */
+const panicked = new Promise((_, reject) => {
+  const panic = (event, error) => {
+    event.preventDefault();
+    reject(String(error?.message ?? error));
+  };
+  addEventListener("error", (event) => panic(event, event.error ?? event.message));
+  addEventListener("unhandledrejection", (event) => panic(event, event.reason));
+});
+panicked.catch(() => {});
+
 const tasks = {
   async load({ program, builtin, name, paths, files }) {
     await init({ module_or_path: program });
@@ -14,10 +25,12 @@ const tasks = {
       guidance: model.guidanceScale,
       scheduler: model.scheduler,
       schedulers: schedulerNames(),
+      // Whether the program was built with WebGPU.
+      gpu: "generateOnGpu" in model,
     };
   },
 
-  generate(request) {
+  async generate({ request, onGpu }) {
     const start = performance.now();
     const seconds = (since) => (performance.now() - since) / 1000;
     const times = [];
@@ -28,7 +41,11 @@ const tasks = {
       const image = preview && imageData(preview);
       postMessage({ task: "step", result: { step, steps, seconds: times.at(-1), image } });
     };
-    const image = imageData(model.generate(JSON.stringify(request), onStep));
+    const settings = JSON.stringify(request);
+    const generated = onGpu
+      ? await Promise.race([model.generateOnGpu(settings, onStep), panicked])
+      : model.generate(settings, onStep);
+    const image = imageData(generated);
     const stepSeconds = (last - start) / 1000 / times.length;
     return { steps: times.length, stepSeconds, seconds: seconds(start), image };
   },

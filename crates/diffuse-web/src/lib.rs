@@ -7,6 +7,8 @@
 mod file;
 #[cfg(target_family = "wasm")]
 mod model;
+#[cfg(all(target_family = "wasm", feature = "webgpu"))]
+mod webgpu;
 
 #[cfg(target_family = "wasm")]
 pub use model::{Image, Model, scheduler_names};

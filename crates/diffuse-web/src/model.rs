@@ -4,10 +4,11 @@ use std::error::Error;
 use std::ops::ControlFlow;
 use std::panic;
 
+use burn::tensor::backend::Backend;
 use burn_flex::Flex;
 use diffuse_builtin::MODELS;
 use diffuse_pipelines::schedulers::{
-    Overrides, SchedulerConfig, scheduler_catalog, scheduler_from_config,
+    Overrides, Scheduler, SchedulerConfig, SchedulerError, scheduler_catalog, scheduler_from_config,
 };
 use diffuse_pipelines::{
     DDPMOptions, DDPMPipeline, Generated, LatentPreview, LatentRgb, ModelIndex, ModelPath,
@@ -32,30 +33,79 @@ fn start() {
 /// A pipeline and its recommended settings.
 #[wasm_bindgen]
 pub struct Model {
-    pipeline: Pipeline,
+    pipeline: Pipeline<Flex>,
     /// The checkpoint's.
     scheduler: SchedulerConfig,
     preview: LatentPreview<Flex>,
     num_inference_steps: usize,
     guidance_scale: f64,
+    #[cfg(feature = "webgpu")]
+    gpu: crate::webgpu::Gpu,
 }
 
-enum Pipeline {
-    StableDiffusion(Box<StableDiffusionPipeline<Flex>>),
-    Unconditional(Box<DDPMPipeline<Flex>>),
+pub enum Pipeline<B: Backend> {
+    StableDiffusion(Box<StableDiffusionPipeline<B>>),
+    Unconditional(Box<DDPMPipeline<B>>),
+}
+
+impl<B: Backend> Pipeline<B> {
+    /// Loads a folder in Diffusers' format.
+    pub fn load(folder: &ModelPath, device: &B::Device) -> Result<Self, PipelineError> {
+        let index = ModelIndex::read(folder)?;
+        Ok(match PipelineKind::of(&index) {
+            Some(PipelineKind::Unconditional) => {
+                Self::Unconditional(Box::new(DDPMPipeline::from_pretrained(folder, device)?))
+            }
+            // Any other: the error names its class.
+            _ => {
+                let pipeline = StableDiffusionPipeline::from_pretrained(folder, device)?;
+                Self::StableDiffusion(Box::new(pipeline))
+            }
+        })
+    }
 }
 
 /// What to generate, as JSON.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Request {
+pub struct Request {
     /// Not used by unconditional models.
     prompt: String,
-    seed: u64,
+    pub seed: u64,
     num_inference_steps: usize,
     guidance_scale: f64,
     /// A name of [`scheduler_catalog`]; the checkpoint's own by default.
     scheduler: Option<String>,
+}
+
+impl Request {
+    /// The options of text to image.
+    pub fn stable_diffusion(&self) -> StableDiffusionOptions {
+        StableDiffusionOptions {
+            num_inference_steps: self.num_inference_steps,
+            guidance_scale: self.guidance_scale,
+            seeds: vec![self.seed],
+            predict_original: true,
+            ..StableDiffusionOptions::from(self.prompt.as_str())
+        }
+    }
+
+    /// The options of an unconditional model.
+    pub fn ddpm(&self) -> DDPMOptions {
+        DDPMOptions {
+            num_inference_steps: self.num_inference_steps,
+            seeds: vec![self.seed],
+            ..DDPMOptions::default()
+        }
+    }
+
+    /// The scheduler of a run, made from the checkpoint's.
+    pub fn scheduler<B: Backend>(
+        &self,
+        checkpoint: &SchedulerConfig,
+    ) -> Result<Box<dyn Scheduler<B>>, SchedulerError> {
+        scheduler_from_config(checkpoint, self.scheduler.as_deref(), &Overrides::new())
+    }
 }
 
 #[wasm_bindgen]
@@ -84,22 +134,10 @@ impl Model {
     }
 
     fn load(folder: &ModelPath) -> Result<Model, JsError> {
-        let device = Default::default();
-        let index = ModelIndex::read(folder).map_err(js_error)?;
-        let (pipeline, scheduler) = match PipelineKind::of(&index) {
-            Some(PipelineKind::Unconditional) => {
-                let pipeline = DDPMPipeline::from_pretrained(folder, &device);
-                let pipeline = Box::new(pipeline.map_err(js_error)?);
-                let scheduler = pipeline.scheduler.config().clone();
-                (Pipeline::Unconditional(pipeline), scheduler)
-            }
-            // Any other: the error names its class.
-            _ => {
-                let pipeline = StableDiffusionPipeline::from_pretrained(folder, &device);
-                let pipeline = Box::new(pipeline.map_err(js_error)?);
-                let scheduler = pipeline.scheduler.config().clone();
-                (Pipeline::StableDiffusion(pipeline), scheduler)
-            }
+        let pipeline = Pipeline::load(folder, &Default::default()).map_err(js_error)?;
+        let scheduler = match &pipeline {
+            Pipeline::StableDiffusion(pipeline) => pipeline.scheduler.config().clone(),
+            Pipeline::Unconditional(pipeline) => pipeline.scheduler.config().clone(),
         };
         let (num_inference_steps, guidance_scale) = match pipeline {
             Pipeline::StableDiffusion(_) => {
@@ -114,6 +152,8 @@ impl Model {
             preview: LatentRgb::STABLE_DIFFUSION.into(),
             num_inference_steps,
             guidance_scale,
+            #[cfg(feature = "webgpu")]
+            gpu: crate::webgpu::Gpu::new(folder.clone()),
         })
     }
 
@@ -148,30 +188,13 @@ impl Model {
     /// `on_step` is called with its index, the number of steps, and a preview or undefined.
     pub fn generate(&mut self, request: &str, on_step: &Function) -> Result<Image, JsError> {
         let request: Request = serde_json::from_str(request)?;
-        let name = request.scheduler.as_deref();
-        let scheduler = scheduler_from_config(&self.scheduler, name, &Overrides::new());
-        let scheduler = scheduler.map_err(js_error)?;
-        let report = |event: &StepEvent<'_, Flex>, images: Result<Vec<RgbImage>, PipelineError>| {
-            let preview = images.ok().and_then(|mut images| images.pop());
-            let preview = preview.map(Image::from);
-            let (step, steps) = (event.step as u32, event.steps as u32);
-            let called =
-                on_step.call3(&JsValue::NULL, &step.into(), &steps.into(), &preview.into());
-            match called {
-                Ok(_) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
-            }
-        };
+        let scheduler = request.scheduler(&self.scheduler).map_err(js_error)?;
+        let report =
+            |event: &StepEvent<'_, Flex>, images| report(on_step, event.step, event.steps, images);
         let Generated { mut images, .. } = match &mut self.pipeline {
             Pipeline::StableDiffusion(pipeline) => {
                 pipeline.scheduler = scheduler;
-                let options = StableDiffusionOptions {
-                    num_inference_steps: request.num_inference_steps,
-                    guidance_scale: request.guidance_scale,
-                    seeds: vec![request.seed],
-                    predict_original: true,
-                    ..StableDiffusionOptions::from(request.prompt.as_str())
-                };
+                let options = request.stable_diffusion();
                 let preview = &self.preview;
                 pipeline.generate_with(&options, StableDiffusionInputs::default(), |event| {
                     report(&event, preview.images(event.preview_latents()))
@@ -179,12 +202,7 @@ impl Model {
             }
             Pipeline::Unconditional(pipeline) => {
                 pipeline.scheduler = scheduler;
-                let options = DDPMOptions {
-                    num_inference_steps: request.num_inference_steps,
-                    seeds: vec![request.seed],
-                    ..DDPMOptions::default()
-                };
-                pipeline.generate_with(&options, None, |event| {
+                pipeline.generate_with(&request.ddpm(), None, |event| {
                     report(&event, to_images(event.preview_latents().clone()))
                 })
             }
@@ -192,6 +210,46 @@ impl Model {
         .map_err(js_error)?;
         let image = images.pop().map(Image::from);
         image.ok_or_else(|| JsError::new("`on_step` threw an exception"))
+    }
+}
+
+/// Tells the page of a step; it stops the run by an exception.
+pub fn report(
+    on_step: &Function,
+    step: usize,
+    steps: usize,
+    images: Result<Vec<RgbImage>, PipelineError>,
+) -> ControlFlow<()> {
+    let preview = images.ok().and_then(|mut images| images.pop());
+    let preview = preview.map(Image::from);
+    let (step, steps) = (step as u32, steps as u32);
+    let called = on_step.call3(&JsValue::NULL, &step.into(), &steps.into(), &preview.into());
+    match called {
+        Ok(_) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(()),
+    }
+}
+
+#[cfg(feature = "webgpu")]
+#[wasm_bindgen]
+impl Model {
+    /// [`generate`](Self::generate) on the visitor's GPU. After an error the run may be repeated on
+    /// the CPU.
+    #[wasm_bindgen(js_name = generateOnGpu)]
+    pub async fn generate_on_gpu(
+        &mut self,
+        request: String,
+        on_step: Function,
+    ) -> Result<Image, JsError> {
+        let request: Request = serde_json::from_str(&request)?;
+        let run = crate::webgpu::Run {
+            request: &request,
+            scheduler: &self.scheduler,
+            cpu: &self.pipeline,
+            preview: &self.preview,
+            on_step: &on_step,
+        };
+        Ok(self.gpu.generate(run).await?.into())
     }
 }
 

@@ -8,7 +8,6 @@ pub use measuring::measure_parts;
 
 /// A part of a kernel.
 #[derive(Clone, Copy)]
-#[cfg_attr(not(feature = "tuning"), expect(dead_code, reason = "not measured"))]
 pub enum Part {
     /// Copying operands to panels.
     Packing,

@@ -175,8 +175,9 @@ fn advise_huge_pages(values: &[f32]) {
     }
 }
 
-/// Has the CPU fetch values that will be read or written soon.
+/// Has an x86 CPU fetch values that will be read or written soon.
 #[inline(always)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
 pub fn prefetch<T>(values: &[T]) {
     #[cfg(target_arch = "x86_64")]
     for line in values.chunks(CACHE_LINE * size_of::<f32>() / size_of::<T>()) {

@@ -24,16 +24,6 @@ const NETWORKS: [(&str, &str, &str); 3] = [
     ("ddpm", "ddpm/unet", "1 256 256"),
 ];
 
-/// The parts of kernels.
-const PARTS: [&str; 6] = [
-    "packing",
-    "input transform",
-    "filter transform",
-    "products",
-    "epilogue",
-    "softmax",
-];
-
 pub fn bench(arguments: &[String]) -> Result<()> {
     let names = ["reference", "runtime", "models", "threads", "rounds", "isa"];
     let arguments = Arguments::parse(arguments, &names)?;
@@ -153,37 +143,47 @@ pub fn bench(arguments: &[String]) -> Result<()> {
 /// Prints what share of its time each part of an operation takes, and the rate of its products.
 fn print_parts(ours: &mut Timer, lines: &[String], peak: f64) -> Result<()> {
     say!("\nShares of the time of diffuse:\n");
-    say!("| | {} | products of the peak |", PARTS.join(" | "));
-    say!("|---{}|---|", "|---".repeat(PARTS.len()));
+    let mut has_header = false;
     for line in lines {
         let Some(flops) = flops(line) else { continue };
         let answer = ours.ask(&format!("parts {line}"), Duration::MAX)?;
-        let seconds = |part| seconds_of_part(&answer, part).filter(|seconds| *seconds > 0.0);
-        let Some(total) = seconds("total") else {
+        let Some((parts, total)) = read_parts(&answer) else {
             bail!("`{line}` has no parts: `{answer}`");
         };
-        let shares = PARTS.map(|part| match seconds(part) {
-            Some(seconds) => format!("{:.2}", seconds / total),
-            None => String::new(),
-        });
+        if !has_header {
+            let names: Vec<&str> = parts.iter().map(|part| part.0).collect();
+            say!("| | {} | products of the peak |", names.join(" | "));
+            say!("|---{}|---|", "|---".repeat(names.len()));
+            has_header = true;
+        }
+        let seconds = |name| parts.iter().find(|part| part.0 == name && part.1 > 0.0);
         // Winograd's products have a quarter of a direct convolution's operations.
         let flops = match seconds("input transform") {
             Some(_) => flops / 4.0,
             None => flops,
         };
-        let share = match seconds("products") {
-            Some(seconds) => format!("{:.2}", flops / seconds / 1e9 / peak),
-            None => String::new(),
-        };
+        let share = seconds("products").map_or(String::new(), |(_, seconds)| {
+            format!("{:.2}", flops / seconds / 1e9 / peak)
+        });
+        let shares = parts.iter().map(|(_, seconds)| match *seconds {
+            0.0 => String::new(),
+            seconds => format!("{:.2}", seconds / total),
+        });
+        let shares: Vec<String> = shares.collect();
         say!("| {} | {} | {share} |", shown(line), shares.join(" | "));
     }
     Ok(())
 }
 
-/// The seconds of a part, in a list such as `packing=0.1,products=2`.
-fn seconds_of_part(list: &str, name: &str) -> Option<f64> {
-    let mut parts = list.split(',').filter_map(|part| part.split_once('='));
-    parts.find(|part| part.0 == name)?.1.trim().parse().ok()
+/// Names and seconds of parts, and the seconds of all, from a list such as `packing=0.1,total=2`.
+fn read_parts(list: &str) -> Option<(Vec<(&str, f64)>, f64)> {
+    let parts = list.trim().split(',').map(|part| {
+        let (name, seconds) = part.split_once('=')?;
+        Some((name, seconds.parse().ok()?))
+    });
+    let mut parts: Vec<_> = parts.collect::<Option<_>>()?;
+    let (name, total) = parts.pop()?;
+    (name == "total").then_some((parts, total))
 }
 
 /// Builds the candle program, which is not part of this workspace.
@@ -214,11 +214,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_found_by_name() {
-        let list = "packing=0.5,input transform=2e-3,total=1\n";
-        assert_eq!(seconds_of_part(list, "input transform"), Some(2e-3));
-        assert_eq!(seconds_of_part(list, "total"), Some(1.0));
-        assert_eq!(seconds_of_part(list, "products"), None);
+    fn parts_are_read() {
+        assert_eq!(
+            read_parts("packing=0.5,input transform=2e-3,total=1\n"),
+            Some((vec![("packing", 0.5), ("input transform", 2e-3)], 1.0))
+        );
+        assert_eq!(read_parts("packing=0.5"), None);
+        assert_eq!(read_parts("packing=a,total=1"), None);
     }
 
     #[test]

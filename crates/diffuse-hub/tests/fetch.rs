@@ -699,7 +699,8 @@ fn full_disk() {
         message(&error),
         format!(
             "the disk is full, no room for `{}`: free some space, or move the cache with \
-             `HF_HOME`, and run again; the received bytes are kept: No space left on device (os error 28)",
+             `HF_HOME`, and run again; the received bytes are kept: No space left on device (os \
+             error 28)",
             incomplete.display()
         )
     );

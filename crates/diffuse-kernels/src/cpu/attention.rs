@@ -23,8 +23,8 @@ const QUERY_BLOCKS: usize = 4;
 /// Keys of a block: their scores with a block of queries stay in a core's own cache.
 const KEY_BLOCK: usize = 128;
 
-/// How much larger a score may be than `max`, as a power of 2: rescaling earlier results takes time,
-/// and weights of up to 256 are as exact as those of up to 1.
+/// How much larger a score may be than `max`, as a power of 2: rescaling earlier results takes
+/// time, and weights of up to 256 are as exact as those of up to 1.
 const MAX_RISE: f32 = 8.0;
 
 /// Keys, or columns of values, that a task packs.

@@ -74,14 +74,14 @@ impl<'a> Matrix<'a> {
             let rows = count.saturating_sub(left).min(MR);
             let mut block = [[0.0; PACKED_COLUMNS]; MR];
             let next = match left + MR < N {
-                true => (first + left + MR) * self.row_stride,
+                true => self.index(first + left + MR, 0),
                 false => next,
             };
             for (index, to) in panel.chunks_mut(PACKED_COLUMNS).enumerate() {
                 for (row, block) in block[..rows].iter_mut().enumerate() {
-                    let offset = row * self.row_stride + index * PACKED_COLUMNS;
+                    let offset = self.index(row, index * PACKED_COLUMNS);
                     self.values.prefetch(next + offset, to.len());
-                    let start = (first + left) * self.row_stride + offset;
+                    let start = self.index(first + left, 0) + offset;
                     if to.len() == PACKED_COLUMNS {
                         *block = self.values.block(start);
                     } else {
@@ -103,6 +103,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// The index of a value.
+    #[inline(always)]
     pub fn index(self, row: usize, column: usize) -> usize {
         row * self.row_stride + column
     }
@@ -112,7 +113,7 @@ impl<'a> Matrix<'a> {
     pub fn pack_panels<const N: usize>(self, first: usize, panels: &mut [[f32; N]]) {
         for (index, panel) in panels.chunks_mut(self.columns).enumerate() {
             let first = first + index * N;
-            self.pack_panel(first, panel, (first + N) * self.row_stride);
+            self.pack_panel(first, panel, self.index(first + N, 0));
         }
     }
 }

@@ -37,8 +37,8 @@ const LANES: usize = NR;
 const MAX_INPUTS: usize = 1 << 23;
 /// Values of transformed filters up to which all are in memory at once: 64 MB.
 const MAX_FILTERS: usize = 1 << 24;
-/// Input channels that are multiplied at once: 16 KB of a panel of `B`, which stay in the first-level
-/// cache, and 600 KB of transformed filters for [`LANES`] output channels.
+/// Input channels that are multiplied at once: 16 KB of a panel of `B`, which stay in the
+/// first-level cache, and 600 KB of transformed filters for [`LANES`] output channels.
 const CHANNEL_BLOCK: usize = 128;
 /// Tiles of a task, or half as many if that makes fewer than two tasks a thread.
 const TILES_PER_TASK: usize = 64;
@@ -51,6 +51,8 @@ const OUTPUT_BLOCK: usize = 2 * MR;
 const MIN_CHANNELS_PER_TASK: usize = 32;
 /// Input channels whose filters are packed at once.
 const FILTER_BLOCK: usize = 64;
+/// How many channels ahead the rows are fetched that transformed inputs are written to.
+const CHANNELS_AHEAD: usize = 4;
 /// Padding, so that the 36 matrices do not map to the same cache sets.
 const PADDING: usize = 2;
 
@@ -294,7 +296,7 @@ pub fn by_tiles(x: Images<'_>, weight: Matrix<'_>, bias: &[f32], out: Outputs<'_
                     #[inline(always)]
                     |channel, product, lane, values| {
                         let rows = &mut panels[product * stride + channel..];
-                        if let Some(ahead) = rows.get(4) {
+                        if let Some(ahead) = rows.get(CHANNELS_AHEAD) {
                             prefetch(&ahead[lane..lane + values.len()]);
                         }
                         copy_lanes(&mut rows[0], lane, values);
